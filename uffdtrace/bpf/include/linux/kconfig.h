@@ -1,0 +1,2 @@
+/* BCC force-includes this header; its maps need CONFIG_BPF_SYSCALL. */
+#define CONFIG_BPF_SYSCALL 1

@@ -1,0 +1,1 @@
+/* BCC includes this header and needs nothing of it. */

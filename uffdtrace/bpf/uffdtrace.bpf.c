@@ -1,0 +1,723 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * What uffdtrace sees in the kernel.
+ *
+ * One on_<row>() per row of the probe table (kernel/probes.py); the loader adds
+ * the entry points that call them, as kprobe or fentry, with arguments taken
+ * from their places in the running kernel's BTF. Names in capitals that are not
+ * defined here are -D defines: VMA_*, VMF_*, CTX_* ... are member offsets, and
+ * EVENT_*, KIND_* ... come from model/events.py.
+ *
+ * Nothing here depends on a return being seen: entry points lose nothing, exits
+ * only add results (kernel-semantics.md 8.1).
+ */
+
+/* include/linux/mm.h; the same in 5.10 to 7.2. */
+#define VM_UFFD_MISSING 0x200UL
+#define VM_UFFD_WP 0x1000UL
+#define VM_HUGETLB 0x400000UL
+
+/* include/linux/mm_types.h, enum fault_flag (macros before 5.19). */
+#define FAULT_FLAG_WRITE 0x1
+#define FAULT_FLAG_UNSHARE 0x400
+#define FAULT_FLAG_ORIG_PTE_VALID 0x800
+
+/* include/linux/mm_types.h, enum vm_fault_reason. */
+#define VM_FAULT_FALLBACK 0x800
+
+/* include/linux/mm.h. */
+#define MM_CP_UFFD_WP 0x4
+#define MM_CP_UFFD_WP_RESOLVE 0x8
+
+#define UFFDIO 0xAA
+#define PAGE_MASK (~(u64)(PAGE_SIZE - 1))
+
+/* What a thread is doing between entering a fault path and adding a page. */
+enum mark_kind { MARK_HOLE = 1, MARK_PROTECTED_HOLE, MARK_OTHER, MARK_HUGE, MARK_HUGE_ZERO };
+
+struct mark {
+	u64 page;
+	u32 kind;
+	u32 write;
+};
+
+struct ioctl_call {
+	u64 ctx;
+	u64 argument;
+	u32 command;
+	u32 pad;
+};
+
+struct sleeper {
+	u64 ctx;
+	u64 vm_start;
+};
+
+struct counts {
+	u64 slot[COUNTER_SLOTS];
+};
+
+BPF_RINGBUF_OUTPUT(events, RING_PAGES);
+/* tgids we follow: their userfaultfds, or those on their memory. */
+BPF_HASH(followed, u32, u8, 16384);
+/* mm_structs whose events are recorded. */
+BPF_HASH(traced, u64, u8, 4096);
+BPF_HASH(marks, u32, struct mark, 65536);
+BPF_HASH(ioctl_calls, u32, struct ioctl_call, 16384);
+BPF_HASH(protect_calls, u32, u64, 16384);
+BPF_HASH(sleepers, u32, struct sleeper, 65536);
+BPF_HASH(counters, struct sleeper, struct counts, 65536);
+BPF_ARRAY(losses, u64, LOSS_COUNT);
+
+static __always_inline u64 read64(u64 address)
+{
+	u64 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
+	return value;
+}
+
+static __always_inline u32 read32(u64 address)
+{
+	u32 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
+	return value;
+}
+
+static __always_inline void lose(int what)
+{
+	u64 *count = losses.lookup(&what);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+static __always_inline void emit(struct event *event)
+{
+	event->time = bpf_ktime_get_ns();
+	if (events.ringbuf_output(event, sizeof(*event), BPF_RB_NO_WAKEUP))
+		lose(LOSS_RING_FULL);
+}
+
+static __always_inline void emit_here(struct event *event)
+{
+	u64 id = bpf_get_current_pid_tgid();
+
+	event->tid = id;
+	event->tgid = id >> 32;
+	emit(event);
+}
+
+static __always_inline void count(u64 ctx, u64 vm_start, u32 slot)
+{
+	struct sleeper key = {.ctx = ctx, .vm_start = vm_start};
+	struct counts zero = {};
+	struct counts *counts = counters.lookup_or_try_init(&key, &zero);
+
+	/* The mask is for the verifier: a comparison may be moved away from the access. */
+	if (counts)
+		__sync_fetch_and_add(&counts->slot[slot & (COUNTER_SLOTS - 1)], 1);
+	else
+		lose(LOSS_MAP_FULL);
+}
+
+/* ---- whose memory ------------------------------------------------------- */
+
+struct area {
+	u64 vma;
+	u64 flags;
+	u64 mm;
+	u64 ctx;
+};
+
+static __always_inline bool is_traced(u64 mm)
+{
+	return traced.lookup(&mm) != NULL;
+}
+
+/* An area with a userfaultfd in an address space we trace. */
+static __always_inline bool registered_area(u64 vma, u64 wanted_flags, struct area *area)
+{
+	area->vma = vma;
+	area->flags = read64(vma + VMA_FLAGS);
+	if (wanted_flags && !(area->flags & wanted_flags))
+		return false;
+	area->ctx = read64(vma + VMA_CTX);
+	if (!area->ctx)
+		return false;
+	area->mm = read64(vma + VMA_MM);
+	return is_traced(area->mm);
+}
+
+static __always_inline u32 memory_of(struct area *area)
+{
+	u64 superblock, hstate;
+
+	if (!(area->flags & VM_HUGETLB))
+		return read64(area->vma + VMA_OPS) ? MEMORY_SHMEM : MEMORY_ANON;
+	superblock = read64(read64(read64(area->vma + VMA_FILE) + FILE_INODE) + INODE_SB);
+	hstate = read64(read64(superblock + SB_FS_INFO) + HUGETLBFS_HSTATE);
+	return MEMORY_HUGETLB | read32(hstate + HSTATE_ORDER) << MEMORY_ORDER_SHIFT;
+}
+
+static __always_inline u32 owner_of(u64 mm)
+{
+#ifdef MM_OWNER
+	u64 task = read64(mm + MM_OWNER);
+
+	return task ? read32(task + TASK_TGID) : 0;
+#else
+	return 0;
+#endif
+}
+
+static __always_inline bool admit(u64 mm)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	u32 owner;
+	u8 one = 1;
+
+	if (is_traced(mm))
+		return true;
+#ifndef FOLLOW_ALL
+	if (!followed.lookup(&tgid)) {
+		owner = owner_of(mm);
+		if (!owner || !followed.lookup(&owner))
+			return false;
+	}
+#endif
+	if (traced.update(&mm, &one)) {
+		lose(LOSS_MAP_FULL);
+		return false;
+	}
+	return true;
+}
+
+static __always_inline void emit_userfaultfd(u64 ctx)
+{
+	struct event event = {.type = EVENT_USERFAULTFD, .ctx = ctx};
+
+	event.start = read64(ctx + CTX_MM);
+	event.end = read32(ctx + CTX_FEATURES);
+	event.aux = owner_of(event.start);
+	emit_here(&event);
+}
+
+/* ---- page tables --------------------------------------------------------- */
+
+struct entry {
+	u64 value;
+	u32 shift;
+};
+
+/*
+ * The entry that maps an address, read without locks: a hint that later events
+ * confirm or correct, never a count by itself.
+ */
+static __always_inline struct entry walk(u64 mm, u64 address)
+{
+	struct entry found = {};
+	u64 direct_map = read64(PAGE_OFFSET_BASE);
+	u64 physical = read64(PHYSICAL_MASK) & PAGE_MASK;
+	u64 table = read64(mm + MM_PGD);
+
+#ifdef PGTABLE_L5_ENABLED
+	if (read32(PGTABLE_L5_ENABLED)) {
+		found.shift = 48;
+		found.value = read64(table + ((address >> 48 & 511) << 3));
+		if (!(found.value & PTE_PRESENT))
+			return found;
+		table = direct_map + (found.value & physical);
+	}
+#endif
+#pragma unroll
+	for (int shift = 39; shift >= 12; shift -= 9) {
+		found.shift = shift;
+		found.value = read64(table + ((address >> shift & 511) << 3));
+		if (!(found.value & PTE_PRESENT) || (shift < 39 && shift > 12 && found.value & PTE_HUGE))
+			return found;
+		table = direct_map + (found.value & physical);
+	}
+	return found;
+}
+
+/* ---- descriptors and ioctls ---------------------------------------------- */
+
+int on_fdinfo(void *ctx, u64 m, u64 file)
+{
+	if ((u32)(bpf_get_current_pid_tgid() >> 32) == COLLECTOR)
+		emit_userfaultfd(read64(file + FILE_PRIVATE));
+	return 0;
+}
+
+/* Copies the members that every UFFDIO struct has, wherever they stand in it. */
+static __always_inline void read_argument(struct event *event, u32 command, u64 argument)
+{
+	u64 words[5] = {};
+	u32 size = command >> 16 & 0x3fff;
+	int failed;
+
+	/* _IOC_SIZE: reading past the struct could fault where the call does not. */
+	if (size >= 40)
+		failed = bpf_probe_read_user(words, 40, (void *)argument);
+	else if (size >= 32)
+		failed = bpf_probe_read_user(words, 32, (void *)argument);
+	else if (size >= 24)
+		failed = bpf_probe_read_user(words, 24, (void *)argument);
+	else
+		failed = bpf_probe_read_user(words, 16, (void *)argument);
+	if (failed) {
+		lose(LOSS_UNREADABLE);
+		return;
+	}
+	event->start = words[0];
+	if (event->kind == IOCTL_COPY || event->kind == IOCTL_MOVE) {
+		event->end = words[0] + words[2];
+		event->aux = words[3];
+		event->value = event->type == EVENT_IOCTL ? words[1] : words[4];
+	} else if (event->kind != IOCTL_API) {
+		event->end = words[0] + words[1];
+		event->aux = words[2];
+		event->value = event->type == EVENT_IOCTL ? 0 : words[3];
+	} else {
+		event->start = 0;
+		event->aux = words[1];
+	}
+}
+
+int on_ioctl(void *ctx, u64 file, u64 command, u64 argument)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct ioctl_call call = {.command = command, .argument = argument};
+	struct event event = {.type = EVENT_IOCTL, .kind = command & 0xff};
+
+	if ((command >> 8 & 0xff) != UFFDIO)
+		return 0;
+	call.ctx = event.ctx = read64(file + FILE_PRIVATE);
+	if (!admit(read64(call.ctx + CTX_MM)))
+		return 0;
+	marks.delete(&tid);
+	if (event.kind == IOCTL_REGISTER)
+		emit_userfaultfd(call.ctx);
+	if (ioctl_calls.update(&tid, &call))
+		lose(LOSS_MAP_FULL);
+	read_argument(&event, command, argument);
+	emit_here(&event);
+	return 0;
+}
+
+int on_ioctl_return(void *ctx, u64 result)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct ioctl_call *call = ioctl_calls.lookup(&tid);
+	struct event event = {.type = EVENT_IOCTL_RETURN, .ret = result};
+
+	if (!call)
+		return 0;
+	event.kind = call->command & 0xff;
+	event.ctx = call->ctx;
+	read_argument(&event, call->command, call->argument);
+	if (event.kind == IOCTL_API)
+		emit_userfaultfd(event.ctx);
+	ioctl_calls.delete(&tid);
+	emit_here(&event);
+	return 0;
+}
+
+int on_release(void *ctx, u64 file)
+{
+	struct event event = {.type = EVENT_RELEASE};
+
+	event.ctx = read64(file + FILE_PRIVATE);
+	if (is_traced(read64(event.ctx + CTX_MM)))
+		emit_here(&event);
+	return 0;
+}
+
+/* ---- protection ---------------------------------------------------------- */
+
+int on_protect(void *ctx, u64 vma, u64 start, u64 end, u64 flags)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct event event = {.type = EVENT_PROTECT, .start = start, .end = end};
+	struct area area;
+
+	if (!(flags & (MM_CP_UFFD_WP | MM_CP_UFFD_WP_RESOLVE)) || !registered_area(vma, 0, &area))
+		return 0;
+	event.ctx = area.ctx;
+	event.kind = flags & MM_CP_UFFD_WP ? 1 : 0;
+	event.aux = area.flags;
+	event.flags = memory_of(&area);
+	if (protect_calls.update(&tid, &area.ctx))
+		lose(LOSS_MAP_FULL);
+	emit_here(&event);
+	return 0;
+}
+
+int on_protect_return(void *ctx, u64 pages)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	u64 *call = protect_calls.lookup(&tid);
+	struct event event = {.type = EVENT_PROTECT_RETURN, .value = pages};
+
+	if (!call)
+		return 0;
+	event.ctx = *call;
+	protect_calls.delete(&tid);
+	emit_here(&event);
+	return 0;
+}
+
+/* ---- faults and messages ------------------------------------------------- */
+
+int on_fault(void *ctx, u64 vmf, u64 reason)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct event event = {.type = EVENT_FAULT};
+	struct sleeper sleeper;
+	struct area area;
+
+	if (!registered_area(read64(vmf + VMF_VMA), 0, &area))
+		return 0;
+	/* The MINOR bit moves (37, 38, 41); the other two never did. */
+	event.kind = reason == VM_UFFD_MISSING ? KIND_MISSING : reason == VM_UFFD_WP ? KIND_WP : KIND_MINOR;
+	event.ctx = area.ctx;
+	event.start = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
+	event.aux = read32(vmf + VMF_FLAGS);
+	event.value = read64(area.vma + VMA_START);
+	event.end = read64(area.vma + VMA_END);
+	event.flags = memory_of(&area);
+	sleeper.ctx = area.ctx;
+	sleeper.vm_start = event.value;
+	if (sleepers.update(&tid, &sleeper))
+		lose(LOSS_MAP_FULL);
+	count(area.ctx, event.value, COUNTER_FAULT_MISSING + event.kind);
+	emit_here(&event);
+	return 0;
+}
+
+int on_fault_return(void *ctx, u64 result)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct sleeper *sleeper = sleepers.lookup(&tid);
+	struct event event = {.type = EVENT_FAULT_RETURN, .value = (u32)result};
+
+	if (!sleeper)
+		return 0;
+	event.ctx = sleeper->ctx;
+	sleepers.delete(&tid);
+	emit_here(&event);
+	return 0;
+}
+
+/* A fault's queue entry, or false where the entry is somebody else's. */
+static __always_inline bool fault_entry(u64 entry, struct event *event)
+{
+	u64 fault = entry - UWQ_WQ;
+	u64 task;
+
+	event->ctx = read64(fault + UWQ_CTX);
+	if (!is_traced(read64(event->ctx + CTX_MM)))
+		return false;
+	event->aux = read64(fault + UWQ_MSG + 8);
+	event->start = read64(fault + UWQ_MSG + 16);
+	task = read64(entry + WQE_PRIVATE);
+	event->tid = read32(task + TASK_PID);
+	return true;
+}
+
+/*
+ * userfaultfd_ctx_read() moves a fault from the pending to the read queue, once
+ * for each message, with add_wait_queue(): at its call there, else in itself.
+ */
+int on_message(void *ctx, u64 entry)
+{
+	struct event event = {.type = EVENT_MESSAGE};
+	struct sleeper *sleeper;
+
+	if (read64(entry + WQE_FUNC) != USERFAULTFD_WAKE_FUNCTION || !fault_entry(entry, &event))
+		return 0;
+	event.kind = event.aux & MESSAGE_FLAG_WP ? KIND_WP
+		     : event.aux & MESSAGE_FLAG_MINOR ? KIND_MINOR
+						      : KIND_MISSING;
+	event.tgid = bpf_get_current_pid_tgid() >> 32;
+	sleeper = sleepers.lookup(&event.tid);
+	count(event.ctx, sleeper ? sleeper->vm_start : 0, COUNTER_MESSAGE_MISSING + event.kind);
+	emit(&event);
+	return 0;
+}
+
+/* Called for every waiter; the key is a struct userfaultfd_wake_range. */
+int on_wake(void *ctx, u64 entry, u64 key)
+{
+	struct event event = {.type = EVENT_WAKE};
+	u64 start, length;
+
+	if (!fault_entry(entry, &event))
+		return 0;
+	start = read64(key + WAKE_START);
+	length = read64(key + WAKE_LEN);
+	if (length && (event.start < start || event.start >= start + length))
+		return 0;
+	event.tgid = bpf_get_current_pid_tgid() >> 32;
+	emit(&event);
+	return 0;
+}
+
+/* ---- pages that appear --------------------------------------------------- */
+
+static __always_inline void mark(u64 address, u32 kind, u32 write)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct mark mark = {.page = address & PAGE_MASK, .kind = kind, .write = write};
+
+	if (marks.update(&tid, &mark))
+		lose(LOSS_MAP_FULL);
+}
+
+static __always_inline void emit_page(struct area *area, u32 type, u32 kind, u64 start, u64 size, u64 aux)
+{
+	struct event event = {.type = type, .kind = kind, .start = start, .end = start + size, .aux = aux};
+
+	event.ctx = area->ctx;
+	event.flags = memory_of(area);
+	count(area->ctx, read64(area->vma + VMA_START), COUNTER_EVENTS);
+	emit_here(&event);
+}
+
+/* do_anonymous_page(): a file of its own from 6.12 on, see on_mm_fault(). */
+int on_anon_fault(void *ctx, u64 vmf)
+{
+	struct area area;
+	u32 flags;
+	u64 address, pte;
+
+	if (!registered_area(read64(vmf + VMF_VMA), VM_UFFD_WP, &area))
+		return 0;
+	flags = read32(vmf + VMF_FLAGS);
+	address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
+	/* Not none means a marker (WP_UNPOPULATED): the page arrives protected. */
+	pte = flags & FAULT_FLAG_ORIG_PTE_VALID ? read64(vmf + VMF_ORIG_PTE) : 0;
+	mark(address, pte ? MARK_PROTECTED_HOLE : MARK_HOLE, flags & FAULT_FLAG_WRITE);
+	if (!(flags & FAULT_FLAG_WRITE) && !pte && !(area.flags & VM_UFFD_MISSING))
+		emit_page(&area, EVENT_ZERO_PAGE, 0, address, PAGE_SIZE, 0);
+	return 0;
+}
+
+/*
+ * Where do_anonymous_page() is inlined (5.10, 6.1): those kernels have no
+ * markers on anonymous memory, so what the fault found tells what it will do.
+ */
+int on_mm_fault(void *ctx, u64 vma, u64 address, u64 flags)
+{
+	struct area area;
+
+	if (!registered_area(vma, VM_UFFD_WP, &area) || area.flags & VM_HUGETLB)
+		return 0;
+	address &= PAGE_MASK;
+	mark(address, MARK_HOLE, flags & FAULT_FLAG_WRITE);
+	if (flags & FAULT_FLAG_WRITE || area.flags & VM_UFFD_MISSING || read64(vma + VMA_OPS))
+		return 0;
+	if (!walk(area.mm, address).value)
+		emit_page(&area, EVENT_ZERO_PAGE, 0, address, PAGE_SIZE, 0);
+	return 0;
+}
+
+int on_huge_fault(void *ctx, u64 vmf)
+{
+	u64 vma = read64(vmf + VMF_VMA);
+	struct area area;
+	u64 address, start;
+	u32 flags;
+
+	if (!registered_area(vma, VM_UFFD_WP, &area))
+		return 0;
+	flags = read32(vmf + VMF_FLAGS);
+	address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
+	mark(address, MARK_HUGE, flags & FAULT_FLAG_WRITE);
+	start = address & ~(u64)(PMD_SIZE - 1);
+	if (flags & FAULT_FLAG_WRITE || area.flags & VM_UFFD_MISSING)
+		return 0;
+	/* transhuge_vma_suitable(), thp_vma_suitable_order() since 6.8. */
+	if (start < read64(vma + VMA_START) || start + PMD_SIZE > read64(vma + VMA_END))
+		return 0;
+	emit_page(&area, EVENT_HUGE_ZERO_PAGE, 0, start, PMD_SIZE, address);
+	return 0;
+}
+
+int on_huge_fault_return(void *ctx, u64 result)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct mark *mark = marks.lookup(&tid);
+	struct event event = {.type = EVENT_HUGE_FALLBACK};
+
+	if (!mark || mark->kind != MARK_HUGE || !(result & VM_FAULT_FALLBACK))
+		return 0;
+	mark->kind = MARK_HOLE;
+	event.start = mark->page & ~(u64)(PMD_SIZE - 1);
+	event.end = event.start + PMD_SIZE;
+	emit_here(&event);
+	return 0;
+}
+
+/* From 6.19 on a write to the huge zero page takes a huge page in one fault. */
+int on_huge_wp(void *ctx, u64 vmf)
+{
+	struct area area;
+
+	if (registered_area(read64(vmf + VMF_VMA), VM_UFFD_WP, &area))
+		mark(read64(vmf + VMF_ADDRESS), MARK_HUGE_ZERO, FAULT_FLAG_WRITE);
+	return 0;
+}
+
+/* The page a fault adds is committed here, once, however many threads raced. */
+int on_anon_commit(void *ctx, u64 page, u64 vma, u64 address)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct mark *found, seen;
+	struct area area;
+	bool huge;
+
+	if (!registered_area(vma, VM_UFFD_WP, &area))
+		return 0;
+	found = marks.lookup(&tid);
+	if (!found)
+		return 0;
+	seen = *found;
+	marks.delete(&tid);
+	huge = read64(page) >> PG_HEAD & 1;
+	if (huge)
+		address = address & ~(u64)(PMD_SIZE - 1);
+	if (address != (huge ? seen.page & ~(u64)(PMD_SIZE - 1) : seen.page))
+		return 0;
+	if (huge && seen.kind == MARK_HUGE_ZERO)
+		emit_page(&area, EVENT_HUGE_ZERO_WRITE, 1, address, PMD_SIZE, seen.page);
+	else if (huge && seen.kind == MARK_HUGE)
+		emit_page(&area, EVENT_HUGE_PAGE, seen.write, address, PMD_SIZE, seen.page);
+	else if (!huge && (seen.kind == MARK_HOLE || seen.kind == MARK_HUGE) && seen.write)
+		emit_page(&area, EVENT_FRESH_PAGE, 1, address, PAGE_SIZE, address);
+	return 0;
+}
+
+/* Pages that swap brings back go through the same commit. */
+int on_swap(void *ctx, u64 vmf)
+{
+	struct area area;
+
+	if (registered_area(read64(vmf + VMF_VMA), VM_UFFD_WP, &area))
+		mark(read64(vmf + VMF_ADDRESS), MARK_OTHER, 0);
+	return 0;
+}
+
+int on_wp_fault(void *ctx, u64 vmf)
+{
+	struct area area;
+	u64 address, pte;
+	u32 flags;
+
+	if (!registered_area(read64(vmf + VMF_VMA), VM_UFFD_WP, &area))
+		return 0;
+	address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
+	mark(address, MARK_OTHER, 1);
+	flags = read32(vmf + VMF_FLAGS);
+	if (!(flags & FAULT_FLAG_WRITE) || flags & FAULT_FLAG_UNSHARE)
+		return 0;
+	pte = read64(vmf + VMF_ORIG_PTE);
+	if (!(pte & PTE_UFFD_WP))
+		emit_page(&area, EVENT_UNPROTECTED_WRITE, pte & PTE_SPECIAL ? 1 : 0, address, PAGE_SIZE, 0);
+	return 0;
+}
+
+int on_file_fault(void *ctx, u64 vmf)
+{
+	struct area area;
+	u64 address;
+	u32 flags;
+
+	if (!registered_area(read64(vmf + VMF_VMA), VM_UFFD_WP, &area))
+		return 0;
+	address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
+	mark(address, MARK_OTHER, 1);
+	flags = read32(vmf + VMF_FLAGS);
+	/* A marker makes finish_fault() map the page protected. */
+	if (flags & FAULT_FLAG_ORIG_PTE_VALID && read64(vmf + VMF_ORIG_PTE))
+		return 0;
+	emit_page(&area, EVENT_FILE_PAGE, flags & FAULT_FLAG_WRITE ? 1 : 0, address, PAGE_SIZE, 0);
+	return 0;
+}
+
+int on_hugetlb_fault(void *ctx, u64 vma, u64 address, u64 flags)
+{
+	struct area area;
+	struct entry entry;
+	u64 size;
+
+	if (!registered_area(vma, VM_UFFD_WP, &area))
+		return 0;
+	size = (u64)PAGE_SIZE << (memory_of(&area) >> MEMORY_ORDER_SHIFT & 31);
+	address &= ~(size - 1);
+	entry = walk(area.mm, address);
+	if (!entry.value && !(area.flags & VM_UFFD_MISSING))
+		emit_page(&area, EVENT_FILE_PAGE, flags & FAULT_FLAG_WRITE ? 1 : 0, address, size, 0);
+	else if (entry.value & PTE_PRESENT && flags & FAULT_FLAG_WRITE && !(entry.value & (PTE_UFFD_WP | PTE_WRITE)))
+		emit_page(&area, EVENT_UNPROTECTED_WRITE, 0, address, size, 0);
+	return 0;
+}
+
+/* ---- the life of ranges -------------------------------------------------- */
+
+int on_discard(void *ctx, u64 vma, u64 start, u64 end)
+{
+	struct event event = {.type = EVENT_DISCARD, .start = start, .end = end};
+	struct area area;
+
+	if (!registered_area(vma, 0, &area))
+		return 0;
+	event.ctx = area.ctx;
+	event.flags = memory_of(&area);
+	emit_here(&event);
+	return 0;
+}
+
+static __always_inline int unmapped(u64 mm, u64 start, u64 end)
+{
+	struct event event = {.type = EVENT_UNMAP, .ctx = mm, .start = start, .end = end};
+
+	if (is_traced(mm))
+		emit_here(&event);
+	return 0;
+}
+
+int on_unmap(void *ctx, u64 mm, u64 start, u64 end)
+{
+	return unmapped(mm, start, end);
+}
+
+int on_unmap_vma(void *ctx, u64 vma, u64 start, u64 end)
+{
+	return vma ? unmapped(read64(vma + VMA_MM), start, end) : 0;
+}
+
+int on_exit(void *ctx, u64 mm)
+{
+	struct event event = {.type = EVENT_EXIT, .ctx = mm};
+
+	if (!is_traced(mm))
+		return 0;
+	/* The address may be another process's soon. */
+	traced.delete(&mm);
+	emit_here(&event);
+	return 0;
+}
+
+int on_fork(void *ctx, u64 parent, u64 child)
+{
+	u32 from = read32(parent + TASK_TGID);
+	u32 to = read32(child + TASK_TGID);
+	u8 one = 1;
+
+	if (from != to && followed.lookup(&from) && followed.update(&to, &one))
+		lose(LOSS_MAP_FULL);
+	return 0;
+}

@@ -1,0 +1,39 @@
+"""BCC's Python module: found, or explained."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from uffdtrace.kernel.preflight import Refusal
+
+# The stub headers that stand for the kernel's (bpf/include).
+STUB_ROOT = Path(__file__).resolve().parent.parent / "bpf"
+
+_INSTALL = "install python3-bpfcc (Debian, Ubuntu), python3-bcc (Fedora, RHEL) or python-bcc (Arch)"
+_VENV = ", and make the virtual environment with --system-site-packages"
+
+
+def load() -> ModuleType:
+    """Import BCC, with our headers in place of the kernel's.
+
+    Raises Refusal where it is missing, or is PyPI's `bcc`, which is another program.
+    """
+    # BCC reads it when it compiles.
+    os.environ["BCC_KERNEL_SOURCE"] = str(STUB_ROOT)
+    remedy = _INSTALL + (_VENV if sys.prefix != sys.base_prefix else "")
+    if importlib.util.find_spec("bcc") is None:
+        raise Refusal(f"BCC for {sys.executable} is missing: {remedy}")
+    try:
+        module = importlib.import_module("bcc")
+    except Exception as error:  # noqa: BLE001 - whatever a foreign module raises means the same here
+        raise Refusal(f"BCC cannot be imported ({type(error).__name__}: {error}): {remedy}") from None
+    if not hasattr(module, "BPF"):
+        where = getattr(module, "__file__", None) or "a namespace package"
+        raise Refusal(f"the module bcc at {where} is not BCC but another program of that name from PyPI: "
+                      f"pip uninstall bcc, then {_INSTALL}")
+    return module

@@ -1,0 +1,176 @@
+"""The BPF program: made for this kernel, loaded, attached, read out, detached."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Dict, Iterable, List, Tuple
+
+from uffdtrace.collect.bcc import STUB_ROOT
+from uffdtrace.kernel.preflight import Refusal
+from uffdtrace.kernel.probes import Attachment, Where
+from uffdtrace.model.events import Counter, Loss, c_header
+
+SOURCE = STUB_ROOT / "uffdtrace.bpf.c"
+
+# include/uapi/asm/ptrace.h: what a kprobe program is given on x86-64.
+_PT_REGS = """
+struct pt_regs {
+	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss;
+};
+"""
+_FORK = """
+RAW_TRACEPOINT_PROBE(sched_process_fork)
+{
+	return on_fork(ctx, ctx->args[0], ctx->args[1]);
+}
+"""
+_FORK_FUNCTION = b"raw_tracepoint__sched_process_fork"
+
+
+def _entry_name(attachment: Attachment) -> str:
+    return f"kp_{attachment.candidate.handler}"
+
+
+def _entry_point(attachment: Attachment) -> str:
+    """The C function that calls a row's handler with its arguments."""
+    candidate = attachment.candidate
+    returns = candidate.where is Where.RETURN
+    if attachment.fentry:
+        macro = "KRETFUNC_PROBE" if returns else "KFUNC_PROBE"
+        # fexit finds the return value behind the arguments.
+        slots = (attachment.parameter_count,) if returns else attachment.positions
+        arguments = "".join(f", ctx[{slot}]" for slot in slots)
+        return f"{macro}({candidate.function})\n{{\n\treturn {candidate.handler}(ctx{arguments});\n}}\n"
+    values = ["PT_REGS_RC(ctx)"] if returns else [f"PT_REGS_PARM{position + 1}(ctx)" for position in attachment.positions]
+    arguments = "".join(f", {value}" for value in values)
+    return (
+        f"int {_entry_name(attachment)}(struct pt_regs *ctx)\n{{\n"
+        f"\treturn {candidate.handler}(ctx{arguments});\n}}\n"
+    )
+
+
+def source_for(attachments: Iterable[Attachment]) -> str:
+    """The whole C text: pt_regs, the events' definitions, the handlers, the entry points."""
+    handlers = SOURCE.read_text()
+    # BCC takes every non-static function for a program.
+    handlers = re.sub(
+        r"^int (on_\w+)\(", lambda found: f"static __always_inline int {found.group(1)}(", handlers, flags=re.MULTILINE
+    )
+    return "\n".join(
+        [_PT_REGS, "#include <linux/types.h>", c_header(), handlers, *map(_entry_point, attachments), _FORK]
+    )
+
+
+class Program:
+    """A loaded program. `attach()` and `detach()` bracket the trace.
+
+    Everything hangs on file descriptors of this process (perf events, BPF
+    links), so the kernel removes the probes however the process dies.
+    """
+
+    def __init__(self, bcc: ModuleType, attachments: List[Attachment], defines: Dict[str, int], ring_pages: int) -> None:
+        self.attachments = attachments
+        flags = [f"-D{name}={value:#x}UL" for name, value in defines.items()]
+        # BCC's macro takes the ring's size as text.
+        flags += [f"-DRING_PAGES={ring_pages}", f"-DCOLLECTOR={os.getpid()}", "-Wno-unused-function"]
+        # BCC attaches by name while it constructs; we want to know which one fails.
+        quiet = type("QuietBPF", (bcc.BPF,), {"_trace_autoload": lambda self: None})
+        self._lib: Any = bcc.lib if hasattr(bcc, "lib") else __import__("bcc.libbcc", fromlist=["lib"]).lib
+        try:
+            self._bpf: Any = quiet(text=source_for(attachments), cflags=flags)
+        except Exception as error:
+            raise Refusal(f"BCC could not compile the BPF program ({error}): run uffdtrace doctor") from error
+        self._names = [
+            self._lib.bpf_function_name(self._bpf.module, index)
+            for index in range(self._lib.bpf_num_functions(self._bpf.module))
+        ]
+
+    def attach(self) -> None:
+        """Attach every row; Refusal names the one that the kernel refuses."""
+        for attachment in self.attachments:
+            try:
+                self._attach(attachment)
+            except Exception as error:
+                kind = "fentry" if attachment.fentry else "kprobe"
+                raise Refusal(
+                    f"the kernel refuses the probe on {attachment.place} ({kind}: {error}):"
+                    f" try --backend {'kprobe' if attachment.fentry else 'fentry'}, or run uffdtrace doctor"
+                ) from error
+        self._bpf.attach_raw_tracepoint(tp=b"sched_process_fork", fn_name=_FORK_FUNCTION)
+
+    def _attach(self, attachment: Attachment) -> None:
+        candidate = attachment.candidate
+        returns = candidate.where is Where.RETURN
+        if attachment.fentry:
+            name = self._kfunc(b"kretfunc__" if returns else b"kfunc__", candidate.function.encode())
+            (self._bpf.attach_kretfunc if returns else self._bpf.attach_kfunc)(fn_name=name)
+        elif returns:
+            self._bpf.attach_kretprobe(event=candidate.function.encode(), fn_name=_entry_name(attachment).encode())
+        else:
+            function = candidate.within if candidate.where is Where.CALL else candidate.function
+            self._bpf.attach_kprobe(
+                event=function.encode(), event_off=attachment.offset, fn_name=_entry_name(attachment).encode()
+            )
+
+    def _kfunc(self, prefix: bytes, function: bytes) -> bytes:
+        # kfunc__X up to BCC 0.18, kfunc__vmlinux__X since (iovisor/bcc 0.19).
+        for name in (prefix + b"vmlinux__" + function, prefix + function):
+            if name in self._names:
+                return name
+        raise LookupError(f"BCC made no program for {function.decode()}")
+
+    @property
+    def ring_fd(self) -> int:
+        return int(self._bpf["events"].map_fd)
+
+    def follow(self, tgid: int) -> None:
+        table = self._bpf["followed"]
+        table[table.Key(tgid)] = table.Leaf(1)
+
+    def trace_mm(self, mm: int) -> None:
+        table = self._bpf["traced"]
+        table[table.Key(mm)] = table.Leaf(1)
+
+    def losses(self) -> Dict[Loss, int]:
+        """How often something could not be recorded, by kind."""
+        table = self._bpf["losses"]
+        return {what: int(table[table.Key(int(what))].value) for what in Loss}
+
+    def counters(self) -> Dict[Tuple[int, int], List[int]]:
+        """(ctx, vm_start) to the counters of model.events.Counter; vm_start 0 where it was not known."""
+        return {
+            (int(key.ctx), int(key.vm_start)): [int(leaf.slot[slot]) for slot in range(len(Counter))]
+            for key, leaf in self._bpf["counters"].items()
+        }
+
+    def misses(self) -> Dict[str, int]:
+        """Runs that the kernel skipped, by probe point, from each program's fdinfo.
+
+        `recursion_misses` is there since 5.12 (9ed9e9ba2337); for kprobes it
+        counts since 6.7 (dd8657894c11).
+        """
+        missed: Dict[str, int] = {}
+        for name, function in self._bpf.funcs.items():
+            text = Path(f"/proc/self/fdinfo/{function.fd}").read_text()
+            found = re.search(r"^recursion_misses:\s*(\d+)", text, re.MULTILINE)
+            if found and int(found.group(1)):
+                missed[name.decode()] = int(found.group(1))
+        return missed
+
+    def detach(self) -> None:
+        """Remove every probe; the maps stay readable."""
+        bpf = self._bpf
+        for name in list(bpf.kprobe_fds):
+            bpf.detach_kprobe_event(name)
+        for name in list(bpf.raw_tracepoint_fds):
+            bpf.detach_raw_tracepoint(name)
+        for name in list(bpf.kfunc_entry_fds):
+            bpf.detach_kfunc(name)
+        for name in list(bpf.kfunc_exit_fds):
+            bpf.detach_kretfunc(name)
+
+    def close(self) -> None:
+        self._bpf.cleanup()

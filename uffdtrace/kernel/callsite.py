@@ -1,0 +1,63 @@
+"""Where one kernel function calls another, found in its machine code.
+
+A probe on the call sees only that caller: a probe on the callee may run for
+the whole machine (design.md section 5, `add_wait_queue`).
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import List, Optional, Tuple
+
+from uffdtrace.kernel.symbols import Symbols
+
+KCORE = Path("/proc/kcore")
+# Far more than any function of ours; a call beyond the function's end would be
+# another function's, so the next symbol bounds the search where it is nearer.
+_WINDOW = 4096
+_CALL = 0xE8
+_PT_LOAD = 1
+_ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+_PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
+
+
+def _read_kernel(path: Path, address: int, size: int) -> Optional[bytes]:
+    """Kernel memory through /proc/kcore; None where the kernel does not give it."""
+    try:
+        with path.open("rb") as core:
+            header = _ELF_HEADER.unpack(core.read(_ELF_HEADER.size))
+            offset, entry_size, count = header[5], header[9], header[10]
+            core.seek(offset)
+            table = core.read(entry_size * count)
+            for position in range(0, len(table), entry_size):
+                kind, _, start, virtual, _, length, _, _ = _PROGRAM_HEADER.unpack_from(table, position)
+                if kind == _PT_LOAD and virtual <= address and address + size <= virtual + length:
+                    core.seek(start + address - virtual)
+                    return core.read(size)
+    except (OSError, struct.error):
+        return None
+    return None
+
+
+def calls_in(code: bytes, base: int, target: int) -> List[int]:
+    """Offsets of the direct calls (x86-64, `e8 rel32`) to `target` in `code`."""
+    found = []
+    for offset in range(len(code) - 4):
+        if code[offset] == _CALL:
+            (relative,) = struct.unpack_from("<i", code, offset + 1)
+            if base + offset + 5 + relative == target:
+                found.append(offset)
+    return found
+
+
+def find_call(symbols: Symbols, caller: str, callee: str, core: Path = KCORE) -> Optional[Tuple[str, int]]:
+    """(caller, offset) of its only call to callee, None where that cannot be shown."""
+    start, target = symbols.address(caller), symbols.address(callee)
+    if start is None or target is None:
+        return None
+    code = _read_kernel(core, start, min(_WINDOW, symbols.room_after(caller)))
+    if code is None:
+        return None
+    offsets = calls_in(code, start, target)
+    return (caller, offsets[0]) if len(offsets) == 1 else None

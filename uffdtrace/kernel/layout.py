@@ -1,0 +1,94 @@
+"""What the BPF program must know of this kernel's memory, as -D defines."""
+
+from __future__ import annotations
+
+import platform
+from typing import Dict, Optional
+
+from uffdtrace.kernel.btf import Btf
+from uffdtrace.kernel.symbols import Symbols
+
+
+class LayoutError(Exception):
+    """The kernel lacks a struct or member we cannot do without."""
+
+
+_MEMBERS = {
+    "VMF_VMA": ("vm_fault", "vma"),
+    "VMF_ADDRESS": ("vm_fault", "address"),
+    "VMF_FLAGS": ("vm_fault", "flags"),
+    "VMF_ORIG_PTE": ("vm_fault", "orig_pte"),
+    "VMA_START": ("vm_area_struct", "vm_start"),
+    "VMA_END": ("vm_area_struct", "vm_end"),
+    "VMA_FLAGS": ("vm_area_struct", "vm_flags"),
+    "VMA_MM": ("vm_area_struct", "vm_mm"),
+    "VMA_OPS": ("vm_area_struct", "vm_ops"),
+    "VMA_FILE": ("vm_area_struct", "vm_file"),
+    "VMA_CTX": ("vm_area_struct", "vm_userfaultfd_ctx.ctx"),
+    "CTX_MM": ("userfaultfd_ctx", "mm"),
+    "CTX_FEATURES": ("userfaultfd_ctx", "features"),
+    "MM_PGD": ("mm_struct", "pgd"),
+    "TASK_PID": ("task_struct", "pid"),
+    "TASK_TGID": ("task_struct", "tgid"),
+    "UWQ_WQ": ("userfaultfd_wait_queue", "wq"),
+    "UWQ_MSG": ("userfaultfd_wait_queue", "msg"),
+    "UWQ_CTX": ("userfaultfd_wait_queue", "ctx"),
+    "WQE_PRIVATE": ("wait_queue_entry", "private"),
+    "WQE_FUNC": ("wait_queue_entry", "func"),
+    "WAKE_START": ("userfaultfd_wake_range", "start"),
+    "WAKE_LEN": ("userfaultfd_wake_range", "len"),
+    "FILE_PRIVATE": ("file", "private_data"),
+    "FILE_INODE": ("file", "f_inode"),
+    "INODE_SB": ("inode", "i_sb"),
+    "SB_FS_INFO": ("super_block", "s_fs_info"),
+    "HUGETLBFS_HSTATE": ("hugetlbfs_sb_info", "hstate"),
+    "HSTATE_ORDER": ("hstate", "order"),
+}
+
+# Absent without CONFIG_MEMCG: owners then stay unknown.
+_OPTIONAL_MEMBERS = {"MM_OWNER": ("mm_struct", "owner")}
+
+_SYMBOLS = {
+    "USERFAULTFD_WAKE_FUNCTION": "userfaultfd_wake_function",
+    "PAGE_OFFSET_BASE": "page_offset_base",
+    "PHYSICAL_MASK": "physical_mask",
+}
+
+# __pgtable_l5_enabled since 4.18; without the symbol the kernel has four levels.
+_OPTIONAL_SYMBOLS = {"PGTABLE_L5_ENABLED": "__pgtable_l5_enabled"}
+
+# arch/x86/include/asm/pgtable_types.h: _PAGE_BIT_SOFTW1 (SPECIAL), SOFTW2
+# (UFFD_WP, since 5.7: 5a281062af1d), PSE; PMD_SHIFT from pgtable_64_types.h.
+_X86_64 = {
+    "PTE_PRESENT": 1 << 0,
+    "PTE_WRITE": 1 << 1,
+    "PTE_HUGE": 1 << 7,
+    "PTE_SPECIAL": 1 << 9,
+    "PTE_UFFD_WP": 1 << 10,
+    "PMD_SIZE": 1 << 21,
+}
+
+
+def defines(btf: Btf, symbols: Symbols, machine: Optional[str] = None) -> Dict[str, int]:
+    """Name to value of every define; LayoutError names what this kernel lacks."""
+    machine = machine or platform.machine()
+    if machine != "x86_64":
+        raise LayoutError(f"tracing knows x86-64 only, this is {machine}: use uffdtrace inspect, which needs no BPF")
+    found = dict(_X86_64)
+    for name, (structure, path) in {**_MEMBERS, **_OPTIONAL_MEMBERS}.items():
+        offset = btf.offset(structure, path)
+        if offset is not None:
+            found[name] = offset
+        elif name in _MEMBERS:
+            raise LayoutError(f"this kernel's BTF has no {structure}.{path}: was it built with CONFIG_USERFAULTFD=y?")
+    for name, symbol in {**_SYMBOLS, **_OPTIONAL_SYMBOLS}.items():
+        address = symbols.address(symbol)
+        if address is not None:
+            found[name] = address
+        elif name in _SYMBOLS:
+            raise LayoutError(f"/proc/kallsyms has no {symbol}: the kernel needs CONFIG_KALLSYMS_ALL=y")
+    head = btf.enumerators("pageflags").get("PG_head")
+    if head is None:
+        raise LayoutError("this kernel's BTF has no PG_head: huge pages could not be told from small ones")
+    found["PG_HEAD"] = head
+    return found

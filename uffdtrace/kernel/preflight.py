@@ -1,0 +1,115 @@
+"""Whether this machine lets us trace at all, asked before anything is compiled."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Optional
+
+_LOCKDOWN = Path("/sys/kernel/security/lockdown")
+_KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
+_PREEMPT = Path("/sys/kernel/debug/sched/preempt")
+
+_SYS_BPF = {"x86_64": 321, "aarch64": 280}
+_BPF_PROG_LOAD = 5
+_BPF_PROG_TYPE_KPROBE = 2
+
+
+class Refusal(Exception):
+    """Tracing cannot work here: one line with the cause and the remedy."""
+
+
+def is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def lockdown() -> Optional[str]:
+    """`none`, `integrity` or `confidentiality`; None where the kernel does not say."""
+    try:
+        found = re.search(r"\[(\w+)\]", _LOCKDOWN.read_text())
+    except OSError:
+        return None
+    return found.group(1) if found else None
+
+
+def preemptible() -> bool:
+    """Whether kernel code, and with it a fentry program, can be preempted.
+
+    Where the kernel does not say, the answer is yes: that costs speed, a wrong
+    no would cost events (kernel-semantics.md 8.1 A).
+    """
+    version = platform.version()
+    if "PREEMPT" not in version:
+        return False
+    if "PREEMPT_DYNAMIC" not in version:
+        return True
+    try:
+        found = re.search(r"\((\w+)\)", _PREEMPT.read_text())
+    except OSError:
+        return True
+    return found is None or found.group(1) not in ("none", "voluntary")
+
+
+class _LoadProgram(ctypes.Structure):
+    # The head of union bpf_attr for BPF_PROG_LOAD (include/uapi/linux/bpf.h).
+    _fields_ = [
+        ("prog_type", ctypes.c_uint32),
+        ("insn_cnt", ctypes.c_uint32),
+        ("insns", ctypes.c_uint64),
+        ("license", ctypes.c_uint64),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_uint64),
+        ("kern_version", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+    ]
+
+
+def try_program() -> int:
+    """Load `return 0` as a tracing program and drop it: 0, or the errno."""
+    number = _SYS_BPF.get(platform.machine())
+    if number is None:
+        return errno.ENOSYS
+    # mov r0, 0; exit
+    instructions = ctypes.create_string_buffer(bytes.fromhex("b700000000000000" "9500000000000000"))
+    license_text = ctypes.create_string_buffer(b"GPL")
+    attributes = _LoadProgram(
+        prog_type=_BPF_PROG_TYPE_KPROBE,
+        insn_cnt=2,
+        insns=ctypes.addressof(instructions),
+        license=ctypes.addressof(license_text),
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = libc.syscall(number, _BPF_PROG_LOAD, ctypes.byref(attributes), ctypes.sizeof(attributes))
+    if descriptor < 0:
+        return ctypes.get_errno()
+    os.close(descriptor)
+    return 0
+
+
+def check_privileges() -> None:
+    if not is_root():
+        raise Refusal("tracing needs root: run it with sudo (uffdtrace report and inspect work without)")
+
+
+def check_tracing() -> None:
+    """Raise Refusal unless the kernel takes tracing programs from us."""
+    failure = try_program()
+    if failure in (errno.EPERM, errno.EACCES):
+        mode = lockdown()
+        cause = f"lockdown is in {mode} mode" if mode not in (None, "none") else "not even root may load them"
+        raise Refusal(
+            f"the kernel refuses tracing programs (bpf: {os.strerror(failure)}; {cause}):"
+            " trace on a machine that allows BPF, or use uffdtrace inspect, which needs none"
+        )
+    if failure:
+        raise Refusal(
+            f"the kernel cannot load tracing programs (bpf: {os.strerror(failure)}):"
+            " it needs CONFIG_BPF_SYSCALL=y and CONFIG_BPF_EVENTS=y"
+        )
+    if not _KPROBE_PMU.exists():
+        raise Refusal("the kernel has no kprobes: it needs CONFIG_KPROBES=y and CONFIG_KPROBE_EVENTS=y")

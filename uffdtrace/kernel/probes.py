@@ -1,0 +1,223 @@
+"""The probe table: what is observed, and by which functions.
+
+Each row names the handler of bpf/uffdtrace.bpf.c and the functions that can
+serve it, best first. `plan()` asks the running kernel which of them it has and
+decides kprobe or fentry for each. Presence decides, never a version.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Dict, List, Optional, Tuple
+
+from uffdtrace.kernel.btf import Btf
+from uffdtrace.kernel.callsite import find_call
+from uffdtrace.kernel.symbols import Symbols
+
+
+class Backend(str, Enum):
+    AUTO = "auto"
+    FENTRY = "fentry"
+    KPROBE = "kprobe"
+
+
+class Where(Enum):
+    """At which point of a function a handler runs."""
+
+    ENTRY = "entry"
+    RETURN = "return"
+    CALL = "call"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A function, where in it, the handler, and the parameters the handler takes.
+
+    For CALL, `within` makes the call and `function` is called; the parameters
+    are the callee's.
+    """
+
+    function: str
+    handler: str
+    parameters: Tuple[str, ...] = ()
+    where: Where = Where.ENTRY
+    within: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing to observe. `numbers` says which numbers rest on it."""
+
+    name: str
+    numbers: str
+    candidates: Tuple[Candidate, ...]
+    # Without it the report would be wrong, not merely poorer.
+    required: bool = True
+    # It sleeps, so a kretprobe would run out of instances (kernel-semantics.md 8.1 B).
+    sleeps: bool = False
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """How a row is served on this kernel."""
+
+    row: Row
+    candidate: Candidate
+    fentry: bool
+    positions: Tuple[int, ...]
+    parameter_count: int
+    offset: int = 0
+    # Why the backend that was asked for could not serve this row.
+    exception: str = ""
+
+    @property
+    def place(self) -> str:
+        """`function`, `function%return` or `function+offset`, as perf writes probe points."""
+        candidate = self.candidate
+        if candidate.where is Where.CALL:
+            return f"{candidate.within}+{self.offset:#x}"
+        return candidate.function + ("%return" if candidate.where is Where.RETURN else "")
+
+
+class ProbeError(Exception):
+    """A row that no function of this kernel can serve."""
+
+
+_RETURN = Where.RETURN
+
+TABLE: Tuple[Row, ...] = (
+    Row("faults", "faults, pending, latency", (Candidate("handle_userfault", "on_fault", ("vmf", "reason")),)),
+    Row(
+        "fault-returns",
+        "pending",
+        (Candidate("handle_userfault", "on_fault_return", (), _RETURN),),
+        required=False,
+        sleeps=True,
+    ),
+    Row(
+        "messages",
+        "messages, notified_pages",
+        (
+            # read became read_iter in 6.10 (b1b06cf1ee6c, "userfaultfd: convert to ->read_iter").
+            Candidate("add_wait_queue", "on_message", ("wq_entry",), Where.CALL, "userfaultfd_read_iter"),
+            Candidate("add_wait_queue", "on_message", ("wq_entry",), Where.CALL, "userfaultfd_read"),
+            # Sees every poll on the machine: the last resort.
+            Candidate("add_wait_queue", "on_message", ("wq_entry",)),
+        ),
+    ),
+    Row("wakes", "pending, latency", (Candidate("userfaultfd_wake_function", "on_wake", ("wq", "key")),)),
+    Row("ioctls", "ranges, armed_pages, blind", (Candidate("userfaultfd_ioctl", "on_ioctl", ("file", "cmd", "arg")),)),
+    Row("ioctl-returns", "ranges, blind", (Candidate("userfaultfd_ioctl", "on_ioctl_return", (), _RETURN),)),
+    Row("releases", "ranges", (Candidate("userfaultfd_release", "on_release", ("file",)),)),
+    Row(
+        "protection",
+        "armed_pages, lost",
+        (Candidate("change_protection", "on_protect", ("vma", "start", "end", "cp_flags")),),
+    ),
+    Row("protection-returns", "holes", (Candidate("change_protection", "on_protect_return", (), _RETURN),)),
+    Row(
+        "page-commits",
+        "skipped.fresh_page, skipped.huge_page, lost",
+        (
+            # folio_ since 6.9 (folio_add_new_anon_rmap grew flags in 6.11).
+            Candidate("folio_add_new_anon_rmap", "on_anon_commit", ("folio", "vma", "address")),
+            Candidate("page_add_new_anon_rmap", "on_anon_commit", ("page", "vma", "address")),
+        ),
+    ),
+    Row(
+        "anonymous-faults",
+        "skipped.zero_page, lost",
+        (
+            Candidate("do_anonymous_page", "on_anon_fault", ("vmf",)),
+            # Inlined in Debian's 5.10 and 6.1.
+            Candidate("handle_mm_fault", "on_mm_fault", ("vma", "address", "flags")),
+        ),
+    ),
+    Row("huge-faults", "skipped.huge_page, blind", (Candidate("do_huge_pmd_anonymous_page", "on_huge_fault", ("vmf",)),)),
+    Row(
+        "huge-fault-returns",
+        "skipped.zero_page of huge pages",
+        (Candidate("do_huge_pmd_anonymous_page", "on_huge_fault_return", (), _RETURN),),
+    ),
+    Row("huge-writes", "lost", (Candidate("do_huge_pmd_wp_page", "on_huge_wp", ("vmf",)),)),
+    Row("swap-ins", "skipped.fresh_page", (Candidate("do_swap_page", "on_swap", ("vmf",)),)),
+    Row("unprotected-writes", "lost", (Candidate("do_wp_page", "on_wp_fault", ("vmf",)),)),
+    Row("file-faults", "skipped.file_page, lost", (Candidate("finish_fault", "on_file_fault", ("vmf",)),)),
+    Row(
+        "hugetlb-faults",
+        "skipped.file_page, lost",
+        (Candidate("hugetlb_fault", "on_hugetlb_fault", ("vma", "address", "flags")),),
+    ),
+    Row("discards", "causes", (Candidate("userfaultfd_remove", "on_discard", ("vma", "start", "end")),)),
+    Row(
+        "unmaps",
+        "ranges",
+        (
+            # The mm in 6.0 to 6.3 (maple tree: 69dbe6daf104), a vma before and after.
+            Candidate("userfaultfd_unmap_prep", "on_unmap", ("mm", "start", "end")),
+            Candidate("userfaultfd_unmap_prep", "on_unmap_vma", ("vma", "start", "end")),
+        ),
+    ),
+    Row("exits", "ranges", (Candidate("exit_mmap", "on_exit", ("mm",)),)),
+    Row("descriptors", "ranges found at attach", (Candidate("userfaultfd_show_fdinfo", "on_fdinfo", ("m", "f")),)),
+)
+
+# The kernel passes at most six arguments in registers, on x86-64 and arm64.
+_REGISTERS = 6
+
+
+def _serve(
+    row: Row, candidate: Candidate, btf: Btf, symbols: Symbols, wanted: Backend, preemptible: bool
+) -> Optional[Attachment]:
+    function = btf.function(candidate.function)
+    if function is None or not symbols.has(candidate.function):
+        return None
+    positions = [function.position(name) for name in candidate.parameters]
+    if any(position is None or position >= _REGISTERS for position in positions):
+        return None
+    offset = 0
+    if candidate.where is Where.CALL:
+        call = find_call(symbols, candidate.within, candidate.function)
+        if call is None:
+            return None
+        offset = call[1]
+
+    if wanted is Backend.AUTO:
+        # A preempted fentry program blocks itself on its CPU (kernel-semantics.md 8.1 A);
+        # a return of a function that sleeps is better off with that than as a kretprobe.
+        returns = candidate.where is Where.RETURN
+        fentry = not preemptible or (returns and row.sleeps)
+    else:
+        fentry = wanted is Backend.FENTRY
+    exception = ""
+    if fentry and candidate.where is Where.CALL:
+        fentry, exception = False, "a call inside a function takes a kprobe only"
+    elif fentry and function.by_value:
+        # Allowed since 6.0 on x86 (720e6a435194), but only up to six words in all.
+        fentry, exception = False, "fentry refuses a struct passed by value"
+    return Attachment(
+        row, candidate, fentry, tuple(p for p in positions if p is not None), len(function.parameters), offset, exception
+    )
+
+
+def plan(btf: Btf, symbols: Symbols, wanted: Backend, preemptible: bool) -> List[Attachment]:
+    """How each row is served here.
+
+    Raises ProbeError for a required row that no function can serve.
+    """
+    chosen: Dict[str, Attachment] = {}
+    for row in TABLE:
+        for candidate in row.candidates:
+            attachment = _serve(row, candidate, btf, symbols, wanted, preemptible)
+            if attachment is not None:
+                chosen[row.name] = attachment
+                break
+        else:
+            if row.required:
+                functions = " or ".join(dict.fromkeys(candidate.function for candidate in row.candidates))
+                raise ProbeError(
+                    f"this kernel has no function {functions} that can be probed, and {row.numbers} rest on it:"
+                    " run uffdtrace doctor, and report the kernel's version to the project"
+                )
+    return list(chosen.values())

@@ -1,0 +1,62 @@
+"""The running kernel's symbol table, /proc/kallsyms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict, List, Optional
+
+KALLSYMS = Path("/proc/kallsyms")
+
+
+class SymbolError(Exception):
+    """The symbol table is missing or hides its addresses; the text says what to do."""
+
+
+class Symbols:
+    """Addresses by name, for a few names at a time: the table has 200,000 rows."""
+
+    def __init__(self, path: Path = KALLSYMS) -> None:
+        try:
+            self._text = path.read_bytes()
+        except OSError as error:
+            raise SymbolError(f"{path}: {error.strerror}: the kernel needs CONFIG_KALLSYMS=y") from None
+        self._found: Dict[str, List[int]] = {}
+
+    def addresses(self, name: str) -> List[int]:
+        """Every address of that name: several where static functions share it."""
+        if name not in self._found:
+            found = []
+            # bytes.find: a pattern over 10 MB takes a hundred times as long.
+            for end in (b"\n", b"\t"):
+                needle = b" " + name.encode() + end
+                at = self._text.find(needle)
+                while at >= 0:
+                    line = self._text.rfind(b"\n", 0, at) + 1
+                    found.append(int(self._text[line:at].split()[0], 16))
+                    at = self._text.find(needle, at + 1)
+            self._found[name] = found
+        return self._found[name]
+
+    def address(self, name: str) -> Optional[int]:
+        """Its address if it has exactly one, None where it is absent or ambiguous."""
+        found = self.addresses(name)
+        if len(found) != 1:
+            return None
+        if not found[0]:
+            raise SymbolError("/proc/kallsyms shows no addresses: run as root, with kernel.kptr_restrict below 2")
+        return found[0]
+
+    def room_after(self, name: str) -> int:
+        """Bytes from a symbol to the next one; 0 where it cannot be told."""
+        start = self.address(name)
+        at = self._text.find(b" " + name.encode() + b"\n")
+        # The kernel's own symbols come in order of address (kernel/kallsyms.c).
+        for line in self._text[at + 1 : at + 4096].split(b"\n")[1:-1]:
+            address = int(line.split()[0], 16)
+            if start is not None and address > start:
+                return address - start
+        return 0
+
+    def has(self, name: str) -> bool:
+        """Whether a probe on the name would be unambiguous."""
+        return len(self.addresses(name)) == 1

@@ -1,0 +1,218 @@
+"""Events and counters: one record, its numbers, and their C twins.
+
+`c_header()` writes the C that the BPF program is compiled with, so that a
+number has one home. The record is 64 bytes, little-endian, naturally aligned;
+the trace file stores it as it is.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+import numpy as np
+
+PAGE_SIZE = 4096
+
+
+class Type(IntEnum):
+    """What an event says. The fields' meaning per type is in FIELDS below."""
+
+    USERFAULTFD = 1
+    FAULT = 2
+    MESSAGE = 3
+    WAKE = 4
+    FAULT_RETURN = 5
+    IOCTL = 6
+    IOCTL_RETURN = 7
+    PROTECT = 8
+    PROTECT_RETURN = 9
+    FRESH_PAGE = 10
+    HUGE_PAGE = 11
+    HUGE_ZERO_WRITE = 12
+    ZERO_PAGE = 13
+    HUGE_ZERO_PAGE = 14
+    HUGE_FALLBACK = 15
+    FILE_PAGE = 16
+    UNPROTECTED_WRITE = 17
+    DISCARD = 18
+    UNMAP = 19
+    EXIT = 20
+    RELEASE = 21
+    # From the collector, not from the kernel:
+    RANGE_FOUND = 32
+    PAGES_FOUND = 33
+    ASLEEP = 34
+
+
+# Meaning of the fields that differ per type; `ctx` is the kernel's
+# userfaultfd_ctx, `tid`/`tgid` the current thread's, unless it says otherwise.
+# Addresses are bytes in the target, [start, end).
+FIELDS = {
+    Type.USERFAULTFD: "a descriptor seen: start=mm, end=features, aux=tgid of the memory's owner or 0",
+    Type.FAULT: "handle_userfault: start=address, aux=fault flags, value=vm_start, end=vm_end, kind=Kind, flags=Memory",
+    Type.MESSAGE: "read by the monitor: start=address, aux=message flags, kind=Kind, tid=the faulting thread,"
+    " tgid=the monitor",
+    Type.WAKE: "a fault resolved: start=address, tid=the faulting thread",
+    Type.FAULT_RETURN: "handle_userfault returned: value=vm_fault_t",
+    Type.IOCTL: "start, end=range, aux=mode, value=source address, kind=Ioctl",
+    Type.IOCTL_RETURN: "as IOCTL, value=the result member, ret=0 or -errno",
+    Type.PROTECT: "change_protection for userfaultfd: start, end, kind=1 protect, 0 release, aux=vm_flags, flags=Memory",
+    Type.PROTECT_RETURN: "value=pages changed",
+    Type.FRESH_PAGE: "a write fault populated start..end without protection, aux=fault address",
+    Type.HUGE_PAGE: "the same with a huge page; kind=1 if a write did it",
+    Type.HUGE_ZERO_WRITE: "a write replaced a huge zero page with a huge page",
+    Type.ZERO_PAGE: "a read fault mapped the zero page over nothing at start..end",
+    Type.HUGE_ZERO_PAGE: "the same with the huge zero page, unless HUGE_FALLBACK follows",
+    Type.HUGE_FALLBACK: "that thread's huge page did not come about",
+    Type.FILE_PAGE: "a fault maps a shmem or hugetlb page without protection; kind=1 for a write",
+    Type.UNPROTECTED_WRITE: "a write fault on a present page without protection; kind=1 for the zero page",
+    Type.DISCARD: "madvise drops start..end; flags=Memory",
+    Type.UNMAP: "ctx=mm: munmap of start..end",
+    Type.EXIT: "ctx=mm: the address space is going away",
+    Type.RELEASE: "the userfaultfd was closed",
+    Type.RANGE_FOUND: "found registered at attach: start, end, aux=Mode, flags=Memory",
+    Type.PAGES_FOUND: "found protected at attach: start, end",
+    Type.ASLEEP: "tid still slept in handle_userfault when the trace ended",
+}
+
+
+class Kind(IntEnum):
+    """Kinds of fault and message, in the order every report lists them."""
+
+    MISSING = 0
+    WP = 1
+    MINOR = 2
+
+
+class Memory(IntFlag):
+    """The low bits of `flags`; the page order of hugetlb stands above MEMORY_ORDER_SHIFT."""
+
+    ANON = 1
+    SHMEM = 2
+    HUGETLB = 4
+
+
+MEMORY_ORDER_SHIFT = 8
+
+
+class Mode(IntFlag):
+    """UFFDIO_REGISTER_MODE_* (include/uapi/linux/userfaultfd.h)."""
+
+    MISSING = 1
+    WP = 2
+    MINOR = 4
+
+
+class Ioctl(IntEnum):
+    """_UFFDIO_* numbers (include/uapi/linux/userfaultfd.h)."""
+
+    REGISTER = 0x00
+    UNREGISTER = 0x01
+    WAKE = 0x02
+    COPY = 0x03
+    ZEROPAGE = 0x04
+    MOVE = 0x05
+    WRITEPROTECT = 0x06
+    CONTINUE = 0x07
+    POISON = 0x08
+    API = 0x3F
+
+
+class Feature(IntFlag):
+    """UFFD_FEATURE_* (include/uapi/linux/userfaultfd.h)."""
+
+    PAGEFAULT_FLAG_WP = 1 << 0
+    EVENT_FORK = 1 << 1
+    EVENT_REMAP = 1 << 2
+    EVENT_REMOVE = 1 << 3
+    MISSING_HUGETLBFS = 1 << 4
+    MISSING_SHMEM = 1 << 5
+    EVENT_UNMAP = 1 << 6
+    SIGBUS = 1 << 7
+    THREAD_ID = 1 << 8
+    MINOR_HUGETLBFS = 1 << 9
+    MINOR_SHMEM = 1 << 10
+    EXACT_ADDRESS = 1 << 11
+    WP_HUGETLBFS_SHMEM = 1 << 12
+    WP_UNPOPULATED = 1 << 13
+    POISON = 1 << 14
+    WP_ASYNC = 1 << 15
+    MOVE = 1 << 16
+
+
+class MessageFlag(IntFlag):
+    """UFFD_PAGEFAULT_FLAG_*: in `aux` of MESSAGE."""
+
+    WRITE = 1
+    WP = 2
+    MINOR = 4
+
+
+class Counter(IntEnum):
+    """Slots of a range's counters in the kernel: exact even where events are dropped."""
+
+    FAULT_MISSING = 0
+    FAULT_WP = 1
+    FAULT_MINOR = 2
+    MESSAGE_MISSING = 3
+    MESSAGE_WP = 4
+    MESSAGE_MINOR = 5
+    EVENTS = 6
+
+
+# A power of two, so that the BPF program can mask the index.
+COUNTER_SLOTS = 8
+
+
+class Loss(IntEnum):
+    """Slots of the loss array: what could not be recorded."""
+
+    RING_FULL = 0
+    MAP_FULL = 1
+    UNREADABLE = 2
+
+
+# WRITEPROTECT, COPY and CONTINUE modes (include/uapi/linux/userfaultfd.h).
+WRITEPROTECT_MODE_WP = 1
+COPY_MODE_WP = 2
+CONTINUE_MODE_WP = 2
+
+# name, numpy type, C type
+_RECORD = (
+    ("time", "<u8", "u64"),
+    ("ctx", "<u8", "u64"),
+    ("start", "<u8", "u64"),
+    ("end", "<u8", "u64"),
+    ("aux", "<u8", "u64"),
+    ("value", "<i8", "s64"),
+    ("tid", "<u4", "u32"),
+    ("tgid", "<u4", "u32"),
+    ("type", "u1", "u8"),
+    ("kind", "u1", "u8"),
+    ("ret", "<i2", "s16"),
+    ("flags", "<u4", "u32"),
+)
+
+EVENT = np.dtype([(name, kind) for name, kind, _ in _RECORD])
+assert EVENT.itemsize == 64
+
+
+def c_header() -> str:
+    """The record, enums and constants of this module as C."""
+    lines = ["struct event {"]
+    lines += [f"\t{kind} {name};" for name, _, kind in _RECORD]
+    lines += ["};"]
+    for prefix, enum in (
+        ("EVENT", Type),
+        ("KIND", Kind),
+        ("MEMORY", Memory),
+        ("IOCTL", Ioctl),
+        ("MESSAGE_FLAG", MessageFlag),
+        ("COUNTER", Counter),
+        ("LOSS", Loss),
+    ):
+        lines += [f"#define {prefix}_{member.name} {int(member)}" for member in enum]
+        lines += [f"#define {prefix}_COUNT {len(enum)}"]
+    lines += [f"#define COUNTER_SLOTS {COUNTER_SLOTS}"]
+    lines += [f"#define MEMORY_ORDER_SHIFT {MEMORY_ORDER_SHIFT}"]
+    return "\n".join(lines) + "\n"
