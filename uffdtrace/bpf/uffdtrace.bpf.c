@@ -19,6 +19,8 @@
 
 /* include/linux/mm_types.h, enum fault_flag (macros before 5.19). */
 #define FAULT_FLAG_WRITE 0x1
+#define FAULT_FLAG_ALLOW_RETRY 0x4
+#define FAULT_FLAG_RETRY_NOWAIT 0x8
 #define FAULT_FLAG_UNSHARE 0x400
 #define FAULT_FLAG_ORIG_PTE_VALID 0x800
 
@@ -29,6 +31,12 @@
 #define MM_CP_UFFD_WP 0x4
 #define MM_CP_UFFD_WP_RESOLVE 0x8
 
+/* include/linux/sched/signal.h. */
+#define SIGNAL_GROUP_EXIT 0x4
+
+/* UFFD_FEATURE_SIGBUS. */
+#define FEATURE_SIGBUS 0x80
+
 #define UFFDIO 0xAA
 #define PAGE_MASK (~(u64)(PAGE_SIZE - 1))
 
@@ -37,6 +45,7 @@ enum mark_kind { MARK_HOLE = 1, MARK_PROTECTED_HOLE, MARK_OTHER, MARK_HUGE, MARK
 
 struct mark {
 	u64 page;
+	u64 ctx;
 	u32 kind;
 	u32 write;
 };
@@ -388,6 +397,13 @@ int on_fault(void *ctx, u64 vmf, u64 reason)
 	event.value = read64(area.vma + VMA_START);
 	event.end = read64(area.vma + VMA_END);
 	event.flags = memory_of(&area);
+	/* These return at once: nobody sleeps, nobody is told. */
+	if (!(event.aux & FAULT_FLAG_ALLOW_RETRY) || event.aux & FAULT_FLAG_RETRY_NOWAIT ||
+	    read32(area.ctx + CTX_FEATURES) & FEATURE_SIGBUS) {
+		event.ret = 1;
+		emit_here(&event);
+		return 0;
+	}
 	sleeper.ctx = area.ctx;
 	sleeper.vm_start = event.value;
 	if (sleepers.update(&tid, &sleeper))
@@ -402,10 +418,14 @@ int on_fault_return(void *ctx, u64 result)
 	u32 tid = bpf_get_current_pid_tgid();
 	struct sleeper *sleeper = sleepers.lookup(&tid);
 	struct event event = {.type = EVENT_FAULT_RETURN, .value = (u32)result};
+	u64 task;
 
 	if (!sleeper)
 		return 0;
 	event.ctx = sleeper->ctx;
+	/* A thread that dies in its fault was never served. */
+	task = (u64)bpf_get_current_task();
+	event.kind = read32(read64(task + TASK_SIGNAL) + SIGNAL_FLAGS) & SIGNAL_GROUP_EXIT ? 1 : 0;
 	sleepers.delete(&tid);
 	emit_here(&event);
 	return 0;
@@ -467,10 +487,10 @@ int on_wake(void *ctx, u64 entry, u64 key)
 
 /* ---- pages that appear --------------------------------------------------- */
 
-static __always_inline void mark(u64 address, u32 kind, u32 write)
+static __always_inline void mark(struct area *area, u64 address, u32 kind, u32 write)
 {
 	u32 tid = bpf_get_current_pid_tgid();
-	struct mark mark = {.page = address & PAGE_MASK, .kind = kind, .write = write};
+	struct mark mark = {.page = address & PAGE_MASK, .ctx = area->ctx, .kind = kind, .write = write};
 
 	if (marks.update(&tid, &mark))
 		lose(LOSS_MAP_FULL);
@@ -499,7 +519,7 @@ int on_anon_fault(void *ctx, u64 vmf)
 	address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
 	/* Not none means a marker (WP_UNPOPULATED): the page arrives protected. */
 	pte = flags & FAULT_FLAG_ORIG_PTE_VALID ? read64(vmf + VMF_ORIG_PTE) : 0;
-	mark(address, pte ? MARK_PROTECTED_HOLE : MARK_HOLE, flags & FAULT_FLAG_WRITE);
+	mark(&area, address, pte ? MARK_PROTECTED_HOLE : MARK_HOLE, flags & FAULT_FLAG_WRITE);
 	if (!(flags & FAULT_FLAG_WRITE) && !pte && !(area.flags & VM_UFFD_MISSING))
 		emit_page(&area, EVENT_ZERO_PAGE, 0, address, PAGE_SIZE, 0);
 	return 0;
@@ -516,7 +536,7 @@ int on_mm_fault(void *ctx, u64 vma, u64 address, u64 flags)
 	if (!registered_area(vma, VM_UFFD_WP, &area) || area.flags & VM_HUGETLB)
 		return 0;
 	address &= PAGE_MASK;
-	mark(address, MARK_HOLE, flags & FAULT_FLAG_WRITE);
+	mark(&area, address, MARK_HOLE, flags & FAULT_FLAG_WRITE);
 	if (flags & FAULT_FLAG_WRITE || area.flags & VM_UFFD_MISSING || read64(vma + VMA_OPS))
 		return 0;
 	if (!walk(area.mm, address).value)
@@ -535,7 +555,7 @@ int on_huge_fault(void *ctx, u64 vmf)
 		return 0;
 	flags = read32(vmf + VMF_FLAGS);
 	address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
-	mark(address, MARK_HUGE, flags & FAULT_FLAG_WRITE);
+	mark(&area, address, MARK_HUGE, flags & FAULT_FLAG_WRITE);
 	start = address & ~(u64)(PMD_SIZE - 1);
 	if (flags & FAULT_FLAG_WRITE || area.flags & VM_UFFD_MISSING)
 		return 0;
@@ -555,6 +575,10 @@ int on_huge_fault_return(void *ctx, u64 result)
 	if (!mark || mark->kind != MARK_HUGE || !(result & VM_FAULT_FALLBACK))
 		return 0;
 	mark->kind = MARK_HOLE;
+	if (mark->write)
+		return 0;
+	event.ctx = mark->ctx;
+	event.aux = mark->page;
 	event.start = mark->page & ~(u64)(PMD_SIZE - 1);
 	event.end = event.start + PMD_SIZE;
 	emit_here(&event);
@@ -567,7 +591,7 @@ int on_huge_wp(void *ctx, u64 vmf)
 	struct area area;
 
 	if (registered_area(read64(vmf + VMF_VMA), VM_UFFD_WP, &area))
-		mark(read64(vmf + VMF_ADDRESS), MARK_HUGE_ZERO, FAULT_FLAG_WRITE);
+		mark(&area, read64(vmf + VMF_ADDRESS), MARK_HUGE_ZERO, FAULT_FLAG_WRITE);
 	return 0;
 }
 
@@ -606,7 +630,7 @@ int on_swap(void *ctx, u64 vmf)
 	struct area area;
 
 	if (registered_area(read64(vmf + VMF_VMA), VM_UFFD_WP, &area))
-		mark(read64(vmf + VMF_ADDRESS), MARK_OTHER, 0);
+		mark(&area, read64(vmf + VMF_ADDRESS), MARK_OTHER, 0);
 	return 0;
 }
 
@@ -616,15 +640,16 @@ int on_wp_fault(void *ctx, u64 vmf)
 	u64 address, pte;
 	u32 flags;
 
-	if (!registered_area(read64(vmf + VMF_VMA), VM_UFFD_WP, &area))
+	if (!registered_area(read64(vmf + VMF_VMA), 0, &area))
 		return 0;
 	address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
-	mark(address, MARK_OTHER, 1);
+	mark(&area, address, MARK_OTHER, 1);
 	flags = read32(vmf + VMF_FLAGS);
 	if (!(flags & FAULT_FLAG_WRITE) || flags & FAULT_FLAG_UNSHARE)
 		return 0;
 	pte = read64(vmf + VMF_ORIG_PTE);
-	if (!(pte & PTE_UFFD_WP))
+	/* Protected no more: the bit outlives a registration that dropped the mode. */
+	if (!(pte & PTE_UFFD_WP) || !(area.flags & VM_UFFD_WP))
 		emit_page(&area, EVENT_UNPROTECTED_WRITE, pte & PTE_SPECIAL ? 1 : 0, address, PAGE_SIZE, 0);
 	return 0;
 }
@@ -638,7 +663,7 @@ int on_file_fault(void *ctx, u64 vmf)
 	if (!registered_area(read64(vmf + VMF_VMA), VM_UFFD_WP, &area))
 		return 0;
 	address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
-	mark(address, MARK_OTHER, 1);
+	mark(&area, address, MARK_OTHER, 1);
 	flags = read32(vmf + VMF_FLAGS);
 	/* A marker makes finish_fault() map the page protected. */
 	if (flags & FAULT_FLAG_ORIG_PTE_VALID && read64(vmf + VMF_ORIG_PTE))

@@ -103,20 +103,22 @@ class Program:
 
     def _attach(self, attachment: Attachment) -> None:
         candidate = attachment.candidate
+        name = self._program_name(attachment)
         returns = candidate.where is Where.RETURN
         if attachment.fentry:
-            name = self._kfunc(b"kretfunc__" if returns else b"kfunc__", candidate.function.encode())
             (self._bpf.attach_kretfunc if returns else self._bpf.attach_kfunc)(fn_name=name)
         elif returns:
-            self._bpf.attach_kretprobe(event=candidate.function.encode(), fn_name=_entry_name(attachment).encode())
+            self._bpf.attach_kretprobe(event=candidate.function.encode(), fn_name=name)
         else:
             function = candidate.within if candidate.where is Where.CALL else candidate.function
-            self._bpf.attach_kprobe(
-                event=function.encode(), event_off=attachment.offset, fn_name=_entry_name(attachment).encode()
-            )
+            self._bpf.attach_kprobe(event=function.encode(), event_off=attachment.offset, fn_name=name)
 
-    def _kfunc(self, prefix: bytes, function: bytes) -> bytes:
-        # kfunc__X up to BCC 0.18, kfunc__vmlinux__X since (iovisor/bcc 0.19).
+    def _program_name(self, attachment: Attachment) -> bytes:
+        if not attachment.fentry:
+            return _entry_name(attachment).encode()
+        prefix = b"kretfunc__" if attachment.candidate.where is Where.RETURN else b"kfunc__"
+        function = attachment.candidate.function.encode()
+        # kfunc__X up to BCC 0.18, kfunc__vmlinux__X since.
         for name in (prefix + b"vmlinux__" + function, prefix + function):
             if name in self._names:
                 return name
@@ -146,18 +148,19 @@ class Program:
             for key, leaf in self._bpf["counters"].items()
         }
 
-    def misses(self) -> Dict[str, int]:
-        """Runs that the kernel skipped, by probe point, from each program's fdinfo.
+    def misses(self) -> List[Tuple[Attachment, int]]:
+        """Runs that the kernel skipped, from each program's fdinfo; probes with none are left out.
 
         `recursion_misses` is there since 5.12 (9ed9e9ba2337); for kprobes it
         counts since 6.7 (dd8657894c11).
         """
-        missed: Dict[str, int] = {}
-        for name, function in self._bpf.funcs.items():
+        missed = []
+        for attachment in self.attachments:
+            function = self._bpf.funcs[self._program_name(attachment)]
             text = Path(f"/proc/self/fdinfo/{function.fd}").read_text()
             found = re.search(r"^recursion_misses:\s*(\d+)", text, re.MULTILINE)
             if found and int(found.group(1)):
-                missed[name.decode()] = int(found.group(1))
+                missed.append((attachment, int(found.group(1))))
         return missed
 
     def detach(self) -> None:

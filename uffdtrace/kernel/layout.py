@@ -30,6 +30,8 @@ _MEMBERS = {
     "MM_PGD": ("mm_struct", "pgd"),
     "TASK_PID": ("task_struct", "pid"),
     "TASK_TGID": ("task_struct", "tgid"),
+    "TASK_SIGNAL": ("task_struct", "signal"),
+    "SIGNAL_FLAGS": ("signal_struct", "flags"),
     "UWQ_WQ": ("userfaultfd_wait_queue", "wq"),
     "UWQ_MSG": ("userfaultfd_wait_queue", "msg"),
     "UWQ_CTX": ("userfaultfd_wait_queue", "ctx"),

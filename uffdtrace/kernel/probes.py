@@ -47,10 +47,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Row:
-    """One thing to observe. `numbers` says which numbers rest on it."""
+    """One thing to observe. `numbers` are the report's fields that rest on it."""
 
     name: str
-    numbers: str
+    numbers: Tuple[str, ...]
     candidates: Tuple[Candidate, ...]
     # Without it the report would be wrong, not merely poorer.
     required: bool = True
@@ -87,17 +87,17 @@ class ProbeError(Exception):
 _RETURN = Where.RETURN
 
 TABLE: Tuple[Row, ...] = (
-    Row("faults", "faults, pending, latency", (Candidate("handle_userfault", "on_fault", ("vmf", "reason")),)),
+    Row("faults", ("faults", "pending", "latency_us"), (Candidate("handle_userfault", "on_fault", ("vmf", "reason")),)),
     Row(
         "fault-returns",
-        "pending",
+        ("pending",),
         (Candidate("handle_userfault", "on_fault_return", (), _RETURN),),
         required=False,
         sleeps=True,
     ),
     Row(
         "messages",
-        "messages, notified_pages",
+        ("messages", "notified_pages"),
         (
             # read became read_iter in 6.10 (b1b06cf1ee6c, "userfaultfd: convert to ->read_iter").
             Candidate("add_wait_queue", "on_message", ("wq_entry",), Where.CALL, "userfaultfd_read_iter"),
@@ -106,19 +106,19 @@ TABLE: Tuple[Row, ...] = (
             Candidate("add_wait_queue", "on_message", ("wq_entry",)),
         ),
     ),
-    Row("wakes", "pending, latency", (Candidate("userfaultfd_wake_function", "on_wake", ("wq", "key")),)),
-    Row("ioctls", "ranges, armed_pages, blind", (Candidate("userfaultfd_ioctl", "on_ioctl", ("file", "cmd", "arg")),)),
-    Row("ioctl-returns", "ranges, blind", (Candidate("userfaultfd_ioctl", "on_ioctl_return", (), _RETURN),)),
-    Row("releases", "ranges", (Candidate("userfaultfd_release", "on_release", ("file",)),)),
+    Row("wakes", ("pending", "latency_us"), (Candidate("userfaultfd_wake_function", "on_wake", ("wq", "key")),)),
+    Row("ioctls", ("armed_pages", "lost"), (Candidate("userfaultfd_ioctl", "on_ioctl", ("file", "cmd", "arg")),)),
+    Row("ioctl-returns", ("armed_pages", "lost"), (Candidate("userfaultfd_ioctl", "on_ioctl_return", (), _RETURN),)),
+    Row("releases", ("pages",), (Candidate("userfaultfd_release", "on_release", ("file",)),)),
     Row(
         "protection",
-        "armed_pages, lost",
+        ("armed_pages", "lost"),
         (Candidate("change_protection", "on_protect", ("vma", "start", "end", "cp_flags")),),
     ),
-    Row("protection-returns", "holes", (Candidate("change_protection", "on_protect_return", (), _RETURN),)),
+    Row("protection-returns", ("holes",), (Candidate("change_protection", "on_protect_return", (), _RETURN),)),
     Row(
         "page-commits",
-        "skipped.fresh_page, skipped.huge_page, lost",
+        ("skipped", "lost"),
         (
             # folio_ since 6.9 (folio_add_new_anon_rmap grew flags in 6.11).
             Candidate("folio_add_new_anon_rmap", "on_anon_commit", ("folio", "vma", "address")),
@@ -127,40 +127,40 @@ TABLE: Tuple[Row, ...] = (
     ),
     Row(
         "anonymous-faults",
-        "skipped.zero_page, lost",
+        ("skipped", "lost"),
         (
             Candidate("do_anonymous_page", "on_anon_fault", ("vmf",)),
             # Inlined in Debian's 5.10 and 6.1.
             Candidate("handle_mm_fault", "on_mm_fault", ("vma", "address", "flags")),
         ),
     ),
-    Row("huge-faults", "skipped.huge_page, blind", (Candidate("do_huge_pmd_anonymous_page", "on_huge_fault", ("vmf",)),)),
+    Row("huge-faults", ("skipped", "lost"), (Candidate("do_huge_pmd_anonymous_page", "on_huge_fault", ("vmf",)),)),
     Row(
         "huge-fault-returns",
-        "skipped.zero_page of huge pages",
+        ("skipped",),
         (Candidate("do_huge_pmd_anonymous_page", "on_huge_fault_return", (), _RETURN),),
     ),
-    Row("huge-writes", "lost", (Candidate("do_huge_pmd_wp_page", "on_huge_wp", ("vmf",)),)),
-    Row("swap-ins", "skipped.fresh_page", (Candidate("do_swap_page", "on_swap", ("vmf",)),)),
-    Row("unprotected-writes", "lost", (Candidate("do_wp_page", "on_wp_fault", ("vmf",)),)),
-    Row("file-faults", "skipped.file_page, lost", (Candidate("finish_fault", "on_file_fault", ("vmf",)),)),
+    Row("huge-writes", ("lost",), (Candidate("do_huge_pmd_wp_page", "on_huge_wp", ("vmf",)),)),
+    Row("swap-ins", ("skipped",), (Candidate("do_swap_page", "on_swap", ("vmf",)),)),
+    Row("unprotected-writes", ("lost",), (Candidate("do_wp_page", "on_wp_fault", ("vmf",)),)),
+    Row("file-faults", ("skipped", "lost"), (Candidate("finish_fault", "on_file_fault", ("vmf",)),)),
     Row(
         "hugetlb-faults",
-        "skipped.file_page, lost",
+        ("skipped", "lost"),
         (Candidate("hugetlb_fault", "on_hugetlb_fault", ("vma", "address", "flags")),),
     ),
-    Row("discards", "causes", (Candidate("userfaultfd_remove", "on_discard", ("vma", "start", "end")),)),
+    Row("discards", ("lost",), (Candidate("userfaultfd_remove", "on_discard", ("vma", "start", "end")),)),
     Row(
         "unmaps",
-        "ranges",
+        ("pages",),
         (
             # The mm in 6.0 to 6.3 (maple tree: 69dbe6daf104), a vma before and after.
             Candidate("userfaultfd_unmap_prep", "on_unmap", ("mm", "start", "end")),
             Candidate("userfaultfd_unmap_prep", "on_unmap_vma", ("vma", "start", "end")),
         ),
     ),
-    Row("exits", "ranges", (Candidate("exit_mmap", "on_exit", ("mm",)),)),
-    Row("descriptors", "ranges found at attach", (Candidate("userfaultfd_show_fdinfo", "on_fdinfo", ("m", "f")),)),
+    Row("exits", ("pages",), (Candidate("exit_mmap", "on_exit", ("mm",)),)),
+    Row("descriptors", ("pages",), (Candidate("userfaultfd_show_fdinfo", "on_fdinfo", ("m", "f")),)),
 )
 
 # The kernel passes at most six arguments in registers, on x86-64 and arm64.
@@ -217,7 +217,7 @@ def plan(btf: Btf, symbols: Symbols, wanted: Backend, preemptible: bool) -> List
             if row.required:
                 functions = " or ".join(dict.fromkeys(candidate.function for candidate in row.candidates))
                 raise ProbeError(
-                    f"this kernel has no function {functions} that can be probed, and {row.numbers} rest on it:"
+                    f"this kernel has no function {functions} that can be probed, and {', '.join(row.numbers)} rest on it:"
                     " run uffdtrace doctor, and report the kernel's version to the project"
                 )
     return list(chosen.values())

@@ -49,11 +49,12 @@ class Type(IntEnum):
 # Addresses are bytes in the target, [start, end).
 FIELDS = {
     Type.USERFAULTFD: "a descriptor seen: start=mm, end=features, aux=tgid of the memory's owner or 0",
-    Type.FAULT: "handle_userfault: start=address, aux=fault flags, value=vm_start, end=vm_end, kind=Kind, flags=Memory",
+    Type.FAULT: "handle_userfault: start=address, aux=fault flags, value=vm_start, end=vm_end, kind=Kind, flags=Memory,"
+    " ret=1 where the fault cannot sleep",
     Type.MESSAGE: "read by the monitor: start=address, aux=message flags, kind=Kind, tid=the faulting thread,"
     " tgid=the monitor",
     Type.WAKE: "a fault resolved: start=address, tid=the faulting thread",
-    Type.FAULT_RETURN: "handle_userfault returned: value=vm_fault_t",
+    Type.FAULT_RETURN: "handle_userfault returned: value=vm_fault_t, kind=1 as its process dies",
     Type.IOCTL: "start, end=range, aux=mode, value=source address, kind=Ioctl",
     Type.IOCTL_RETURN: "as IOCTL, value=the result member, ret=0 or -errno",
     Type.PROTECT: "change_protection for userfaultfd: start, end, kind=1 protect, 0 release, aux=vm_flags, flags=Memory",
@@ -63,7 +64,7 @@ FIELDS = {
     Type.HUGE_ZERO_WRITE: "a write replaced a huge zero page with a huge page",
     Type.ZERO_PAGE: "a read fault mapped the zero page over nothing at start..end",
     Type.HUGE_ZERO_PAGE: "the same with the huge zero page, unless HUGE_FALLBACK follows",
-    Type.HUGE_FALLBACK: "that thread's huge page did not come about",
+    Type.HUGE_FALLBACK: "that huge zero page did not come about: start, end, aux=fault address",
     Type.FILE_PAGE: "a fault maps a shmem or hugetlb page without protection; kind=1 for a write",
     Type.UNPROTECTED_WRITE: "a write fault on a present page without protection; kind=1 for the zero page",
     Type.DISCARD: "madvise drops start..end; flags=Memory",

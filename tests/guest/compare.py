@@ -1,0 +1,163 @@
+"""A report held against the workload's own account of what it did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+Json = dict[str, Any]
+
+KINDS = ("missing", "wp", "minor")
+# Everything a truth line can give, in the report's own terms (design.md, section 4).
+FIELDS = (
+    "start",
+    "end",
+    "modes",
+    "memory",
+    "armed_pages",
+    "holes",
+    "messages",
+    "notified_pages",
+    "skipped",
+    "lost.observed",
+    "lost.blind",
+    "lost.causes",
+    "pending",
+    "verdict",
+)
+# What attaching in mid-life cannot know: it happened before the trace.
+BEFORE_ATTACH = ("armed_pages", "holes", "skipped", "lost", "verdict")
+
+
+@dataclass
+class Comparison:
+    """What differs, and which differences the report itself had announced."""
+
+    differences: list[str] = field(default_factory=list)
+    lower_bounds: set[str] = field(default_factory=set)
+
+    @property
+    def cell(self) -> str:
+        return "FAIL" if self.differences else "lower bound" if self.lower_bounds else "ok"
+
+
+def owned_ranges(report: Json, pid: int) -> list[Json]:
+    owned = {uffd["id"] for uffd in report["userfaultfds"] if uffd["owner_pid"] == pid}
+    return in_order([found for found in report["ranges"] if found["userfaultfd"] in owned])
+
+
+def in_order(ranges: list[Json]) -> list[Json]:
+    # Stable: entries for the same addresses stay in the order of time.
+    return sorted(ranges, key=lambda found: int(found["start"], 16))
+
+
+def lookup(document: Json, path: str) -> Any:
+    value: Any = document
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def normal(path: str, value: Any) -> Any:
+    if path in ("start", "end") and value is not None:
+        return int(value, 16)
+    if path == "modes" and value is not None:
+        return sorted(value)
+    if path == "lost.causes" and value is not None:
+        return {cause: pages for cause, pages in value.items() if pages}
+    return value
+
+
+def leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A field's parts that are compared one by one; the causes are one, for none may be added."""
+    if isinstance(value, dict) and path != "lost.causes":
+        for key, part in value.items():
+            yield f"{path}.{key}", part
+    else:
+        yield path, value
+
+
+def named(path: str, names: Collection[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") or name.startswith(f"{path}.") for name in names)
+
+
+def not_more(reported: Any, true: Any) -> bool:
+    """A lower bound keeps its word; null claims nothing."""
+    if reported is None:
+        return True
+    if isinstance(true, dict) and isinstance(reported, dict):
+        # A cause may be the wrong one where events are missing, but not one page too many.
+        return sum(reported.values()) <= sum(true.values())
+    return isinstance(true, int) and isinstance(reported, int) and reported <= true
+
+
+def compare_range(
+    reported: Json, true: Json, where: str, bounds: Collection[str], unknown: Collection[str]
+) -> Comparison:
+    outcome = Comparison()
+    excused = False
+    for path in FIELDS:
+        for leaf, expected in leaves(path, normal(path, lookup(true, path))):
+            if expected is None:
+                continue
+            found = normal(leaf, lookup(reported, leaf))
+            if found == expected:
+                continue
+            # The verdict is drawn from the numbers, so it is excused only after one of them.
+            if named(leaf, bounds) and not_more(found, expected):
+                outcome.lower_bounds.add(leaf)
+                excused = True
+            elif named(leaf, unknown) and (found is None or (leaf == "verdict" and excused)):
+                excused = True
+            elif leaf == "verdict" and excused and bounds:
+                continue
+            else:
+                outcome.differences.append(f"{where}: {leaf} is {found}, the workload counted {expected}")
+    for kind in KINDS:
+        faults, messages = lookup(reported, f"faults.{kind}"), lookup(reported, f"messages.{kind}")
+        if isinstance(faults, int) and isinstance(messages, int) and faults < messages:
+            if named("faults", bounds):
+                outcome.lower_bounds.add("faults")
+            else:
+                outcome.differences.append(f"{where}: {faults} {kind} faults for {messages} messages")
+    return outcome
+
+
+def compare(report: Json, truth: Json, forced: bool = False, unknown: Collection[str] = ()) -> Comparison:
+    """One scenario's ranges against the report's.
+
+    A forced backend may say that a number is a lower bound (`loss.lower_bounds`);
+    the default one may not. `unknown` are fields that may be null.
+    """
+    bounds = (report["loss"].get("lower_bounds") or []) if forced else []
+    reported, true = owned_ranges(report, truth["pid"]), in_order(truth["ranges"])
+    total = Comparison()
+    if len(reported) != len(true):
+        total.differences.append(f"{len(reported)} ranges reported, the workload had {len(true)}")
+    different = []
+    for number, (found, expected) in enumerate(zip(reported, true)):
+        one = compare_range(found, expected, f"range {number}", bounds, unknown)
+        total.differences += one.differences
+        total.lower_bounds |= one.lower_bounds
+        if one.differences:
+            different.append((number, found, expected))
+    # Both whole, so that nobody has to boot again to see the rest; 400 of them help nobody.
+    for number, found, expected in different[:3]:
+        total.differences.append(f"range {number} reported: {json.dumps(found)}")
+        total.differences.append(f"range {number} counted:  {json.dumps(expected)}")
+    if len(reported) != len(true):
+        total.differences += [f"reported: {addresses(reported)}", f"counted:  {addresses(true)}"]
+    return total
+
+
+def addresses(ranges: list[Json]) -> str:
+    return ", ".join(f"{found['start']}-{found['end']} {found['modes']}" for found in ranges[:20])
+
+
+def strays(report: Json, truth: dict[str, Json]) -> list[str]:
+    """Ranges that no scenario accounts for."""
+    pids = {line["pid"] for line in truth.values()}
+    known = {uffd["id"] for uffd in report["userfaultfds"] if uffd["owner_pid"] in pids}
+    return [json.dumps(found) for found in report["ranges"] if found["userfaultfd"] not in known]

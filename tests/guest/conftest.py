@@ -1,0 +1,194 @@
+"""Boots each suite's kernel once, and keeps what it answered.
+
+pytest tests/guest --suite bookworm --backend auto
+"""
+
+from __future__ import annotations
+
+import compileall
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from guest.features import BACKENDS, SCENARIOS, SUITES, expected
+from guest.results import Guest, Trace, tail
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BOOT_SECONDS = 1500.0
+
+CELLS = pytest.StashKey["dict[tuple[str, str, str], str]"]()
+GUESTS = pytest.StashKey["dict[str, Guest]"]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[CELLS] = {}
+    config.stash[GUESTS] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.guest)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Absent scenarios are not collected: nothing here is green by skipping."""
+    option = metafunc.config.getoption
+    suites = option("--suite") or list(SUITES)
+    backends = option("--backend") or list(BACKENDS)
+    names = [name for name in ("suite", "backend", "scenario") if name in metafunc.fixturenames]
+    if not names:
+        return
+    rows: list[tuple[str, ...]] = [(suite,) for suite in suites]
+    if "backend" in names:
+        rows = [(*row, backend) for row in rows for backend in backends]
+    if "scenario" in names:
+        rows = [(*row, scenario) for row in rows for scenario in expected(row[0])]
+    # One boot after the other, however the tests are spread over files.
+    metafunc.parametrize(names, rows, scope="session")
+
+
+def run_guest(suite: str, command: list[str], folder: Path) -> tuple[int | None, str]:
+    """scripts/guests with all it says, and its exit status or None when the time was up."""
+    log = folder.parent / f"{suite}.log"
+    boot = [str(ROOT / "scripts" / "guests"), "boot", suite, "--rwdir", str(folder), "--", shlex.join(command)]
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            boot, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status: int | None = process.wait(BOOT_SECONDS)
+        except BaseException as error:
+            # QEMU is a grandchild, and would live on.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            status = None
+    return status, log.read_text(errors="replace")
+
+
+@pytest.fixture(scope="session")
+def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("workload")
+    made = subprocess.run(
+        ["make", "-C", str(ROOT / "tests" / "workloads"), f"OUT={out}"], text=True, capture_output=True
+    )
+    assert made.returncode == 0, f"the workload does not build: {tail(made.stdout + made.stderr)}"
+    return out / "workload"
+
+
+@pytest.fixture(scope="session")
+def boot(
+    request: pytest.FixtureRequest, workload: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Guest]:
+    guests = request.config.stash[GUESTS]
+    backends = request.config.getoption("--backend") or list(BACKENDS)
+
+    def once(suite: str) -> Guest:
+        if suite not in guests:
+            guests[suite] = boot_suite(suite, workload, backends, tmp_path_factory.mktemp(f"guest-{suite}"))
+        return guests[suite]
+
+    return once
+
+
+def boot_suite(suite: str, workload: Path, backends: list[str], parent: Path) -> Guest:
+    folder = parent / "answers"
+    folder.mkdir()
+    shutil.copy2(workload, folder / "workload")
+    # The guest cannot write beside the sources, and would compile them at each start.
+    compileall.compile_dir(ROOT / "uffdtrace", quiet=2)
+    command = [sys.executable, str(HERE / "in_guest.py"), "--dir", str(folder)]
+    command += ["--workload", str(folder / "workload"), "--repository", str(ROOT)]
+    for backend in backends:
+        command += ["--backend", backend]
+    status, output = run_guest(suite, command, folder)
+    error = None
+    if status is None:
+        error = f"{suite}: stopped after {BOOT_SECONDS:.0f} s"
+    elif status:
+        error = f"{suite}: scripts/guests boot ended with exit status {status}"
+    if error:
+        error += f"; its last lines:\n{tail(output)}"
+    return Guest(suite, folder, output, error, retried="boot 1 of 2" in output)
+
+
+@pytest.fixture
+def guest(boot: Callable[[str], Guest], suite: str) -> Guest:
+    booted = boot(suite)
+    if booted.error:
+        pytest.fail(booted.error, pytrace=False)
+    return booted
+
+
+@pytest.fixture
+def trace(guest: Guest, backend: str) -> Trace:
+    return guest.trace(backend)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    if {"suite", "backend", "scenario"} <= set(parameters):
+        cell = (str(parameters["scenario"]), str(parameters["suite"]), str(parameters["backend"]))
+        if report.failed:
+            item.config.stash[CELLS][cell] = "FAIL"
+        elif report.when == "call":
+            item.config.stash[CELLS][cell] = str(dict(item.user_properties).get("cell", "ok"))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    guests = config.stash[GUESTS]
+    for line in table(config.stash[CELLS], guests):
+        terminalreporter.write_line(line)
+    for guest in guests.values():
+        if guest.retried:
+            terminalreporter.write_line(f"{guest.suite}: the first boot died and was tried once more")
+        seconds = [
+            f"{name} {trace.step['seconds']} s" for name, trace in guest._traces.items() if "seconds" in trace.step
+        ]
+        if seconds:
+            terminalreporter.write_line(f"{guest.suite}: the workload under trace took {', '.join(seconds)}")
+
+
+def table(cells: dict[tuple[str, str, str], str], guests: dict[str, Guest]) -> list[str]:
+    """Scenarios by suite and backend."""
+    if not cells:
+        return []
+    columns = list(dict.fromkeys((suite, backend) for _, suite, backend in cells))
+    heads = [f"{suite}/{backend}" for suite, backend in columns]
+    first = max(map(len, SCENARIOS)) + 2
+    widths = [max(len(head), len("lower bound")) + 2 for head in heads]
+    lines = ["", " " * first + "".join(head.ljust(width) for head, width in zip(heads, widths)).rstrip()]
+    for scenario in SCENARIOS:
+        row = [
+            "absent" if scenario not in expected(suite) else cells.get((scenario, suite, backend), "not run")
+            for suite, backend in columns
+        ]
+        lines.append(scenario.ljust(first) + "".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    lines.append("")
+    for (suite, backend), head in zip(columns, heads):
+        if suite in guests:
+            lines.append(f"{head}: {described(guests[suite], backend)}")
+    return lines
+
+
+def described(guest: Guest, backend: str) -> str:
+    try:
+        said = guest.trace(backend).report["trace"]
+    except (AssertionError, KeyError):
+        return f"kernel {guest.release}, no report"
+    return f"kernel {said.get('kernel')} (booted {guest.release}), backend {said.get('backend')}"

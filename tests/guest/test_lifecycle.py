@@ -1,0 +1,141 @@
+"""A trace's beginnings and ends: attaching, being killed, being refused, being read elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+from guest.compare import BEFORE_ATTACH, compare
+from guest.results import Guest, Json, Trace
+
+ROOT = Path(__file__).resolve().parents[2]
+NOBODY = 65534
+REFUSED_SECONDS = 20
+
+
+@pytest.mark.parametrize("point", ["registered", "armed"])
+def test_attach_counts_what_the_workload_counted(guest: Guest, point: str) -> None:
+    trace = guest.trace(f"attach-{point}")
+    # Armed before the trace: null where it cannot be known, but never a wrong number.
+    unknown = BEFORE_ATTACH if point == "armed" else ()
+    truth = trace.truth["seed"]
+    assert truth["status"] == "ran", truth
+    outcome = compare(trace.report, truth, unknown=unknown)
+    if outcome.differences:
+        pytest.fail("\n".join(outcome.differences), pytrace=False)
+
+
+def test_killed_collector_leaves_a_readable_trace(guest: Guest) -> None:
+    killed = guest.step("kill")
+    assert killed["exit_status"] == 0, killed["stderr"]
+    report = json.loads(killed["stdout"])
+    assert report["ranges"]
+    assert any(sum(found["messages"].values()) for found in report["ranges"])
+    assert "cut short" in report["trace"]["stop_reason"]
+
+
+def test_killed_collector_leaves_no_probe(guest: Guest) -> None:
+    killed = guest.step("kill")
+    assert killed["probes_seen"], "no probe was listed even while tracing: this proves nothing"
+    left = {path: sorted(set(killed["after"][path]) - set(lines)) for path, lines in killed["before"].items()}
+    assert killed["probes_gone"], f"left behind: {left}"
+
+
+@pytest.mark.parametrize("cause", ["pid", "command", "user"])
+def test_refusals_are_one_line(guest: Guest, cause: str) -> None:
+    refused: Json = guest.step(f"refused-{cause}")
+    lines = refused["stderr"].splitlines()
+    assert refused["exit_status"] == 1, refused
+    assert len(lines) == 1 and lines[0].startswith("uffdtrace: "), refused
+    assert "Traceback" not in refused["stderr"] + refused["stdout"]
+    assert refused["seconds"] < REFUSED_SECONDS, refused
+
+
+def reachable(path: Path) -> bool:
+    """Whether another user may enter every folder on the way."""
+    return all(folder.stat().st_mode & 0o1 for folder in (path, *path.parents))
+
+
+def runtime_distributions() -> list[Distribution]:
+    """What uffdtrace needs when it runs, and what that needs in turn."""
+    found: dict[str, Distribution] = {}
+    wanted = ["uffdtrace"]
+    while wanted:
+        name = wanted.pop()
+        if name in found:
+            continue
+        try:
+            found[name] = distribution(name)
+        except PackageNotFoundError:
+            # A requirement of other Pythons.
+            continue
+        for requirement in found[name].requires or ():
+            match = re.match(r"[\w.-]+", requirement)
+            if match and "extra ==" not in requirement:
+                wanted.append(match[0])
+    return [dist for name, dist in found.items() if name != "uffdtrace"]
+
+
+@pytest.fixture(scope="session")
+def elsewhere() -> Iterator[Path]:
+    """A folder that anyone can read, with uffdtrace in it and a BCC that cannot be imported."""
+    folder = Path(tempfile.mkdtemp(prefix="uffdtrace-elsewhere-"))
+    try:
+        folder.chmod(0o755)
+        modules = folder / "modules"
+        shutil.copytree(ROOT / "uffdtrace", modules / "uffdtrace", ignore=shutil.ignore_patterns("__pycache__"))
+        (modules / "bcc.py").write_text('raise ImportError("BCC is not here")\n')
+        for dist in runtime_distributions():
+            for file in dist.files or ():
+                source = Path(str(dist.locate_file(file)))
+                # Debian's own are where every user finds them.
+                if ".." in file.parts or not source.is_file() or reachable(source.parent):
+                    continue
+                target = modules / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, target)
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_report_needs_neither_root_nor_bcc_nor_that_kernel(trace: Trace, backend: str, elsewhere: Path) -> None:
+    copy = elsewhere / f"{os.urandom(4).hex()}.data"
+    shutil.copy(trace.data, copy)
+    copy.chmod(0o644)
+    # The environment's own Python may be where only root can go.
+    python = os.path.realpath(sys.executable)
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(elsewhere / "modules"), "LC_ALL": "C.UTF-8"}
+    user = NOBODY if os.geteuid() == 0 else None
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [python, *arguments],
+            cwd="/",
+            env=environment,
+            text=True,
+            capture_output=True,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+        )
+
+    assert run("-c", "import bcc").returncode, "BCC can be imported: this proves nothing"
+    done = run("-m", "uffdtrace", "report", str(copy), "--format", "json")
+    assert done.returncode == 0, done.stderr
+    there, here = trace.report, json.loads(done.stdout)
+    assert without_file(here) == without_file(there)
+
+
+def without_file(report: Json) -> Json:
+    """The trace has another name here."""
+    return {**report, "trace": {key: value for key, value in report["trace"].items() if key != "file"}}

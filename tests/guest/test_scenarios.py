@@ -1,0 +1,54 @@
+"""Exactness: what the report says equals what the workload counted."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from guest.compare import compare, strays
+from guest.features import ABSENT, SCENARIOS, SERIES
+from guest.results import Guest, Trace
+
+
+def test_the_table_names_every_scenario(workload: Path) -> None:
+    listed = subprocess.run([workload, "list"], text=True, capture_output=True, check=True).stdout.split()
+    assert listed == list(SCENARIOS)
+
+
+def test_the_kernel_is_the_one_the_table_is_for(guest: Guest) -> None:
+    assert guest.release.split(".")[:2] == SERIES[guest.suite].split(".")
+
+
+def test_scenario(
+    trace: Trace, suite: str, backend: str, scenario: str, record_property: Callable[[str, object], None]
+) -> None:
+    report = trace.report
+    truth = trace.truth.get(scenario)
+    assert truth, "the workload did not come to this scenario"
+    assert truth["status"] == "ran", f"{truth['status']} on {suite}: {truth.get('reason')}"
+    assert truth["ranges"], "the workload counted nothing"
+    outcome = compare(report, truth, forced=backend != "auto")
+    record_property("cell", outcome.cell)
+    if outcome.differences:
+        pytest.fail("\n".join(outcome.differences), pytrace=False)
+
+
+def test_absent_scenarios_are_absent(trace: Trace, suite: str, backend: str) -> None:
+    ran = [
+        f"{scenario}: {trace.truth.get(scenario, {}).get('status', 'not reached')}"
+        for scenario in sorted(ABSENT[suite])
+        if trace.truth.get(scenario, {}).get("status") != "unsupported"
+    ]
+    assert not ran, f"features.py calls these absent: {', '.join(ran)}"
+
+
+def test_nothing_else_is_reported(trace: Trace, backend: str) -> None:
+    found = strays(trace.report, trace.truth)
+    assert not found, "\n".join(found)
+
+
+def test_the_default_backend_bounds_nothing(guest: Guest, backend: str) -> None:
+    if backend == "auto":
+        assert not guest.trace("auto").report["loss"].get("lower_bounds")

@@ -1,0 +1,33 @@
+"""Every report that a guest printed is what the package's JSON Schema promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from guest.results import Guest, Json, Trace
+
+SCHEMA = Path(__file__).resolve().parents[2] / "uffdtrace" / "reporters" / "report.schema.json"
+
+
+def validate(report: Json) -> None:
+    schema = json.loads(SCHEMA.read_text())
+    validator = jsonschema.validators.validator_for(schema)
+    validator.check_schema(schema)
+    wrong = [f"{error.json_path}: {error.message}" for error in validator(schema).iter_errors(report)]
+    assert not wrong, "\n".join(wrong[:20])
+
+
+def test_run(trace: Trace, backend: str) -> None:
+    validate(trace.report)
+
+
+@pytest.mark.parametrize("point", ["registered", "armed"])
+def test_attach(guest: Guest, point: str) -> None:
+    validate(guest.trace(f"attach-{point}").report)
+
+
+def test_killed(guest: Guest) -> None:
+    validate(json.loads(guest.step("kill")["stdout"]))

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* The command line, and one forked child per scenario. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "run.h"
+#include "scenarios.h"
+#include "truth.h"
+
+#define TIMEOUT_S 180
+#define NR_HUGEPAGES "/proc/sys/vm/nr_hugepages"
+
+enum { CHILD_DONE, CHILD_FAILED };
+
+static const char *out_path;
+static const char *stop_at;
+static const char *current;
+
+static void report(pid_t pid, const char *status, const char *reason)
+{
+	FILE *out = out_path ? fopen(out_path, "a") : stdout;
+
+	if (!out) {
+		fprintf(stderr, "workload: %s: %s\n", out_path, strerror(errno));
+		_exit(CHILD_FAILED);
+	}
+	fprintf(out, "{\"scenario\": \"%s\", \"pid\": %d, \"status\": \"%s\", ", current, (int)pid, status);
+	if (reason)
+		fprintf(out, "\"reason\": \"%s\", \"ranges\": []", reason);
+	else
+		fputs("\"ranges\": ", out);
+	if (!reason)
+		truth_print(out);
+	fputs("}\n", out);
+	fflush(out);
+	if (out_path)
+		fclose(out);
+}
+
+static void end_early(const char *status, int code, const char *format, va_list args) __attribute__((noreturn));
+static void end_early(const char *status, int code, const char *format, va_list args)
+{
+	static atomic_flag ending = ATOMIC_FLAG_INIT;
+	char reason[256];
+
+	while (atomic_flag_test_and_set(&ending))
+		pause();
+	vsnprintf(reason, sizeof(reason), format, args);
+	fprintf(stderr, "workload: %s: %s: %s\n", current, status, reason);
+	report(getpid(), status, reason);
+	_exit(code);
+}
+
+void unsupported(const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	end_early("unsupported", CHILD_DONE, format, args);
+}
+
+void fail(const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	end_early("failed", CHILD_FAILED, format, args);
+}
+
+void point(const char *name)
+{
+	char c = 0;
+
+	if (!stop_at || strcmp(stop_at, name))
+		return;
+	printf("{\"pid\": %d, \"stopped\": \"%s\"}\n", (int)getpid(), name);
+	fflush(stdout);
+	/* Unbuffered: later children read the next lines of the same stdin. */
+	while (read(STDIN_FILENO, &c, 1) == 1 && c != '\n')
+		;
+}
+
+static void child(const struct scenario *s)
+{
+	alarm(TIMEOUT_S);
+	s->run();
+	report(getpid(), "ran", NULL);
+	/* Without unwinding: descriptors and mappings stay until the very end. */
+	_exit(CHILD_DONE);
+}
+
+static bool run_one(const struct scenario *s)
+{
+	char reason[64];
+	int status;
+	pid_t pid;
+
+	current = s->name;
+	fflush(NULL);
+	pid = fork();
+	if (!pid)
+		child(s);
+	if (pid < 0 || waitpid(pid, &status, 0) < 0) {
+		perror("workload: fork");
+		return false;
+	}
+	if (WIFEXITED(status) && WEXITSTATUS(status) <= CHILD_FAILED)
+		return WEXITSTATUS(status) == CHILD_DONE;
+	snprintf(reason, sizeof(reason), WIFSIGNALED(status) ? "killed by signal %d" : "exited with status %d",
+		 WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+	fprintf(stderr, "workload: %s: failed: %s\n", current, reason);
+	report(pid, "failed", reason);
+	return false;
+}
+
+static bool in_list(const char *list, const char *name)
+{
+	size_t length = strlen(name);
+
+	for (const char *at = list; at; at = strchr(at, ',')) {
+		at += *at == ',';
+		if (!strncmp(at, name, length) && (!at[length] || at[length] == ','))
+			return true;
+	}
+	return false;
+}
+
+static const struct scenario *find(const char *name, size_t length)
+{
+	for (const struct scenario *s = scenarios; s->name; s++)
+		if (strlen(s->name) == length && !strncmp(s->name, name, length))
+			return s;
+	return NULL;
+}
+
+static void check_list(const char *list)
+{
+	for (const char *at = list; at; at = strchr(at, ',')) {
+		at += *at == ',';
+		if (!find(at, strcspn(at, ","))) {
+			fprintf(stderr, "workload: no scenario %.*s, see workload list\n", (int)strcspn(at, ","), at);
+			exit(2);
+		}
+	}
+}
+
+static bool is_point(const char *name)
+{
+	return !strcmp(name, "registered") || !strcmp(name, "populated") || !strcmp(name, "armed") ||
+	       !strcmp(name, "written");
+}
+
+static void usage(void)
+{
+	fputs("usage: workload list\n"
+	      "       workload run [--only A,B] [--skip A,B] [--out FILE]\n"
+	      "                    [--stop-at registered|populated|armed|written]\n",
+	      stderr);
+	exit(2);
+}
+
+static long get_nr_hugepages(void)
+{
+	FILE *f = fopen(NR_HUGEPAGES, "r");
+	long n = -1;
+
+	if (f) {
+		if (fscanf(f, "%ld", &n) != 1)
+			n = -1;
+		fclose(f);
+	}
+	return n;
+}
+
+static void set_nr_hugepages(long n)
+{
+	FILE *f = fopen(NR_HUGEPAGES, "w");
+
+	if (f) {
+		fprintf(f, "%ld\n", n);
+		fclose(f);
+	}
+}
+
+static int run(int argc, char **argv)
+{
+	const char *only = NULL, *skip = NULL;
+	long hugepages = get_nr_hugepages();
+	bool good = true;
+
+	for (int i = 0; i < argc; i += 2) {
+		const char **value;
+
+		if (!strcmp(argv[i], "--only"))
+			value = &only;
+		else if (!strcmp(argv[i], "--skip"))
+			value = &skip;
+		else if (!strcmp(argv[i], "--out"))
+			value = &out_path;
+		else if (!strcmp(argv[i], "--stop-at"))
+			value = &stop_at;
+		else
+			usage();
+		if (i + 1 == argc)
+			usage();
+		*value = argv[i + 1];
+	}
+	if (stop_at && !is_point(stop_at))
+		usage();
+	check_list(only);
+	check_list(skip);
+
+	for (const struct scenario *s = scenarios; s->name; s++) {
+		if (only && !in_list(only, s->name))
+			continue;
+		if (skip && in_list(skip, s->name))
+			continue;
+		good &= run_one(s);
+	}
+	if (hugepages >= 0 && get_nr_hugepages() != hugepages)
+		set_nr_hugepages(hugepages);
+	return good ? 0 : 1;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 2 && !strcmp(argv[1], "list")) {
+		for (const struct scenario *s = scenarios; s->name; s++)
+			puts(s->name);
+		return 0;
+	}
+	if (argc >= 2 && !strcmp(argv[1], "run"))
+		return run(argc - 2, argv + 2);
+	usage();
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Writes by the kernel and by other processes, and a fork in between. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "pagemap.h"
+#include "run.h"
+#include "scenarios.h"
+
+#define CHUNK 16
+
+static struct range *half_armed(size_t full, struct monitor *m)
+{
+	struct range *r = map_anon(PAGES);
+
+	track(r, MODE_WP, 0, m);
+	point("registered");
+	populate(r, 0, full);
+	point("populated");
+	arm(r, 0, PAGES);
+	point("armed");
+	return r;
+}
+
+static void *read_zeros(void *arg)
+{
+	struct range *r = arg;
+	int fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		fail("/dev/zero: %s", strerror(errno));
+	for (size_t i = 0; i < r->pages; i += CHUNK)
+		if (read(fd, r->start + i * PAGE, CHUNK * PAGE) != CHUNK * PAGE)
+			fail("short read of /dev/zero");
+	close(fd);
+	truth_written(r, 0, r->pages, 1);
+	return NULL;
+}
+
+void kernel_write(void)
+{
+	struct monitor m = {0};
+	struct range *r = half_armed(PAGES / 2, &m);
+
+	thread_join(thread_start(read_zeros, r));
+	point("written");
+	monitor_stop(&m);
+}
+
+static void remote_writer(pid_t target, int from, int to)
+{
+	static char data[CHUNK * PAGE];
+	struct iovec local = {data, sizeof(data)};
+	struct iovec remote = {NULL, sizeof(data)};
+	char *start;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (read(from, &start, sizeof(start)) != sizeof(start))
+		_exit(1);
+	for (size_t i = 0; i < PAGES; i += CHUNK) {
+		remote.iov_base = start + i * PAGE;
+		if (process_vm_writev(target, &local, 1, &remote, 1, 0) != (ssize_t)sizeof(data))
+			_exit(1);
+	}
+	if (write(to, "", 1) != 1)
+		_exit(1);
+	_exit(0);
+}
+
+void remote_write(void)
+{
+	struct monitor m = {0};
+	int there[2], back[2];
+	pid_t target = getpid(), helper;
+	struct range *r;
+	int status;
+	char done;
+
+	if (pipe(there) || pipe(back))
+		fail("pipe: %s", strerror(errno));
+	/* Before the mapping: a later fork would share its pages. */
+	helper = fork();
+	if (helper < 0)
+		fail("fork: %s", strerror(errno));
+	if (!helper) {
+		close(there[1]);
+		remote_writer(target, there[0], back[1]);
+	}
+	close(back[1]);
+	r = half_armed(PAGES / 2, &m);
+	if (write(there[1], &r->start, sizeof(r->start)) != sizeof(r->start))
+		fail("pipe: %s", strerror(errno));
+	if (read(back[0], &done, 1) != 1)
+		fail("process_vm_writev failed in the helper");
+	if (waitpid(helper, &status, 0) != helper || status)
+		fail("the helper ended with %#x", status);
+	truth_written(r, 0, PAGES, 1);
+	point("written");
+	monitor_stop(&m);
+}
+
+void fork_wp(void)
+{
+	struct monitor m = {0};
+	struct range *r = half_armed(PAGES, &m);
+	pid_t pid = fork();
+	int status;
+
+	if (pid < 0)
+		fail("fork: %s", strerror(errno));
+	if (!pid)
+		_exit(0);
+	if (waitpid(pid, &status, 0) != pid || status)
+		fail("the forked child ended with %#x", status);
+	pagemap_expect(r, 0, PAGES, PAGES);
+	write_pages(r, 0, PAGES);
+	point("written");
+	monitor_stop(&m);
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Many writers, many faults, faults that sleep. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "pagemap.h"
+#include "run.h"
+#include "scenarios.h"
+
+#ifndef sigev_notify_thread_id
+#define sigev_notify_thread_id _sigev_un._tid
+#endif
+
+static struct range *armed_range(size_t pages, size_t full, struct monitor *m)
+{
+	struct range *r = map_anon(pages);
+
+	track(r, MODE_WP, 0, m);
+	point("registered");
+	if (full) {
+		populate(r, 0, full);
+		point("populated");
+	}
+	arm(r, 0, pages);
+	point("armed");
+	return r;
+}
+
+static void race(struct range *r, struct monitor *m)
+{
+	struct work w = {.range = r, .pages = r->pages};
+
+	touch_together((struct work[]){w, w, w, w}, 4);
+	point("written");
+	monitor_stop(m);
+}
+
+void racing_writers(void)
+{
+	struct monitor m = {0};
+
+	race(armed_range(200, 200, &m), &m);
+}
+
+void racing_writers_single(void)
+{
+	struct monitor m = {.batch = 1};
+
+	race(armed_range(200, 200, &m), &m);
+}
+
+void racing_holes(void)
+{
+	struct monitor m = {0};
+
+	race(armed_range(2000, 0, &m), &m);
+}
+
+static void storm_of(size_t threads)
+{
+	enum { HOLES = 60000 };
+	struct monitor m = {0};
+	struct range *r = armed_range(HOLES, 0, &m);
+	struct work work[threads];
+	size_t share = HOLES / threads;
+
+	for (size_t i = 0; i < threads; i++)
+		work[i] = (struct work){.range = r, .first = i * share, .pages = share};
+	touch_together(work, threads);
+	point("written");
+	monitor_stop(&m);
+}
+
+void storm(void)
+{
+	storm_of(1);
+}
+
+void storm_threads(void)
+{
+	storm_of(2);
+}
+
+void asleep(void)
+{
+	enum { SLEEPERS = 64 };
+	struct monitor m = {0};
+	struct range *r = map_anon(SLEEPERS);
+	struct work work[SLEEPERS];
+	pthread_t thread[SLEEPERS];
+	int uffd = uffd_open(0);
+
+	uffd_register(uffd, 0, r, MODE_WP);
+	point("registered");
+	populate(r, 0, SLEEPERS);
+	point("populated");
+	arm(r, 0, SLEEPERS);
+	point("armed");
+	for (size_t i = 0; i < SLEEPERS; i++) {
+		work[i] = (struct work){.range = r, .first = i, .pages = 1};
+		thread[i] = thread_start(touch, &work[i]);
+	}
+	while (uffd_unread(uffd) != SLEEPERS)
+		usleep(2000);
+	monitor_start(&m, uffd);
+	for (size_t i = 0; i < SLEEPERS; i++)
+		thread_join(thread[i]);
+	point("written");
+	monitor_stop(&m);
+}
+
+static void on_alarm(int signal, siginfo_t *info, void *context)
+{
+	(void)signal;
+	(void)context;
+	/* The child's own time limit uses the same signal. */
+	if (info->si_code != SI_TIMER)
+		_exit(124);
+}
+
+static void *write_under_signals(void *work)
+{
+	const struct itimerspec every = {
+		.it_interval.tv_nsec = 3000000,
+		.it_value.tv_nsec = 3000000,
+	};
+	struct sigevent event = {
+		.sigev_notify = SIGEV_THREAD_ID,
+		.sigev_signo = SIGALRM,
+	};
+	timer_t timer;
+
+	event.sigev_notify_thread_id = syscall(__NR_gettid);
+	if (timer_create(CLOCK_MONOTONIC, &event, &timer) || timer_settime(timer, 0, &every, NULL))
+		fail("timer: %s", strerror(errno));
+	touch(work);
+	timer_delete(timer);
+	return NULL;
+}
+
+void signals(void)
+{
+	struct sigaction action = {
+		.sa_sigaction = on_alarm,
+		.sa_flags = SA_SIGINFO | SA_RESTART,
+	};
+	struct monitor m = {.delay_us = 5000};
+	struct range *r = armed_range(200, 200, &m);
+	struct work work = {.range = r, .pages = 200};
+
+	if (sigaction(SIGALRM, &action, NULL))
+		fail("sigaction: %s", strerror(errno));
+	thread_join(thread_start(write_under_signals, &work));
+	point("written");
+	monitor_stop(&m);
+}
+
+/* Returns with the threads still asleep in their faults. */
+void pending(void)
+{
+	enum { SLEEPERS = 4 };
+	/* They outlive this function. */
+	static struct monitor m = {.wp = KEEP};
+	static struct work work[SLEEPERS];
+	struct range *r = armed_range(PAGES, PAGES, &m);
+
+	for (size_t i = 0; i < SLEEPERS; i++) {
+		work[i] = (struct work){.range = r, .first = i, .pages = 1};
+		thread_start(touch, &work[i]);
+	}
+	while (m.messages < SLEEPERS)
+		usleep(2000);
+	pagemap_expect(r, 0, PAGES, PAGES);
+	r->pending = SLEEPERS;
+}

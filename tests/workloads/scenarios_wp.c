@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* One write-protected range: what was populated when it was armed decides. */
+#include "pagemap.h"
+#include "run.h"
+#include "scenarios.h"
+
+static void write_and_stop(struct range *r, struct monitor *m)
+{
+	write_pages(r, 0, r->pages);
+	point("written");
+	monitor_stop(m);
+}
+
+static struct range *track_wp(size_t pages, uint64_t features, struct monitor *m)
+{
+	struct range *r = map_anon(pages);
+
+	track(r, MODE_WP, features, m);
+	point("registered");
+	return r;
+}
+
+static void arm_all(struct range *r)
+{
+	arm(r, 0, r->pages);
+	point("armed");
+}
+
+static void partly_populated(size_t pages, size_t full)
+{
+	struct monitor m = {0};
+	struct range *r = track_wp(pages, 0, &m);
+
+	populate(r, 0, full);
+	point("populated");
+	arm_all(r);
+	write_and_stop(r, &m);
+}
+
+void populated(void)
+{
+	partly_populated(PAGES, PAGES);
+}
+
+void empty(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_wp(PAGES, 0, &m);
+
+	arm_all(r);
+	write_and_stop(r, &m);
+}
+
+void seed(void)
+{
+	partly_populated(4096, 1024);
+}
+
+void read_before(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_wp(PAGES, 0, &m);
+
+	populate_by_reading(r, 0, PAGES);
+	point("populated");
+	arm_all(r);
+	write_and_stop(r, &m);
+}
+
+static void read_then_written(uint64_t features)
+{
+	struct monitor m = {0};
+	struct range *r = track_wp(PAGES, features, &m);
+
+	arm_all(r);
+	read_pages(r, 0, PAGES);
+	pagemap_expect(r, 0, PAGES, features ? PAGES : 0);
+	write_and_stop(r, &m);
+}
+
+void read_after(void)
+{
+	read_then_written(0);
+}
+
+void never_armed(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_wp(PAGES, 0, &m);
+
+	populate(r, 0, PAGES / 2);
+	point("populated");
+	write_and_stop(r, &m);
+}
+
+void two_rounds(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_wp(PAGES, 0, &m);
+
+	populate(r, 0, PAGES);
+	point("populated");
+	arm_all(r);
+	write_pages(r, 0, PAGES);
+	arm(r, 0, PAGES);
+	write_every(r, 0, PAGES, 2);
+	point("written");
+	monitor_stop(&m);
+}
+
+void rounds_of_holes(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_wp(PAGES, 0, &m);
+
+	populate(r, 0, PAGES / 2);
+	point("populated");
+	arm_all(r);
+	write_pages(r, 0, PAGES);
+	arm(r, 0, PAGES);
+	write_and_stop(r, &m);
+}
+
+void wp_unpopulated(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_wp(PAGES, UFFD_FEATURE_WP_UNPOPULATED, &m);
+
+	arm_all(r);
+	write_and_stop(r, &m);
+}
+
+void wp_unpopulated_read(void)
+{
+	read_then_written(UFFD_FEATURE_WP_UNPOPULATED);
+}
+
+void wp_async(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_wp(PAGES, UFFD_FEATURE_WP_ASYNC, &m);
+
+	populate(r, 0, PAGES / 2);
+	point("populated");
+	arm_all(r);
+	write_and_stop(r, &m);
+}
+
+void wake_only(void)
+{
+	struct monitor m = {.wp = WAKE_THEN_RELEASE};
+	struct range *r = track_wp(PAGES, 0, &m);
+
+	populate(r, 0, PAGES);
+	point("populated");
+	arm_all(r);
+	write_and_stop(r, &m);
+}
+
+void discarded(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_wp(PAGES, 0, &m);
+
+	populate(r, 0, PAGES);
+	point("populated");
+	arm_all(r);
+	discard(r, 0, PAGES / 2);
+	pagemap_expect(r, 0, PAGES, PAGES / 2);
+	write_and_stop(r, &m);
+}

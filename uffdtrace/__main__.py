@@ -1,0 +1,5 @@
+"""`python -m uffdtrace`."""
+
+from uffdtrace.cli import main
+
+main()

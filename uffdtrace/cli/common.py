@@ -1,0 +1,86 @@
+"""What the verbs share: options, errors as one line, the report printed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, NoReturn, TypeVar
+
+import click
+
+from uffdtrace.kernel.btf import BtfError
+from uffdtrace.kernel.layout import LayoutError
+from uffdtrace.kernel.preflight import Refusal
+from uffdtrace.kernel.probes import Backend, ProbeError
+from uffdtrace.kernel.proc import NoProcess
+from uffdtrace.kernel.symbols import SymbolError
+from uffdtrace.model.ranges import ModelError
+from uffdtrace.reporters import text
+from uffdtrace.trace.file import TraceError
+
+_ERRORS = (BtfError, LayoutError, Refusal, ProbeError, NoProcess, SymbolError, ModelError, TraceError)
+DEFAULT_FILE = Path("uffdtrace.data")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def say(line: str) -> None:
+    """Progress, for the person at the terminal."""
+    click.echo(f"uffdtrace: {line}", err=True)
+
+
+def fail(line: str) -> NoReturn:
+    say(line)
+    sys.exit(1)
+
+
+def errors_in_one_line(function: Function) -> Function:
+    """Every error that a user can cause ends in one line and exit status 1."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except _ERRORS as error:
+            fail(" ".join(str(error).split()))
+        except BrokenPipeError:
+            # Whoever read our output has enough; nothing is left to flush to.
+            sys.stdout = None  # type: ignore[assignment]
+            sys.exit(141)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def trace_options(function: Function) -> Function:
+    """The options that attach and run have in common."""
+    for option in (
+        click.option(
+            "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=DEFAULT_FILE, show_default=True,
+            metavar="FILE", help="Where the trace goes; an existing one is kept as FILE.old.",
+        ),
+        click.option("-d", "--duration", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+                     help="Stop after that time."),
+        click.option("--backend", type=click.Choice([backend.value for backend in Backend]), default="auto",
+                     show_default=True, help="Kind of probe to use where the kernel leaves a choice."),
+        format_option("text", "json"),
+    ):
+        function = option(function)
+    return function
+
+
+def format_option(*formats: str) -> Callable[[Function], Function]:
+    return click.option("--format", "form", type=click.Choice(formats), default="text", show_default=True,
+                        help="Form of the report.")
+
+
+def show(report: Dict[str, Any], form: str, err: bool = False) -> None:
+    """Print a report to stdout, or to stderr where stdout is another program's."""
+    stream = sys.stderr if err else sys.stdout
+    if form == "json":
+        json.dump(report, stream, indent=2)
+        stream.write("\n")
+    else:
+        text.render(report, stream)
+    stream.flush()

@@ -1,0 +1,47 @@
+"""uffdtrace run."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Optional, Tuple
+
+import click
+
+from uffdtrace.cli.common import errors_in_one_line, say, show, trace_options
+from uffdtrace.collect.session import Options, Session, load
+from uffdtrace.collect.target import Command, open_pidfd
+from uffdtrace.kernel import preflight
+from uffdtrace.kernel.probes import Backend
+
+
+@click.command("run", context_settings={"ignore_unknown_options": True})
+@trace_options
+@click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
+@errors_in_one_line
+def command(arguments: Tuple[str, ...], output: Path, duration: Optional[float], backend: str, form: str) -> None:
+    """Trace COMMAND, and what it starts, from its first instruction.
+
+    Standard output is the command's: the report goes to standard error. Exits
+    with the command's status.
+
+    \b
+    Examples:
+      uffdtrace run -- ./tracker --snapshot
+      uffdtrace run -o tracker.data --backend kprobe -- ./tracker
+    """
+    preflight.check_privileges()
+    preflight.check_tracing()
+    target = Command(list(arguments))
+    try:
+        session = Session(load(Backend(backend), say), Options(output, Backend(backend), duration), target.process(), say)
+        report = session.run(release=target.release, ended=target.ended, wait_fd=open_pidfd(target.pid))
+    finally:
+        target.abandon()
+    if session.stopped_by(signal.SIGTERM):
+        target.forward(signal.SIGTERM)
+    say(f"{report['trace']['stop_reason']}; trace in {output}: read it again with uffdtrace report {output}")
+    show(report, form, err=True)
+    target.wait()
+    sys.exit(target.exit_status)

@@ -1,0 +1,197 @@
+"""One trace, from probes to a finished report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import select
+import signal
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType
+from typing import Any, Callable, Dict, List, Optional
+
+import numpy as np
+
+from uffdtrace import __version__
+from uffdtrace.collect import bcc, found
+from uffdtrace.collect.program import Program
+from uffdtrace.collect.ring import Ring
+from uffdtrace.kernel import layout, offers, preflight, probes, proc
+from uffdtrace.kernel.btf import Btf
+from uffdtrace.kernel.symbols import Symbols
+from uffdtrace.model.events import PAGE_SIZE, Loss, Type
+from uffdtrace.model.model import Model
+from uffdtrace.model.report import build
+from uffdtrace.trace.writer import Writer
+
+# 32 MiB hold half a million events: what two cores can fault in half a second.
+RING_PAGES = 8192
+_POLL_S = 0.05
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    output: Path
+    backend: probes.Backend = probes.Backend.AUTO
+    duration_s: Optional[float] = None
+
+
+@dataclass
+class Stop:
+    """Why the trace ends; signals set it."""
+
+    reason: Optional[str] = None
+    signals: List[int] = field(default_factory=list)
+
+    def on_signal(self, number: int, _: Optional[FrameType]) -> None:
+        self.signals.append(number)
+        if self.reason is None:
+            self.reason = "interrupted (Ctrl-C)" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+
+
+def load(backend: probes.Backend, say: Say) -> Program:
+    """The program for this kernel, compiled but not attached; Refusal and its kin say why not."""
+    preflight.check_privileges()
+    preflight.check_tracing()
+    module = bcc.load()
+    symbols = Symbols()
+    with Btf() as btf:
+        attachments = probes.plan(btf, symbols, backend, preflight.preemptible())
+        defines = layout.defines(btf, symbols)
+    for attachment in attachments:
+        if attachment.exception:
+            say(f"{attachment.row.name}: kprobe on {attachment.place}: {attachment.exception}")
+    say("compiling the BPF program")
+    return Program(module, attachments, defines, RING_PAGES)
+
+
+class Session:
+    """Attach, drain until something stops it, detach, account."""
+
+    def __init__(self, program: Program, options: Options, process: proc.Process, say: Say) -> None:
+        self._program = program
+        self._options = options
+        self._process = process
+        self._say = say
+        self._model = Model()
+        self._stop = Stop()
+        self._dropped: Dict[Loss, int] = {}
+
+    def run(self, release: Optional[Callable[[], None]], ended: Callable[[], bool], wait_fd: int) -> Dict[str, Any]:
+        """Trace until `ended()`, a signal or the duration; the report.
+
+        `release` lets a process go that waits for us; without it the process
+        runs already, and what it registered is looked up. `wait_fd` becomes
+        readable when it ends.
+        """
+        previous = {
+            number: signal.signal(number, self._stop.on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        }
+        try:
+            self._program.attach()
+            with Ring(self._program.ring_fd, RING_PAGES) as ring:
+                return self._trace(ring, release, ended, wait_fd)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            self._program.close()
+
+    def stopped_by(self, number: signal.Signals) -> bool:
+        return number in self._stop.signals
+
+    def _trace(
+        self, ring: Ring, release: Optional[Callable[[], None]], ended: Callable[[], bool], wait_fd: int
+    ) -> Dict[str, Any]:
+        began, started = time.monotonic(), datetime.now(timezone.utc)
+        trace = {
+            "file": str(self._options.output),
+            "started": started.isoformat(timespec="milliseconds"),
+            "duration_s": None,
+            "kernel": platform.release(),
+            "arch": platform.machine(),
+            "backend": self._backend(),
+            "stop_reason": None,
+            "uffdtrace": __version__,
+        }
+        process = {"pid": self._process.pid, "comm": self._process.comm, "cmdline": self._process.cmdline}
+        offered = offers.features()
+        writer = Writer(
+            self._options.output,
+            {
+                "trace": trace,
+                "process": process,
+                "page_size": PAGE_SIZE,
+                "features_offered": offered,
+                "probes": [
+                    {"row": one.row.name, "place": one.place, "kind": "fentry" if one.fentry else "kprobe"}
+                    for one in self._program.attachments
+                ],
+            },
+        )
+        self._program.follow(self._process.pid)
+        if release is None:
+            self._look_back(ring, writer)
+        self._say(f"tracing {self._process.comm} ({self._process.pid}): Ctrl-C to end")
+        if release is not None:
+            release()
+        deadline = None if self._options.duration_s is None else began + self._options.duration_s
+        while self._stop.reason is None:
+            if ended():
+                self._stop.reason = "the process exited"
+            elif deadline is not None and time.monotonic() >= deadline:
+                self._stop.reason = "the duration was over"
+            else:
+                self._wait(wait_fd)
+            self._drain(ring, writer)
+        owners = {home.owner for home in self._model.userfaultfds if home.owner} | {self._process.pid}
+        self._take(found.merge(ring.drain(), found.asleep(sorted(owners))), writer)
+        self._program.detach()
+        self._drain(ring, writer)
+        ending = self._ending(offered)
+        trace["duration_s"] = round(time.monotonic() - began, 3)
+        trace["stop_reason"] = self._stop.reason
+        writer.done({**ending, "duration_s": trace["duration_s"], "stop_reason": self._stop.reason})
+        self._model.finish()
+        return build(self._model, trace, process, ending)
+
+    def _backend(self) -> str:
+        kinds = {one.fentry for one in self._program.attachments}
+        return "fentry+kprobe" if len(kinds) == 2 else "fentry" if True in kinds else "kprobe"
+
+    def _wait(self, wait_fd: int) -> None:
+        """Until there may be more to read. The ring wakes nobody: that would cost the target."""
+        select.select([wait_fd], [], [], _POLL_S)
+
+    def _look_back(self, ring: Ring, writer: Writer) -> None:
+        events = found.descriptors(self._program, ring, self._process.pid)
+        mine = events[(events["type"] == Type.USERFAULTFD) & (events["tgid"] == os.getpid())]
+        own = found.ranges(mine)
+        self._take(events, writer)
+        self._take(found.merge(ring.drain(), own), writer)
+
+    def _drain(self, ring: Ring, writer: Writer) -> None:
+        self._take(ring.drain(), writer)
+
+    def _take(self, events: np.ndarray, writer: Writer) -> None:
+        if len(events):
+            writer.events(events)
+            self._model.feed(events)
+        dropped = self._program.losses()
+        if dropped != self._dropped:
+            self._dropped = dropped
+            writer.loss({"events_dropped": sum(dropped.values())})
+
+    def _ending(self, offered: Optional[int]) -> Dict[str, Any]:
+        missed = self._program.misses()
+        return {
+            "events_dropped": sum(self._program.losses().values()),
+            "probes_missed": {attachment.place: count for attachment, count in missed},
+            "doubtful": sorted({name for attachment, _ in missed for name in attachment.row.numbers}),
+            "counters": [[*key, *slots] for key, slots in self._program.counters().items()],
+            "features_offered": offered,
+        }

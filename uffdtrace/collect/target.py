@@ -1,0 +1,81 @@
+"""The process that is traced: started and held back, or running already."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import List
+
+from uffdtrace.kernel import proc
+from uffdtrace.kernel.preflight import Refusal
+
+
+class Command:
+    """A command in a child that waits, before its first instruction, until it is released."""
+
+    def __init__(self, arguments: List[str]) -> None:
+        self.arguments = arguments
+        path = shutil.which(arguments[0])
+        if path is None:
+            raise Refusal(f"cannot run {arguments[0]}: no such executable: check the path, or give it in full")
+        self._status = 0
+        self._ended = False
+        waits, self._go = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._go)
+            # Nothing read means that the tracer is gone or gave up.
+            if not os.read(waits, 1):
+                os._exit(127)
+            try:
+                os.execv(path, arguments)
+            except OSError as error:
+                os.write(2, f"uffdtrace: cannot run {arguments[0]}: {error.strerror}\n".encode())
+                os._exit(126)
+        os.close(waits)
+
+    def process(self) -> proc.Process:
+        return proc.Process(self.pid, os.path.basename(self.arguments[0])[:15], self.arguments)
+
+    def release(self) -> None:
+        os.write(self._go, b"g")
+        os.close(self._go)
+        self._go = -1
+
+    def abandon(self) -> None:
+        """Let a command go that was never released."""
+        if self._go >= 0:
+            os.close(self._go)
+            self._go = -1
+            self.wait()
+
+    def ended(self) -> bool:
+        if not self._ended:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._ended, self._status = pid == self.pid, status
+        return self._ended
+
+    def wait(self) -> None:
+        if not self._ended:
+            _, self._status = os.waitpid(self.pid, 0)
+            self._ended = True
+
+    @property
+    def exit_status(self) -> int:
+        """As a shell tells it: 128 and the signal for one that was killed."""
+        if os.WIFSIGNALED(self._status):
+            return 128 + os.WTERMSIG(self._status)
+        return os.WEXITSTATUS(self._status)
+
+    def forward(self, number: int) -> None:
+        """Pass a signal on that the terminal did not send to both of us."""
+        if not self.ended():
+            os.kill(self.pid, number)
+
+
+def open_pidfd(pid: int) -> int:
+    """A descriptor that becomes readable when the process ends."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise proc.NoProcess(f"no process {pid}: see ps for what runs") from None

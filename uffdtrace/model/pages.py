@@ -1,0 +1,250 @@
+"""What happens to one page: a table of every state and every operation.
+
+A page's state is a small integer. `step()` says in plain Python what one
+operation does to one page; the tables made from it apply operations to
+millions of pages at once. Definitions: design.md section 2.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Dict, List, Tuple
+
+import numpy as np
+
+
+class Cause(IntEnum):
+    """Why a write was lost or could not be seen (design.md section 4)."""
+
+    NONE = 0
+    HOLE = 1
+    ZERO_PAGE_AFTER_ARM = 2
+    HUGE_PAGE = 3
+    DISCARDED = 4
+    COPY_WITHOUT_WP = 5
+    ZEROPAGE = 6
+    CONTINUE_WITHOUT_WP = 7
+    MOVE = 8
+    KSM_MERGE = 9
+    MODE_REPLACED = 10
+    UNKNOWN = 11
+
+    @property
+    def label(self) -> str:
+        return self.name.lower().replace("_", "-")
+
+
+class Op(IntEnum):
+    """What can happen to a page, as far as its protection is concerned."""
+
+    NOTHING = 0
+    ARM = 1
+    RELEASE = 2
+    WP_FAULT = 3
+    MESSAGE = 4
+    WRITE_MESSAGE = 5
+    FRESH = 6
+    HUGE = 7
+    HUGE_REST = 8
+    HUGE_REPLACED = 9
+    ZERO = 10
+    ZERO_CANCELLED = 11
+    FILE_READ = 12
+    FILE_WRITE = 13
+    UNPROTECTED_WRITE = 14
+    DISCARD = 15
+    COPY = 16
+    ZEROPAGE = 17
+    CONTINUE = 18
+    MOVE = 19
+    MOVED_AWAY = 20
+    MODE_REPLACED = 21
+    UNPROTECTED_ZERO_WRITE = 22
+    CARRY = 23
+
+
+# Bits of a state.
+ARMED = 1
+OBSERVED = 2  # a lost write was seen in this arming
+BLIND = 4  # writable with nothing left to see, in this arming
+TOLD = 8  # the monitor read a write's message in this arming
+BARE = 16  # populated without protection, and counted as skipped
+EVER_ARMED = 32
+NOTIFIED = 64
+WHY_SHIFT = 7
+STATES = 1 << (WHY_SHIFT + 4)
+
+# What a step can change in a range's counts, in this order; then one per Cause.
+COUNTS = ("zero_page", "fresh_page", "huge_page", "file_page", "observed", "blind", "armed_pages", "notified_pages")
+WIDTH = len(COUNTS) + len(Cause)
+
+_Change = Dict[str, int]
+
+
+def step(state: int, op: Op) -> Tuple[int, _Change]:
+    """The state after one operation, and what it adds to the counts.
+
+    Keys of the change are COUNTS and `Cause` labels; values are +1 or -1.
+    """
+    change: _Change = {}
+    why = Cause(state >> WHY_SHIFT) if state >> WHY_SHIFT < len(Cause) else Cause.NONE
+    bits = state & ((1 << WHY_SHIFT) - 1)
+
+    def add(name: str, by: int = 1) -> None:
+        change[name] = change.get(name, 0) + by
+
+    def lose(cause: Cause, how: int) -> None:
+        nonlocal bits, why
+        if not bits & (OBSERVED | BLIND):
+            bits |= how
+            add("observed" if how == OBSERVED else "blind")
+            add(cause.label)
+            why = cause
+
+    def written(cause: Cause) -> None:
+        # The retry of a write that the monitor was told of is not lost, but
+        # nobody will see the next one.
+        lose(why or cause, BLIND if bits & TOLD else OBSERVED)
+
+    if op is Op.CARRY:
+        # Into the range that a second registration made of this one.
+        if bits & ARMED:
+            add("armed_pages")
+        bits = bits & ~(EVER_ARMED | NOTIFIED) | (EVER_ARMED if bits & ARMED else 0)
+    elif op is Op.ARM:
+        if not bits & EVER_ARMED:
+            add("armed_pages")
+        bits = bits & NOTIFIED | EVER_ARMED | ARMED
+        why = Cause.NONE
+    elif op is Op.RELEASE:
+        bits &= EVER_ARMED | NOTIFIED
+        why = Cause.NONE
+    elif op in (Op.MESSAGE, Op.WRITE_MESSAGE):
+        if not bits & NOTIFIED:
+            add("notified_pages")
+        bits |= NOTIFIED
+        if bits & ARMED and op is Op.WRITE_MESSAGE:
+            bits |= TOLD
+    elif bits & ARMED:
+        if op is Op.WP_FAULT:
+            # It was protected after all: what looked like a loss lost a race.
+            if bits & (OBSERVED | BLIND):
+                add("observed" if bits & OBSERVED else "blind", -1)
+                add(why.label, -1)
+            if bits & BARE and why is not Cause.DISCARDED:
+                add("zero_page", -1)
+            bits &= ~(OBSERVED | BLIND | BARE)
+            why = Cause.NONE
+        elif op in (Op.FRESH, Op.HUGE, Op.HUGE_REST):
+            if bits & BARE:
+                # The page was empty: the read that meant to map the zero page was too late.
+                add("zero_page", -1)
+            add("fresh_page" if op is Op.FRESH else "huge_page")
+            if why is Cause.ZERO_PAGE_AFTER_ARM:
+                why = Cause.NONE
+            bits &= ~BARE
+            if op is Op.HUGE_REST:
+                lose(why or Cause.HUGE_PAGE, BLIND)
+            else:
+                written(Cause.HOLE if op is Op.FRESH else Cause.HUGE_PAGE)
+        elif op is Op.HUGE_REPLACED:
+            bits &= ~BARE
+            lose(Cause.HUGE_PAGE, BLIND)
+        elif op is Op.ZERO:
+            if not bits & (BARE | OBSERVED | BLIND):
+                add("zero_page")
+                bits |= BARE
+                why = why or Cause.ZERO_PAGE_AFTER_ARM
+        elif op is Op.ZERO_CANCELLED:
+            if bits & BARE:
+                add("zero_page", -1)
+                bits &= ~BARE
+                why = Cause.NONE if why is Cause.ZERO_PAGE_AFTER_ARM else why
+        elif op in (Op.FILE_READ, Op.FILE_WRITE):
+            if not bits & BARE:
+                add("file_page")
+                bits |= BARE
+            if op is Op.FILE_WRITE:
+                written(Cause.UNKNOWN)
+        elif op in (Op.UNPROTECTED_WRITE, Op.UNPROTECTED_ZERO_WRITE):
+            written(Cause.UNKNOWN if op is Op.UNPROTECTED_WRITE else Cause.ZERO_PAGE_AFTER_ARM)
+            bits &= ~BARE
+        elif op in (Op.DISCARD, Op.MOVED_AWAY):
+            bits &= ~BARE
+            if not bits & (OBSERVED | BLIND):
+                why = Cause.DISCARDED if op is Op.DISCARD else Cause.MOVE
+        elif op is Op.COPY:
+            lose(Cause.COPY_WITHOUT_WP, BLIND)
+        elif op is Op.CONTINUE:
+            lose(Cause.CONTINUE_WITHOUT_WP, BLIND)
+        elif op is Op.MOVE:
+            lose(Cause.MOVE, BLIND)
+        elif op is Op.ZEROPAGE:
+            # Read-only: a write to it still faults.
+            if not bits & (OBSERVED | BLIND):
+                why = Cause.ZEROPAGE
+        elif op is Op.MODE_REPLACED:
+            # The page stays read-only: the next write still faults.
+            if not bits & (OBSERVED | BLIND):
+                why = Cause.MODE_REPLACED
+    return bits | int(why) << WHY_SHIFT, change
+
+
+def _tables() -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    following = np.zeros((len(Op), STATES), dtype=np.uint16)
+    effect = np.zeros((len(Op), STATES), dtype=np.uint8)
+    known: Dict[Tuple[int, ...], int] = {(0,) * WIDTH: 0}
+    columns = {name: place for place, name in enumerate(COUNTS)}
+    columns.update({cause.label: len(COUNTS) + cause for cause in Cause})
+    seen = {0}
+    reached = [0]
+    for state in reached:
+        for op in Op:
+            after, change = step(state, op)
+            row: List[int] = [0] * WIDTH
+            for name, by in change.items():
+                row[columns[name]] += by
+            following[op, state] = after
+            effect[op, state] = known.setdefault(tuple(row), len(known))
+            if after not in seen:
+                seen.add(after)
+                reached.append(after)
+    return following, effect, np.array(list(known), dtype=np.int64)
+
+
+# NEXT[op, state] -> state; EFFECT[op, state] -> row of CHANGES (WIDTH counts).
+NEXT, EFFECT, CHANGES = _tables()
+
+
+def apply(states: np.ndarray, places: np.ndarray, ops: np.ndarray) -> np.ndarray:
+    """Apply ops[i] to states[places[i]], in order; the row of CHANGES of each.
+
+    Operations on different pages commute, so the k-th operation of every page
+    is applied at once, for k = 0, 1, ...
+    """
+    effects = np.empty(len(places), dtype=np.uint8)
+    order = np.argsort(places, kind="stable")
+    sorted_places = places[order]
+    starts = np.flatnonzero(np.r_[True, sorted_places[1:] != sorted_places[:-1]]) if len(places) else places
+    sizes = np.diff(np.r_[starts, len(places)])
+    rounds = int(sizes.max()) if len(sizes) else 0
+    for turn in range(rounds):
+        active = sizes > turn
+        if not active.all():
+            starts, sizes = starts[active], sizes[active]
+        at = order[starts + turn]
+        here = places[at]
+        before = states[here]
+        effects[at] = EFFECT[ops[at], before]
+        states[here] = NEXT[ops[at], before]
+    return effects
+
+
+def apply_range(states: np.ndarray, op: Op) -> np.ndarray:
+    """Apply one operation to every page of a slice; how often each row of CHANGES came up."""
+    effects = EFFECT[op][states]
+    states[:] = NEXT[op][states]
+    return np.bincount(effects, minlength=len(CHANGES))
+
+
+assert len(CHANGES) < 256

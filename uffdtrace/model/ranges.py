@@ -1,0 +1,249 @@
+"""Ranges as they come and go, and the states of their pages.
+
+A `Range` is one row of the report. Its pages' states lie in a pool that all
+ranges share, so that events on hundreds of small ranges are one array
+operation. `Space` knows which addresses of one userfaultfd are registered now.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Tuple
+
+import numpy as np
+
+from uffdtrace.model.events import PAGE_SIZE, Kind, Memory, Mode
+from uffdtrace.model.pages import CHANGES, COUNTS, WIDTH, Cause
+
+# What a trace may claim: 2^36 pages are 256 TiB, more than x86-64 can map.
+MOST_PAGES = 1 << 36
+
+
+class ModelError(Exception):
+    """The trace says something no kernel can have said."""
+
+
+@dataclass
+class Range:
+    """Counts of one range over the whole trace, in pages unless they say otherwise."""
+
+    number: int
+    start: int
+    end: int
+    modes: Mode
+    memory: Memory = Memory(0)
+    # Base pages per page of this memory: 512 for hugetlb pages of 2 MiB.
+    order: int = 0
+    faults: List[int] = field(default_factory=lambda: [0] * len(Kind))
+    messages: List[int] = field(default_factory=lambda: [0] * len(Kind))
+    # None once an arming's result was not seen.
+    holes: Optional[int] = 0
+    armings: int = 0
+    changes: np.ndarray = field(default_factory=lambda: np.zeros(WIDTH, dtype=np.int64))
+    latencies: List[np.ndarray] = field(default_factory=list)
+    pending: int = 0
+    # Pages populated while they were being armed: before or after, nobody can tell.
+    undecided: int = 0
+    merged_into: Optional[Range] = None
+
+    @property
+    def pages(self) -> int:
+        return (self.end - self.start) // PAGE_SIZE
+
+    def count(self, name: str) -> int:
+        return int(self.changes[COUNTS.index(name)])
+
+    def cause(self, cause: Cause) -> int:
+        return int(self.changes[len(COUNTS) + cause])
+
+    def absorb(self, other: Range) -> None:
+        """Become one with an adjacent range that the kernel merges with this one."""
+        self.start, self.end = min(self.start, other.start), max(self.end, other.end)
+        self.memory |= other.memory
+        for kind in Kind:
+            self.faults[kind] += other.faults[kind]
+            self.messages[kind] += other.messages[kind]
+        self.holes = None if self.holes is None or other.holes is None else self.holes + other.holes
+        self.armings += other.armings
+        self.changes += other.changes
+        self.latencies += other.latencies
+        self.pending += other.pending
+        self.undecided += other.undecided
+        self.order = max(self.order, other.order)
+        other.merged_into = self
+
+    def root(self) -> Range:
+        found = self
+        while found.merged_into is not None:
+            found = found.merged_into
+        return found
+
+
+@dataclass
+class Piece:
+    """Addresses registered now: [start, end), whose states begin at `place` in the pool."""
+
+    start: int
+    end: int
+    place: int
+    range_number: int
+
+
+class Pool:
+    """Page states, one after the other, growing."""
+
+    def __init__(self) -> None:
+        self.states = np.zeros(1 << 12, dtype=np.uint16)
+        self._used = 0
+
+    def take(self, pages: int) -> int:
+        place = self._used
+        self._used += pages
+        if self._used > len(self.states):
+            # zeros(): pages nobody touches cost no memory.
+            try:
+                larger = np.zeros(max(self._used, 2 * len(self.states)), dtype=np.uint16)
+            except (MemoryError, ValueError):
+                raise ModelError(f"the trace registers {self._used:,} pages, more than this machine can hold") from None
+            larger[:place] = self.states[:place]
+            self.states = larger
+        return place
+
+
+class Space:
+    """One userfaultfd: its registered pieces, in order of address."""
+
+    def __init__(self, ctx: int) -> None:
+        self.ctx = ctx
+        self.pieces: List[Piece] = []
+        self._table: Optional[Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = None
+
+    def changed(self) -> None:
+        self.pieces.sort(key=lambda piece: piece.start)
+        self._table = None
+
+    def locate(self, addresses: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """(place in the pool, range number) of each address; -1 where it is not registered."""
+        if not self.pieces:
+            nowhere = np.full(len(addresses), -1, dtype=np.int64)
+            return nowhere, nowhere
+        if self._table is None:
+            self._table = (
+                np.array([piece.start for piece in self.pieces], dtype=np.uint64),
+                np.array([piece.end for piece in self.pieces], dtype=np.uint64),
+                np.array([piece.place for piece in self.pieces], dtype=np.int64),
+                np.array([piece.range_number for piece in self.pieces], dtype=np.int64),
+            )
+        starts, ends, places, numbers = self._table
+        index = np.searchsorted(starts, addresses, side="right").astype(np.int64) - 1
+        outside = (index < 0) | (addresses >= ends[index])
+        offset = ((addresses - starts[index]) // np.uint64(PAGE_SIZE)).astype(np.int64)
+        return np.where(outside, -1, places[index] + offset), np.where(outside, -1, numbers[index])
+
+    def touching(self, start: int, end: int) -> List[Piece]:
+        return [piece for piece in self.pieces if piece.start <= end and piece.end >= start]
+
+    def overlapping(self, start: int, end: int) -> List[Piece]:
+        return [piece for piece in self.pieces if piece.start < end and piece.end > start]
+
+    def cut(self, start: int, end: int) -> List[Piece]:
+        """Take [start, end) out; the pieces taken, trimmed to it."""
+        taken: List[Piece] = []
+        kept: List[Piece] = []
+        for piece in self.pieces:
+            low, high = max(piece.start, start), min(piece.end, end)
+            if low >= high:
+                kept.append(piece)
+                continue
+            taken.append(_part(piece, low, high))
+            if piece.start < low:
+                kept.append(_part(piece, piece.start, low))
+            if high < piece.end:
+                kept.append(_part(piece, high, piece.end))
+        if taken:
+            self.pieces = kept
+            self.changed()
+        return taken
+
+
+def _part(piece: Piece, start: int, end: int) -> Piece:
+    return Piece(start, end, piece.place + (start - piece.start) // PAGE_SIZE, piece.range_number)
+
+
+def page_bounds(start: int, end: int) -> Tuple[int, int]:
+    """An interval as the kernel would accept it, or ModelError: a trace file is untrusted."""
+    if not 0 <= start < end or end - start > MOST_PAGES * PAGE_SIZE:
+        raise ModelError(f"the trace names an impossible range {start:#x}-{end:#x}")
+    return start & ~(PAGE_SIZE - 1), (end + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
+
+
+class Ranges:
+    """All ranges of all userfaultfds."""
+
+    def __init__(self) -> None:
+        self.pool = Pool()
+        self.all: List[Range] = []
+        self.spaces: Dict[int, Space] = {}
+
+    def space(self, ctx: int) -> Space:
+        return self.spaces.setdefault(ctx, Space(ctx))
+
+    def register(self, ctx: int, start: int, end: int, modes: Mode, memory: Memory = Memory(0)) -> List[Piece]:
+        """Register [start, end); pieces that had other modes before, already cut out."""
+        start, end = page_bounds(start, end)
+        space = self.space(ctx)
+        replaced = []
+        fresh = [(start, end)]
+        for piece in space.overlapping(start, end):
+            low, high = max(piece.start, start), min(piece.end, end)
+            if self.all[piece.range_number].root().modes == modes:
+                fresh = [part for one in fresh for part in _without(one, low, high)]
+            else:
+                replaced += space.cut(low, high)
+        for low, high in fresh:
+            self._add(space, low, high, modes, memory)
+        return replaced
+
+    def _add(self, space: Space, start: int, end: int, modes: Mode, memory: Memory) -> None:
+        number = self._number_for(space, start, end, modes)
+        home = self.all[number].root()
+        home.memory |= memory
+        space.pieces.append(Piece(start, end, self.pool.take((end - start) // PAGE_SIZE), number))
+        space.changed()
+
+    def _number_for(self, space: Space, start: int, end: int, modes: Mode) -> int:
+        """The range that [start, end) belongs to: what it touches, or a new one."""
+        touching = [
+            piece.range_number
+            for piece in space.touching(start, end)
+            if self.all[piece.range_number].root().modes == modes
+        ]
+        if not touching:
+            self.all.append(Range(len(self.all), start, end, modes))
+            return len(self.all) - 1
+        home = self.all[touching[0]].root()
+        home.start, home.end = min(home.start, start), max(home.end, end)
+        for other in touching[1:]:
+            root = self.all[other].root()
+            if root is not home:
+                home.absorb(root)
+        return touching[0]
+
+    def changes(self, numbers: np.ndarray, effects: np.ndarray) -> None:
+        """Add the effects (rows of CHANGES) of operations to their ranges."""
+        some = effects != 0
+        if not some.any():
+            return
+        width = len(CHANGES)
+        pairs = np.bincount(numbers[some] * width + effects[some])
+        for pair in np.flatnonzero(pairs):
+            self.all[pair // width].root().changes += CHANGES[pair % width] * pairs[pair]
+
+    def rows(self) -> List[Range]:
+        return [found for found in self.all if found.merged_into is None]
+
+
+def _without(interval: Tuple[int, int], low: int, high: int) -> List[Tuple[int, int]]:
+    start, end = interval
+    parts = [(start, min(end, low)), (max(start, high), end)]
+    return [(first, last) for first, last in parts if first < last]

@@ -1,0 +1,144 @@
+"""A batch of events as operations on pages, before anybody knows which ranges they fall in."""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+import numpy as np
+
+from uffdtrace.model import join
+from uffdtrace.model.events import (
+    CONTINUE_MODE_WP,
+    COPY_MODE_WP,
+    PAGE_SIZE,
+    Ioctl,
+    Memory,
+    MessageFlag,
+    Type,
+)
+from uffdtrace.model.pages import Op
+
+# Longer intervals are applied as slices; shorter ones page by page, with what happened around them.
+EXPAND_PAGES = 1024
+
+_PAGE_OPS = {
+    Type.FRESH_PAGE: Op.FRESH,
+    Type.HUGE_PAGE: Op.HUGE_REST,
+    Type.HUGE_ZERO_WRITE: Op.HUGE_REPLACED,
+    Type.ZERO_PAGE: Op.ZERO,
+    Type.HUGE_ZERO_PAGE: Op.ZERO,
+    Type.HUGE_FALLBACK: Op.ZERO_CANCELLED,
+    Type.FILE_PAGE: Op.FILE_READ,
+    Type.UNPROTECTED_WRITE: Op.UNPROTECTED_WRITE,
+}
+EVIDENCE = np.array([int(kind) for kind in _PAGE_OPS], dtype=np.uint8)
+_STRUCTURAL = np.array(
+    [Type.USERFAULTFD, Type.UNMAP, Type.EXIT, Type.RELEASE, Type.RANGE_FOUND, Type.PAGES_FOUND], dtype=np.uint8
+)
+_PAGE_MASK = ~np.uint64(PAGE_SIZE - 1)
+
+
+class Work:
+    """Per event of the batch: `op` on `pages` pages from `start`, and `barrier` where order matters.
+
+    `events` may be longer than the batch: returns beyond it tell results of
+    calls within it. Arrays have one entry for each of the first `size` events.
+    """
+
+    def __init__(self, events: np.ndarray, size: int, ioctls: Tuple[np.ndarray, np.ndarray],
+                 protects: Tuple[np.ndarray, np.ndarray]) -> None:
+        self.events = events[:size]
+        self._all = events
+        types = self.events["type"]
+        self.op = np.zeros(size, dtype=np.uint8)
+        self.start = self.events["start"] & _PAGE_MASK
+        self.pages = np.ones(size, dtype=np.int64)
+        self.undecided = np.zeros(size, dtype=bool)
+        self.lost_returns = 0
+        self._own_pages(types)
+        self._protections(*protects)
+        registered = self._calls(*ioctls)
+        self.barrier = (
+            np.isin(types, _STRUCTURAL)
+            | registered
+            | (self.op == Op.MOVE)
+            | ((self.op != Op.NOTHING) & (self.pages > EXPAND_PAGES))
+        )
+
+    def _own_pages(self, types: np.ndarray) -> None:
+        """Faults, messages and what the fault paths did."""
+        events = self.events
+        for kind, op in _PAGE_OPS.items():
+            self.op[types == kind] = op
+        self.op[(types == Type.FAULT) & (events["kind"] == 1) & (events["ret"] == 0)] = Op.WP_FAULT
+        write = (events["aux"] & np.uint64(MessageFlag.WRITE)) != 0
+        self.op[types == Type.MESSAGE] = Op.MESSAGE
+        self.op[(types == Type.MESSAGE) & write] = Op.WRITE_MESSAGE
+        self.op[(types == Type.FILE_PAGE) & (events["kind"] == 1)] = Op.FILE_WRITE
+        self.op[(types == Type.UNPROTECTED_WRITE) & (events["kind"] == 1)] = Op.UNPROTECTED_ZERO_WRITE
+        # Markers keep shmem and hugetlb protected through a discard (kernel-semantics.md section 2).
+        anonymous = (events["flags"] & np.uint32(Memory.ANON)) != 0
+        self.op[(types == Type.DISCARD) & anonymous] = Op.DISCARD
+        whole = np.isin(types, EVIDENCE) | (types == Type.DISCARD)
+        self._take(np.flatnonzero(whole), events["start"][whole], events["end"][whole])
+
+    def _take(self, index: np.ndarray, start: np.ndarray, end: np.ndarray) -> None:
+        """Set the pages of some events; what ends before it starts becomes nothing."""
+        valid = end > start
+        self.op[index[~valid]] = Op.NOTHING
+        index, start, end = index[valid], start[valid], end[valid]
+        self.start[index] = start & _PAGE_MASK
+        last = (end + np.uint64(PAGE_SIZE - 1)) & _PAGE_MASK
+        self.pages[index] = ((last - self.start[index]) // np.uint64(PAGE_SIZE)).astype(np.int64)
+
+    def _protections(self, index: np.ndarray, found: np.ndarray) -> None:
+        """change_protection(): arms and releases, and what the arms found."""
+        inside = index < len(self.events)
+        index, found = index[inside], found[inside]
+        arms = self.events["kind"][index] == 1
+        self.op[index] = np.where(arms, int(Op.ARM), int(Op.RELEASE))
+        self._take(index, self.events["start"][index], self.events["end"][index])
+        self.arm_index, arm_found = index[arms], found[arms]
+        self.arm_known = arm_found >= 0
+        self.arm_result = np.where(self.arm_known, self._all["value"][np.maximum(arm_found, 0)], 0)
+        self.lost_returns += int((arm_found == join.LOST).sum())
+        # Populated while the call ran: before it came by or after, nobody can tell.
+        for begin, end in zip(self.arm_index.tolist(), arm_found.tolist()):
+            if end > begin + 1:
+                call, window = self.events[begin], self.events[begin + 1 : end]
+                self.undecided[begin + 1 : begin + 1 + len(window)] |= (
+                    np.isin(window["type"], EVIDENCE)
+                    & (window["ctx"] == call["ctx"])
+                    & (window["start"] >= call["start"])
+                    & (window["start"] < call["end"])
+                )
+
+    def _calls(self, index: np.ndarray, found: np.ndarray) -> np.ndarray:
+        """The ioctls that change pages or ranges; which are registrations."""
+        inside = index < len(self.events)
+        index, found = index[inside], found[inside]
+        self.lost_returns += int((found == join.LOST).sum())
+        index, found = index[found >= 0], found[found >= 0]
+        results = self._all[found]
+        kinds = results["kind"]
+        registered = np.zeros(len(self.events), dtype=bool)
+        registration = ((kinds == Ioctl.REGISTER) | (kinds == Ioctl.UNREGISTER)) & (results["ret"] == 0)
+        registered[index[registration]] = True
+        self._take(index[registration], results["start"][registration], results["end"][registration])
+        # The return read the arguments again: they may not have been in memory when the call began.
+        self.mode = np.zeros(len(self.events), dtype=np.uint64)
+        self.mode[index] = results["aux"]
+
+        done = results["value"]
+        for kind, op, armed_by in (
+            (Ioctl.COPY, Op.COPY, COPY_MODE_WP),
+            (Ioctl.CONTINUE, Op.CONTINUE, CONTINUE_MODE_WP),
+            (Ioctl.ZEROPAGE, Op.ZEROPAGE, 0),
+            (Ioctl.MOVE, Op.MOVE, 0),
+        ):
+            # The result member has the bytes done, also where the call failed half-way.
+            some = (kinds == kind) & (done > 0)
+            arms = (results["aux"][some] & np.uint64(armed_by)) != 0
+            self.op[index[some]] = np.where(arms, int(Op.ARM), int(op))
+            self._take(index[some], results["start"][some], results["start"][some] + done[some].astype(np.uint64))
+        return registered

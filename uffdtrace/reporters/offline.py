@@ -1,0 +1,35 @@
+"""A trace file made into a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict
+
+from uffdtrace.model.model import Model
+from uffdtrace.model.report import build
+from uffdtrace.trace.file import TraceError
+from uffdtrace.trace.reader import Reader
+
+CUT_SHORT = "cut short: the collector was killed, what came before is whole"
+
+
+def read(path: Path) -> Dict[str, Any]:
+    """The report of a trace file; TraceError or ModelError where it cannot be made."""
+    reader = Reader(path)
+    model = Model()
+    first = last = 0
+    for events in reader.events():
+        if len(events):
+            first = first or int(events["time"][0])
+            last = int(events["time"][-1])
+        model.feed(events)
+    model.finish()
+    trace, process = reader.meta.get("trace"), reader.meta.get("process")
+    if not isinstance(trace, dict) or not isinstance(process, dict):
+        raise TraceError(f"{path} is broken: it does not say what was traced")
+    ending = {"features_offered": reader.meta.get("features_offered"), **reader.ending}
+    if reader.complete:
+        trace["duration_s"], trace["stop_reason"] = ending.get("duration_s"), ending.get("stop_reason")
+    else:
+        trace["duration_s"], trace["stop_reason"] = round((last - first) / 1e9, 3), CUT_SHORT
+    return build(model, trace, process, ending)

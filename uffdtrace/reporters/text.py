@@ -1,0 +1,151 @@
+"""The report for a person: a table of ranges, then what they mean."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from uffdtrace.model.diagnosis import VERDICTS
+
+# More than a screen helps nobody: the worst come first, the rest is summed up.
+MOST_RANGES = 20
+_STYLES = {
+    "lost-writes": "bold red",
+    "blind": "red",
+    "never-armed": "red",
+    "pending": "yellow",
+    "error": "bold red",
+    "warning": "yellow",
+    "ok": "green",
+}
+_MEANING = {
+    "lost-writes": "writes to armed pages were lost",
+    "blind": "armed pages became writable with nothing left to see",
+    "never-armed": "registered for write protection, but never armed",
+    "pending": "faults wait for the monitor",
+    "async": "the kernel resolves write faults itself (WP_ASYNC)",
+    "ok": "no lost writes",
+    "idle": "nothing happened",
+}
+
+
+def printable(text: object) -> str:
+    """Text from a target or a trace file, made harmless for a terminal."""
+    return "".join(one if one.isprintable() else "?" for one in str(text))
+
+
+def size(pages: int, page_size: int) -> str:
+    """Bytes in the largest unit that keeps three digits: `16 MiB`."""
+    amount, units = float(pages * page_size), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    while amount >= 1024 and len(units) > 1:
+        amount /= 1024
+        units.pop(0)
+    return f"{amount:.4g} {units[0]}"
+
+
+def _number(count: Any) -> str:
+    return "?" if count is None else f"{count:,}"
+
+
+def _lost(found: Dict[str, Any]) -> int:
+    return int(found["lost"]["observed"]) + int(found["lost"]["blind"])
+
+
+def _worst_first(ranges: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    return sorted(ranges, key=lambda found: (VERDICTS.index(found["verdict"]), -_lost(found)))
+
+
+def _table(ranges: List[Dict[str, Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("Range", no_wrap=True)
+    table.add_column("Size", justify="right", no_wrap=True)
+    table.add_column("Memory\nmodes", no_wrap=True)
+    for name in ("Miss.", "WP", "Minor", "Holes", "Skip.", "Lost"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("Verdict", no_wrap=True)
+    for found in ranges:
+        messages = found["messages"]
+        lost = Text(_number(_lost(found)), style="bold red" if _lost(found) else "")
+        table.add_row(
+            f"{found['start'][2:]}-\n{found['end'][2:]}",
+            size(found["pages"], found["page_size"]),
+            f"{found['memory'] or '?'}\n{'+'.join(found['modes'])}",
+            *(_number(messages[kind]) for kind in ("missing", "wp", "minor")),
+            _number(found["holes"]),
+            _number(sum(found["skipped"].values())),
+            lost,
+            Text(found["verdict"], style=_STYLES.get(found["verdict"], "")),
+        )
+    return table
+
+
+def _rest(ranges: List[Dict[str, Any]]) -> str:
+    messages = sum(sum(found["messages"].values()) for found in ranges)
+    lost = sum(map(_lost, ranges))
+    return f"and {len(ranges):,} more ranges: {messages:,} messages, {lost:,} lost (all in --format json)"
+
+
+def _findings(console: Console, ranges: List[Dict[str, Any]]) -> None:
+    """Each finding once, with the ranges it holds for; its pages added up."""
+    together: Dict[str, List[Dict[str, Any]]] = {}
+    for found in ranges:
+        for finding in found["findings"]:
+            together.setdefault(finding["id"], []).append({**finding, "range": found})
+    for severity in ("error", "warning", "note"):
+        for alike in together.values():
+            if alike[0]["severity"] != severity:
+                continue
+            worst = max(alike, key=lambda finding: int(finding["pages"]))
+            where = f"{worst['range']['start'][2:]}-{worst['range']['end'][2:]}"
+            if len(alike) > 1:
+                total = sum(int(finding["pages"]) for finding in alike)
+                where += f" and {len(alike) - 1:,} more, {total:,} in all"
+            console.print(Text.assemble((severity, _STYLES.get(severity, "")), f" [{worst['id']}] in {where}"))
+            console.print(Padding(Text(worst["message"]), (0, 0, 0, 4)))
+            console.print(Padding(Text("Remedy: " + worst["remedy"]), (0, 0, 1, 4)))
+
+
+def _losses(console: Console, report: Dict[str, Any]) -> None:
+    loss = report["loss"]
+    if loss["events_dropped"]:
+        console.print(f"{loss['events_dropped']:,} events were dropped: the tracer could not keep up.")
+    if loss["probes_missed"]:
+        console.print(f"The kernel skipped probes {loss['probes_missed']:,} times.")
+    if loss["unattributed_messages"]:
+        console.print(f"{loss['unattributed_messages']:,} messages belong to no range that was seen.")
+    if loss["lower_bounds"]:
+        console.print(Text(f"Lower bounds, not exact: {', '.join(loss['lower_bounds'])}.", style="yellow"))
+    if loss["events_dropped"] is None:
+        console.print("Whether events were dropped is not known: the trace has no end.")
+
+
+def render(report: Dict[str, Any], stream: TextIO) -> None:
+    """Write the report to a stream; in colour where the stream is a terminal."""
+    console = Console(file=stream, highlight=False, soft_wrap=False)
+    trace, process = report["trace"], report["process"]
+    command = printable(" ".join(process.get("cmdline") or [process.get("comm", "?")]))
+    console.print(Text(f"{command} ({process.get('pid')})"), overflow="ellipsis", no_wrap=True)
+    console.print(
+        Text(
+            printable(
+                f"Linux {trace.get('kernel')} {trace.get('arch')}, {trace.get('backend')}, "
+                f"{trace.get('duration_s')} s: {trace.get('stop_reason')}"
+            )
+        )
+    )
+    ranges = _worst_first(report["ranges"])
+    if not ranges:
+        console.print("\nNo memory was registered with userfaultfd while we watched.")
+    else:
+        console.print(_table(ranges[:MOST_RANGES]))
+        if len(ranges) > MOST_RANGES:
+            console.print(_rest(ranges[MOST_RANGES:]) + "\n")
+        _findings(console, ranges)
+    _losses(console, report)
+    verdict = report["verdict"]
+    console.print(Text.assemble("Verdict: ", (verdict, _STYLES.get(verdict, "")), f": {_MEANING[verdict]}."))

@@ -1,0 +1,29 @@
+"""The trace file's form, shared by writer and reader.
+
+A file is MAGIC and then chunks, appended in whole: a header (tag, CRC-32 of the
+payload, length of the payload in bytes, little-endian), then the payload.
+
+    META  JSON, first: schema, what was traced, kernel, probes
+    EVNT  events, records of model.events.EVENT as they came from the ring
+    LOSS  JSON: what was dropped so far, whenever that changes
+    DONE  JSON, last: why it stopped, loss, the kernel's counters
+
+A chunk that is short or fails its CRC is where a killed collector stopped; all
+before it holds.
+"""
+
+from __future__ import annotations
+
+import struct
+
+MAGIC = b"uffdtrc\n"
+SCHEMA = "uffdtrace-trace/1"
+HEADER = struct.Struct("<4sIQ")
+META = b"META"
+EVENTS = b"EVNT"
+LOSS = b"LOSS"
+DONE = b"DONE"
+
+
+class TraceError(Exception):
+    """The trace file cannot be written or read; one line with cause and remedy."""

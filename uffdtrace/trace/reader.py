@@ -1,0 +1,79 @@
+"""Reading a trace file, which may be cut short, broken or foreign."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO, Dict, Iterator, Optional, Tuple
+
+import numpy as np
+
+from uffdtrace.model.events import EVENT
+from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, SCHEMA, TraceError
+
+
+class Reader:
+    """`meta` at once; then iterate over `events()`; then `ending` and `complete` are known."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ending: Dict[str, Any] = {}
+        self.complete = False
+        try:
+            self._file: BinaryIO = path.open("rb")
+            self._size = os.fstat(self._file.fileno()).st_size
+            magic = self._file.read(len(MAGIC))
+        except FileNotFoundError:
+            raise TraceError(f"no trace file {path}: make one with uffdtrace attach or run, or name yours") from None
+        except OSError as error:
+            raise TraceError(f"cannot read {path}: {error.strerror}") from None
+        if magic != MAGIC:
+            raise TraceError(f"{path} is not a uffdtrace trace file")
+        first = self._next()
+        if first is None or first[0] != META:
+            raise TraceError(f"{path} is broken: its first part is missing, nothing in it can be read")
+        self.meta = self._json(first[1])
+        if self.meta.get("schema") != SCHEMA:
+            raise TraceError(
+                f"{path} has the schema {str(self.meta.get('schema'))[:40]!r}, this uffdtrace reads {SCHEMA}:"
+                " use the version that wrote it"
+            )
+
+    def events(self) -> Iterator[np.ndarray]:
+        """Batches of events (dtype EVENT), up to where the file is whole."""
+        while True:
+            chunk = self._next()
+            if chunk is None:
+                return
+            tag, payload = chunk
+            if tag == EVENTS:
+                if len(payload) % EVENT.itemsize:
+                    raise TraceError(f"{self.path} is broken: it holds a part of an event")
+                yield np.frombuffer(payload, dtype=EVENT)
+            elif tag == LOSS:
+                self.ending = self._json(payload)
+            elif tag == DONE:
+                self.ending = self._json(payload)
+                self.complete = True
+                return
+
+    def _next(self) -> Optional[Tuple[bytes, bytes]]:
+        header = self._file.read(HEADER.size)
+        if len(header) < HEADER.size:
+            return None
+        tag, checksum, length = HEADER.unpack(header)
+        if length > self._size - self._file.tell():
+            return None
+        payload = self._file.read(length)
+        return (tag, payload) if zlib.crc32(payload) == checksum else None
+
+    def _json(self, payload: bytes) -> Dict[str, Any]:
+        try:
+            found = json.loads(payload)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise TraceError(f"{self.path} is broken: one of its parts is not what it says")
+        return found

@@ -1,0 +1,55 @@
+"""Writing a trace file."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any, Dict
+
+import numpy as np
+
+from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, SCHEMA, TraceError
+
+
+class Writer:
+    """Appends whole chunks, straight to the kernel: what is written survives our death."""
+
+    def __init__(self, path: Path, meta: Dict[str, Any]) -> None:
+        self.path = path
+        try:
+            if path.exists():
+                # As perf does with perf.data.
+                path.replace(path.with_name(path.name + ".old"))
+            # The addresses in it are the target's business.
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise TraceError(f"cannot create {path}: {error.strerror}: choose another file with -o") from None
+        self._write(MAGIC)
+        self._chunk(META, json.dumps({"schema": SCHEMA, **meta}).encode())
+
+    def events(self, events: np.ndarray) -> None:
+        if len(events):
+            self._chunk(EVENTS, np.ascontiguousarray(events).tobytes())
+
+    def loss(self, loss: Dict[str, Any]) -> None:
+        self._chunk(LOSS, json.dumps(loss).encode())
+
+    def done(self, ending: Dict[str, Any]) -> None:
+        self._chunk(DONE, json.dumps(ending).encode())
+        os.close(self._fd)
+
+    def _chunk(self, tag: bytes, payload: bytes) -> None:
+        self._write(HEADER.pack(tag, zlib.crc32(payload), len(payload)) + payload)
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            raise TraceError(
+                f"cannot write {self.path}: {error.strerror}: the trace ends here; make room, or choose another"
+                " file with -o"
+            ) from None
