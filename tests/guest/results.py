@@ -77,11 +77,11 @@ class Guest:
 
     suite: str
     folder: Path
-    output: str
+    output: str = field(repr=False)
     # Why there is nothing to judge, where the boot itself failed.
     error: str | None = None
     retried: bool = False
-    _traces: dict[str, Trace] = field(default_factory=dict)
+    _traces: dict[str, Trace] = field(default_factory=dict, repr=False)
 
     def trace(self, name: str) -> Trace:
         return self._traces.setdefault(name, Trace(name, self.folder))

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* MISSING messages, and what their answers do to the protection. */
+#include <unistd.h>
+
 #include "pagemap.h"
 #include "run.h"
 #include "scenarios.h"
@@ -85,5 +87,7 @@ void idle(void)
 	struct monitor m = {0};
 
 	track_missing(MODE_MISSING, &m);
+	/* Nothing that happens here tells what memory this is: a tracer must have time to look. */
+	sleep(2);
 	monitor_stop(&m);
 }

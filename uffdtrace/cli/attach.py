@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional
 
 import click
 
@@ -18,7 +17,7 @@ from uffdtrace.kernel.probes import Backend
 @click.argument("pid", type=click.IntRange(min=1))
 @trace_options
 @errors_in_one_line
-def command(pid: int, output: Path, duration: Optional[float], backend: str, form: str) -> None:
+def command(pid: int, output: Path, duration: float | None, backend: str, form: str) -> None:
     """Trace the running process PID until Ctrl-C, its exit, or the duration.
 
     PID is the process whose memory is tracked, or the monitor that holds the

@@ -6,7 +6,7 @@ import functools
 import json
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, NoReturn, TypeVar
+from typing import Any, Callable, NoReturn, TypeVar
 
 import click
 
@@ -47,7 +47,7 @@ def errors_in_one_line(function: Function) -> Function:
             fail(" ".join(str(error).split()))
         except BrokenPipeError:
             # Whoever read our output has enough; nothing is left to flush to.
-            sys.stdout = None  # type: ignore[assignment]
+            sys.stdout = None
             sys.exit(141)
 
     return wrapped  # type: ignore[return-value]
@@ -57,13 +57,28 @@ def trace_options(function: Function) -> Function:
     """The options that attach and run have in common."""
     for option in (
         click.option(
-            "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=DEFAULT_FILE, show_default=True,
-            metavar="FILE", help="Where the trace goes; an existing one is kept as FILE.old.",
+            "-o",
+            "--output",
+            type=click.Path(path_type=Path, dir_okay=False),
+            default=DEFAULT_FILE,
+            show_default=True,
+            metavar="FILE",
+            help="Where the trace goes; an existing one is kept as FILE.old.",
         ),
-        click.option("-d", "--duration", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-                     help="Stop after that time."),
-        click.option("--backend", type=click.Choice([backend.value for backend in Backend]), default="auto",
-                     show_default=True, help="Kind of probe to use where the kernel leaves a choice."),
+        click.option(
+            "-d",
+            "--duration",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            help="Stop after that time.",
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice([backend.value for backend in Backend]),
+            default="auto",
+            show_default=True,
+            help="Kind of probe to use where the kernel leaves a choice.",
+        ),
         format_option("text", "json"),
     ):
         function = option(function)
@@ -71,11 +86,12 @@ def trace_options(function: Function) -> Function:
 
 
 def format_option(*formats: str) -> Callable[[Function], Function]:
-    return click.option("--format", "form", type=click.Choice(formats), default="text", show_default=True,
-                        help="Form of the report.")
+    return click.option(
+        "--format", "form", type=click.Choice(formats), default="text", show_default=True, help="Form of the report."
+    )
 
 
-def show(report: Dict[str, Any], form: str, err: bool = False) -> None:
+def show(report: dict[str, Any], form: str, err: bool = False) -> None:
     """Print a report to stdout, or to stderr where stdout is another program's."""
     stream = sys.stderr if err else sys.stdout
     if form == "json":

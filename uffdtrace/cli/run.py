@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Optional, Tuple
 
 import click
 
@@ -20,7 +19,7 @@ from uffdtrace.kernel.probes import Backend
 @trace_options
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @errors_in_one_line
-def command(arguments: Tuple[str, ...], output: Path, duration: Optional[float], backend: str, form: str) -> None:
+def command(arguments: tuple[str, ...], output: Path, duration: float | None, backend: str, form: str) -> None:
     """Trace COMMAND, and what it starts, from its first instruction.
 
     Standard output is the command's: the report goes to standard error. Exits
@@ -35,7 +34,9 @@ def command(arguments: Tuple[str, ...], output: Path, duration: Optional[float],
     preflight.check_tracing()
     target = Command(list(arguments))
     try:
-        session = Session(load(Backend(backend), say), Options(output, Backend(backend), duration), target.process(), say)
+        session = Session(
+            load(Backend(backend), say), Options(output, Backend(backend), duration), target.process(), say
+        )
         report = session.run(release=target.release, ended=target.ended, wait_fd=open_pidfd(target.pid))
     finally:
         target.abandon()

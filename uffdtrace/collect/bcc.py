@@ -34,6 +34,8 @@ def load() -> ModuleType:
         raise Refusal(f"BCC cannot be imported ({type(error).__name__}: {error}): {remedy}") from None
     if not hasattr(module, "BPF"):
         where = getattr(module, "__file__", None) or "a namespace package"
-        raise Refusal(f"the module bcc at {where} is not BCC but another program of that name from PyPI: "
-                      f"pip uninstall bcc, then {_INSTALL}")
+        raise Refusal(
+            f"the module bcc at {where} is not BCC but another program of that name from PyPI: "
+            f"pip uninstall bcc, then {_INSTALL}"
+        )
     return module

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Dict, List, Tuple
 
 import numpy as np
 
 from uffdtrace.collect.program import Program
-from uffdtrace.collect.ring import Ring
+from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import proc
-from uffdtrace.model.events import EVENT, Memory, Mode, Type
+from uffdtrace.model.events import EVENT, Array, Memory, Mode, Type
 
 _MEMORY = {"anon": Memory.ANON, "shmem": Memory.SHMEM, "hugetlb": Memory.HUGETLB}
 
 
-def _event(kind: Type, **fields: int) -> np.ndarray:
+def _event(kind: Type, **fields: int) -> Array:
     event = np.zeros(1, dtype=EVENT)
     # The clock of bpf_ktime_get_ns().
     event["time"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
@@ -31,69 +30,70 @@ def _event(kind: Type, **fields: int) -> np.ndarray:
     return event
 
 
-def merge(kernel: np.ndarray, own: List[np.ndarray]) -> np.ndarray:
-    """Put events of our own among the kernel's, at their time."""
-    if not own:
-        return kernel
-    mine = np.concatenate(own)
-    return np.insert(kernel, np.searchsorted(kernel["time"], mine["time"]), mine)
-
-
-def descriptors(program: Program, ring: Ring, pid: int) -> np.ndarray:
+def descriptors(program: Program, stream: Stream, pid: int) -> list[Array]:
     """Have every userfaultfd that `pid` holds, or that watches its memory, traced.
 
-    Returns the ring's events so far, USERFAULTFD events of the ones found among them.
+    Returns a USERFAULTFD event for each.
     """
-    holders: List[int] = []
-    batches: List[np.ndarray] = [ring.drain()]
+    found: list[Array] = []
     for holder in proc.pids():
         for fd in proc.userfaultfds(holder):
             proc.touch_fdinfo(holder, fd)
-            batch = ring.drain()
-            mine = batch[(batch["type"] == Type.USERFAULTFD) & (batch["tgid"] == os.getpid())]
-            for event in mine:
-                if pid in (holder, int(event["aux"])):
+            for event in stream.peek():
+                ours = event["type"] == Type.USERFAULTFD and event["tgid"] == os.getpid()
+                if ours and pid in (holder, int(event["aux"])):
                     program.trace_mm(int(event["start"]))
-                    holders.append(holder)
-                    batches.append(event.reshape(1))
-            batches.append(batch[batch["tgid"] != os.getpid()])
-    return np.concatenate(batches)
+                    found.append(event)
+    return found
 
 
-def ranges(userfaultfds: np.ndarray) -> List[np.ndarray]:
+def ranges(userfaultfds: list[Array]) -> list[Array]:
     """RANGE_FOUND and PAGES_FOUND events for the memory that USERFAULTFD events tell of.
 
     Which of several descriptors of one process a mapping belongs to smaps does
     not say; there the first fault tells.
     """
-    by_owner: Dict[Tuple[int, int], List[int]] = {}
+    by_owner: dict[tuple[int, int], list[int]] = {}
     for event in userfaultfds:
         contexts = by_owner.setdefault((int(event["aux"]), int(event["start"])), [])
         if int(event["ctx"]) not in contexts:
             contexts.append(int(event["ctx"]))
-    own: List[np.ndarray] = []
+    own: list[Array] = []
     for (owner, _), contexts in by_owner.items():
         if not owner or len(contexts) != 1:
             continue
         for found in proc.registered(owner):
-            place = {"ctx": contexts[0], "tgid": owner}
-            own.append(
-                _event(
-                    Type.RANGE_FOUND,
-                    start=found.start,
-                    end=found.end,
-                    aux=found.modes,
-                    flags=int(_MEMORY[found.memory]),
-                    **place,
-                )
-            )
+            own.append(_range_found(contexts[0], owner, found))
             if found.modes & Mode.WP:
                 for start, end in proc.protected_runs(owner, found.start, found.end):
-                    own.append(_event(Type.PAGES_FOUND, start=start, end=end, **place))
+                    own.append(_event(Type.PAGES_FOUND, ctx=contexts[0], tgid=owner, start=start, end=end))
     return own
 
 
-def asleep(owners: List[int]) -> List[np.ndarray]:
+def _range_found(ctx: int, owner: int, found: proc.Registered) -> Array:
+    memory = int(_MEMORY[found.memory])
+    return _event(
+        Type.RANGE_FOUND, ctx=ctx, tgid=owner, start=found.start, end=found.end, aux=found.modes, flags=memory
+    )
+
+
+def memory(ranges_of: dict[tuple[int, int], list[tuple[int, int]]]) -> list[Array]:
+    """RANGE_FOUND events for ranges whose memory no event has told yet.
+
+    `ranges_of` maps (ctx, owner) to [start, end) pairs. A mapping may reach
+    beyond the range or end within it: only what both have is said.
+    """
+    own: list[Array] = []
+    for (ctx, owner), wanted in ranges_of.items():
+        for found in proc.registered(owner):
+            for start, end in wanted:
+                low, high = max(start, found.start), min(end, found.end)
+                if low < high:
+                    own.append(_range_found(ctx, owner, proc.Registered(low, high, found.modes, found.memory)))
+    return own
+
+
+def asleep(owners: list[int]) -> list[Array]:
     """ASLEEP events for the threads of these processes that sleep in a fault now."""
     own = []
     for owner in owners:

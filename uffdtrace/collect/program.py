@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Dict, Iterable, List, Tuple
+from typing import Any
 
 from uffdtrace.collect.bcc import STUB_ROOT
+from uffdtrace.collect.ring import Ring, Slots, Stream
 from uffdtrace.kernel.preflight import Refusal
 from uffdtrace.kernel.probes import Attachment, Where
 from uffdtrace.model.events import Counter, Loss, c_header
+
+# 32 MiB hold half a million events: what two cores can fault in half a second.
+RING_PAGES = 8192
+_MESSAGE_SLOTS = 1 << 17
+_FEWEST_SLOTS = 1 << 12
 
 SOURCE = STUB_ROOT / "uffdtrace.bpf.c"
 
@@ -30,6 +37,17 @@ RAW_TRACEPOINT_PROBE(sched_process_fork)
 _FORK_FUNCTION = b"raw_tracepoint__sched_process_fork"
 
 
+def possible_cpus() -> int:
+    """How many numbers bpf_get_smp_processor_id() can give."""
+    return int(re.split("[-,]", Path("/sys/devices/system/cpu/possible").read_text().strip())[-1]) + 1
+
+
+def message_slots(cpus: int) -> int:
+    """Slots for each CPU, a power of two: 8 MiB in all, or 256 KiB for each CPU."""
+    each = max(_FEWEST_SLOTS, _MESSAGE_SLOTS // cpus)
+    return 1 << (each.bit_length() - 1)
+
+
 def _entry_name(attachment: Attachment) -> str:
     return f"kp_{attachment.candidate.handler}"
 
@@ -44,11 +62,12 @@ def _entry_point(attachment: Attachment) -> str:
         slots = (attachment.parameter_count,) if returns else attachment.positions
         arguments = "".join(f", ctx[{slot}]" for slot in slots)
         return f"{macro}({candidate.function})\n{{\n\treturn {candidate.handler}(ctx{arguments});\n}}\n"
-    values = ["PT_REGS_RC(ctx)"] if returns else [f"PT_REGS_PARM{position + 1}(ctx)" for position in attachment.positions]
+    values = (
+        ["PT_REGS_RC(ctx)"] if returns else [f"PT_REGS_PARM{position + 1}(ctx)" for position in attachment.positions]
+    )
     arguments = "".join(f", {value}" for value in values)
     return (
-        f"int {_entry_name(attachment)}(struct pt_regs *ctx)\n{{\n"
-        f"\treturn {candidate.handler}(ctx{arguments});\n}}\n"
+        f"int {_entry_name(attachment)}(struct pt_regs *ctx)\n{{\n\treturn {candidate.handler}(ctx{arguments});\n}}\n"
     )
 
 
@@ -71,11 +90,14 @@ class Program:
     links), so the kernel removes the probes however the process dies.
     """
 
-    def __init__(self, bcc: ModuleType, attachments: List[Attachment], defines: Dict[str, int], ring_pages: int) -> None:
+    def __init__(self, bcc: ModuleType, attachments: list[Attachment], defines: dict[str, int]) -> None:
         self.attachments = attachments
+        self._cpus = possible_cpus()
+        self._slots = message_slots(self._cpus)
         flags = [f"-D{name}={value:#x}UL" for name, value in defines.items()]
         # BCC's macro takes the ring's size as text.
-        flags += [f"-DRING_PAGES={ring_pages}", f"-DCOLLECTOR={os.getpid()}", "-Wno-unused-function"]
+        flags += [f"-DRING_PAGES={RING_PAGES}", f"-DCPUS={self._cpus}", f"-DMESSAGE_SLOTS={self._slots}"]
+        flags += [f"-DCOLLECTOR={os.getpid()}", "-Wno-unused-function"]
         # BCC attaches by name while it constructs; we want to know which one fails.
         quiet = type("QuietBPF", (bcc.BPF,), {"_trace_autoload": lambda self: None})
         self._lib: Any = bcc.lib if hasattr(bcc, "lib") else __import__("bcc.libbcc", fromlist=["lib"]).lib
@@ -124,9 +146,10 @@ class Program:
                 return name
         raise LookupError(f"BCC made no program for {function.decode()}")
 
-    @property
-    def ring_fd(self) -> int:
-        return int(self._bpf["events"].map_fd)
+    def stream(self) -> Stream:
+        """The events, from now on."""
+        messages, heads = self._bpf["messages"].map_fd, self._bpf["heads"].map_fd
+        return Stream(Ring(self._bpf["events"].map_fd, RING_PAGES), Slots(messages, heads, self._cpus, self._slots))
 
     def follow(self, tgid: int) -> None:
         table = self._bpf["followed"]
@@ -136,19 +159,19 @@ class Program:
         table = self._bpf["traced"]
         table[table.Key(mm)] = table.Leaf(1)
 
-    def losses(self) -> Dict[Loss, int]:
+    def losses(self) -> dict[Loss, int]:
         """How often something could not be recorded, by kind."""
         table = self._bpf["losses"]
         return {what: int(table[table.Key(int(what))].value) for what in Loss}
 
-    def counters(self) -> Dict[Tuple[int, int], List[int]]:
+    def counters(self) -> dict[tuple[int, int], list[int]]:
         """(ctx, vm_start) to the counters of model.events.Counter; vm_start 0 where it was not known."""
         return {
             (int(key.ctx), int(key.vm_start)): [int(leaf.slot[slot]) for slot in range(len(Counter))]
             for key, leaf in self._bpf["counters"].items()
         }
 
-    def misses(self) -> List[Tuple[Attachment, int]]:
+    def misses(self) -> list[tuple[Attachment, int]]:
         """Runs that the kernel skipped, from each program's fdinfo; probes with none are left out.
 
         `recursion_misses` is there since 5.12 (9ed9e9ba2337); for kprobes it

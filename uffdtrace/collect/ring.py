@@ -1,45 +1,48 @@
-"""The BPF ring buffer, read as numpy arrays.
-
-The kernel's layout (kernel/bpf/ringbuf.c): a page with the consumer position,
-a page with the producer position, then the data, mapped twice in a row so that
-no record wraps. A record is an 8-byte header (length, two flag bits) and the
-payload padded to 8; ours are all of one size, so the ring is a strided array.
-"""
+"""Events from the kernel, read as numpy arrays, in order of time."""
 
 from __future__ import annotations
 
 import mmap
-from types import TracebackType
-from typing import Optional, Type
+import time
 
 import numpy as np
 
-from uffdtrace.model.events import EVENT
+from uffdtrace.model.events import EVENT, Array
 
 _HEADER = np.dtype([("length", "<u4"), ("page", "<u4")])
 _RECORD = np.dtype([("header", _HEADER), ("event", EVENT)])
 _BUSY = np.uint32(1 << 31)
 
+# An event has its time before it has its place: one that is older than this is complete.
+_SETTLE_NS = 100_000_000
+
 
 class Ring:
-    """A consumer of one ring; `drain()` returns what is complete."""
+    """The BPF ring buffer (kernel/bpf/ringbuf.c).
+
+    A page with the consumer position, a page with the producer position, then
+    the data, mapped twice in a row so that no record wraps. A record is an
+    8-byte header (length, two flag bits) and the payload padded to 8; ours are
+    all of one size, so the ring is a strided array.
+    """
 
     def __init__(self, fd: int, pages: int) -> None:
         page = mmap.PAGESIZE
-        self.size = pages * page
-        self._consumer_map = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
-        self._producer_map = mmap.mmap(fd, page + 2 * self.size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
-        self._consumer = np.frombuffer(self._consumer_map, dtype="<u8", count=1)
-        self._producer = np.frombuffer(self._producer_map, dtype="<u8", count=1)
-        self._data = np.frombuffer(self._producer_map, dtype=np.uint8, offset=page)
+        self._size = pages * page
+        consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
+        producer = mmap.mmap(fd, page + 2 * self._size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        # The arrays keep the maps alive.
+        self._consumer = np.frombuffer(consumer, dtype="<u8", count=1)
+        self._producer = np.frombuffer(producer, dtype="<u8", count=1)
+        self._data = np.frombuffer(producer, dtype=np.uint8, offset=page)
 
-    def drain(self) -> np.ndarray:
+    def drain(self) -> Array:
         """A copy of every event that is complete, in the order in which they were reserved."""
         consumed = int(self._consumer[0])
         waiting = (int(self._producer[0]) - consumed) // _RECORD.itemsize
         if not waiting:
             return np.empty(0, dtype=EVENT)
-        offset = consumed % self.size
+        offset = consumed % self._size
         records = self._data[offset : offset + waiting * _RECORD.itemsize].view(_RECORD)
         # x86 keeps loads in order: a header seen without BUSY means a complete payload.
         busy = np.flatnonzero(records["header"]["length"] & _BUSY)
@@ -49,11 +52,65 @@ class Ring:
         self._consumer[0] = consumed + len(records) * _RECORD.itemsize
         return events
 
-    def __enter__(self) -> Ring:
-        return self
 
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        # The maps are freed with the last array that looks into them.
-        del self._consumer, self._producer, self._data
+class Slots:
+    """The messages' slots, `count` for each CPU (the maps `messages` and `heads`)."""
+
+    def __init__(self, messages_fd: int, heads_fd: int, cpus: int, count: int) -> None:
+        slots = mmap.mmap(messages_fd, _pages(cpus * count * EVENT.itemsize), mmap.MAP_SHARED, mmap.PROT_READ)
+        heads = mmap.mmap(heads_fd, _pages(cpus * 8), mmap.MAP_SHARED, mmap.PROT_READ)
+        self._slots = np.frombuffer(slots, dtype=EVENT, count=cpus * count).reshape(cpus, count)
+        self._heads = np.frombuffer(heads, dtype="<u8", count=cpus)
+        self._tails = np.zeros(cpus, dtype=np.int64)
+        self._count = count
+        self.overwritten = 0
+
+    def drain(self) -> Array:
+        """A copy of what is new, CPU by CPU; what was overwritten before is counted."""
+        found: list[Array] = []
+        for cpu in np.flatnonzero(self._heads.astype(np.int64) != self._tails).tolist():
+            head, tail = int(self._heads[cpu]), int(self._tails[cpu])
+            events = self._slots[cpu][np.arange(max(tail, head - self._count), head) % self._count]
+            # Whatever was written while we copied may have hit the oldest of them.
+            spoilt = max(0, int(self._heads[cpu]) - self._count - max(tail, head - self._count))
+            lost = max(0, head - self._count - tail) + min(spoilt, len(events))
+            self.overwritten += lost
+            found.append(events[spoilt:])
+            self._tails[cpu] = head
+        return np.concatenate(found) if found else np.empty(0, dtype=EVENT)
+
+
+def _pages(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+class Stream:
+    """Ring, slots and events of our own, merged in order of time."""
+
+    def __init__(self, ring: Ring, slots: Slots) -> None:
+        self._ring = ring
+        self._slots = slots
+        self._held = np.empty(0, dtype=EVENT)
+
+    @property
+    def overwritten(self) -> int:
+        return self._slots.overwritten
+
+    def push(self, events: list[Array]) -> None:
+        """Add events of our own, with the time at which they were true."""
+        self._held = np.concatenate([self._held, *events])
+
+    def peek(self) -> Array:
+        """What came into the ring just now; it stays in the stream."""
+        events = self._ring.drain()
+        self.push([events])
+        return events
+
+    def drain(self, everything: bool = False) -> Array:
+        """The events that no older one can precede any more; `everything` once nothing can come."""
+        horizon = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - _SETTLE_NS
+        self.push([self._ring.drain(), self._slots.drain()])
+        events = self._held[np.argsort(self._held["time"], kind="stable")]
+        ready = len(events) if everything else int(np.searchsorted(events["time"], np.uint64(max(0, horizon))))
+        self._held = events[ready:].copy()
+        return events[:ready]

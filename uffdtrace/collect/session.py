@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import select
 import signal
@@ -11,24 +10,20 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
-from typing import Any, Callable, Dict, List, Optional
-
-import numpy as np
+from typing import Any, Callable
 
 from uffdtrace import __version__
 from uffdtrace.collect import bcc, found
 from uffdtrace.collect.program import Program
-from uffdtrace.collect.ring import Ring
+from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import layout, offers, preflight, probes, proc
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
-from uffdtrace.model.events import PAGE_SIZE, Loss, Type
+from uffdtrace.model.events import PAGE_SIZE, Array, Loss
 from uffdtrace.model.model import Model
 from uffdtrace.model.report import build
 from uffdtrace.trace.writer import Writer
 
-# 32 MiB hold half a million events: what two cores can fault in half a second.
-RING_PAGES = 8192
 _POLL_S = 0.05
 Say = Callable[[str], None]
 
@@ -37,20 +32,22 @@ Say = Callable[[str], None]
 class Options:
     output: Path
     backend: probes.Backend = probes.Backend.AUTO
-    duration_s: Optional[float] = None
+    duration_s: float | None = None
 
 
 @dataclass
 class Stop:
     """Why the trace ends; signals set it."""
 
-    reason: Optional[str] = None
-    signals: List[int] = field(default_factory=list)
+    reason: str | None = None
+    signals: list[int] = field(default_factory=list)
 
-    def on_signal(self, number: int, _: Optional[FrameType]) -> None:
+    def on_signal(self, number: int, _: FrameType | None) -> None:
         self.signals.append(number)
         if self.reason is None:
-            self.reason = "interrupted (Ctrl-C)" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+            self.reason = (
+                "interrupted (Ctrl-C)" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+            )
 
 
 def load(backend: probes.Backend, say: Say) -> Program:
@@ -63,10 +60,10 @@ def load(backend: probes.Backend, say: Say) -> Program:
         attachments = probes.plan(btf, symbols, backend, preflight.preemptible())
         defines = layout.defines(btf, symbols)
     for attachment in attachments:
-        if attachment.exception:
+        if attachment.exception and backend is not probes.Backend.AUTO:
             say(f"{attachment.row.name}: kprobe on {attachment.place}: {attachment.exception}")
     say("compiling the BPF program")
-    return Program(module, attachments, defines, RING_PAGES)
+    return Program(module, attachments, defines)
 
 
 class Session:
@@ -79,9 +76,11 @@ class Session:
         self._say = say
         self._model = Model()
         self._stop = Stop()
-        self._dropped: Dict[Loss, int] = {}
+        self._dropped: dict[Loss, int] = {}
+        self._overwritten = 0
+        self._asked = 0
 
-    def run(self, release: Optional[Callable[[], None]], ended: Callable[[], bool], wait_fd: int) -> Dict[str, Any]:
+    def run(self, release: Callable[[], None] | None, ended: Callable[[], bool], wait_fd: int) -> dict[str, Any]:
         """Trace until `ended()`, a signal or the duration; the report.
 
         `release` lets a process go that waits for us; without it the process
@@ -94,8 +93,7 @@ class Session:
         }
         try:
             self._program.attach()
-            with Ring(self._program.ring_fd, RING_PAGES) as ring:
-                return self._trace(ring, release, ended, wait_fd)
+            return self._trace(self._program.stream(), release, ended, wait_fd)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -105,10 +103,10 @@ class Session:
         return number in self._stop.signals
 
     def _trace(
-        self, ring: Ring, release: Optional[Callable[[], None]], ended: Callable[[], bool], wait_fd: int
-    ) -> Dict[str, Any]:
+        self, stream: Stream, release: Callable[[], None] | None, ended: Callable[[], bool], wait_fd: int
+    ) -> dict[str, Any]:
         began, started = time.monotonic(), datetime.now(timezone.utc)
-        trace = {
+        trace: dict[str, Any] = {
             "file": str(self._options.output),
             "started": started.isoformat(timespec="milliseconds"),
             "duration_s": None,
@@ -135,7 +133,7 @@ class Session:
         )
         self._program.follow(self._process.pid)
         if release is None:
-            self._look_back(ring, writer)
+            self._look_back(stream)
         self._say(f"tracing {self._process.comm} ({self._process.pid}): Ctrl-C to end")
         if release is not None:
             release()
@@ -147,11 +145,13 @@ class Session:
                 self._stop.reason = "the duration was over"
             else:
                 self._wait(wait_fd)
-            self._drain(ring, writer)
+            self._take(stream.drain(), writer)
+            self._ask_memory(stream)
         owners = {home.owner for home in self._model.userfaultfds if home.owner} | {self._process.pid}
-        self._take(found.merge(ring.drain(), found.asleep(sorted(owners))), writer)
+        stream.push(found.asleep(sorted(owners)))
         self._program.detach()
-        self._drain(ring, writer)
+        self._take(stream.drain(everything=True), writer)
+        self._overwritten = stream.overwritten
         ending = self._ending(offered)
         trace["duration_s"] = round(time.monotonic() - began, 3)
         trace["stop_reason"] = self._stop.reason
@@ -167,17 +167,22 @@ class Session:
         """Until there may be more to read. The ring wakes nobody: that would cost the target."""
         select.select([wait_fd], [], [], _POLL_S)
 
-    def _look_back(self, ring: Ring, writer: Writer) -> None:
-        events = found.descriptors(self._program, ring, self._process.pid)
-        mine = events[(events["type"] == Type.USERFAULTFD) & (events["tgid"] == os.getpid())]
-        own = found.ranges(mine)
-        self._take(events, writer)
-        self._take(found.merge(ring.drain(), own), writer)
+    def _look_back(self, stream: Stream) -> None:
+        """What the process registered before we came."""
+        stream.push(found.ranges(found.descriptors(self._program, stream, self._process.pid)))
 
-    def _drain(self, ring: Ring, writer: Writer) -> None:
-        self._take(ring.drain(), writer)
+    def _ask_memory(self, stream: Stream) -> None:
+        """Events tell a range's memory when something happens to it; until then smaps does."""
+        wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for row in self._model.ranges.all[self._asked :]:
+            home = self._model.userfaultfd_of(row)
+            if not row.memory and home.owner:
+                wanted.setdefault((home.ctx, home.owner), []).append((row.start, row.end))
+        self._asked = len(self._model.ranges.all)
+        if wanted:
+            stream.push(found.memory(wanted))
 
-    def _take(self, events: np.ndarray, writer: Writer) -> None:
+    def _take(self, events: Array, writer: Writer) -> None:
         if len(events):
             writer.events(events)
             self._model.feed(events)
@@ -186,10 +191,10 @@ class Session:
             self._dropped = dropped
             writer.loss({"events_dropped": sum(dropped.values())})
 
-    def _ending(self, offered: Optional[int]) -> Dict[str, Any]:
+    def _ending(self, offered: int | None) -> dict[str, Any]:
         missed = self._program.misses()
         return {
-            "events_dropped": sum(self._program.losses().values()),
+            "events_dropped": sum(self._program.losses().values()) + self._overwritten,
             "probes_missed": {attachment.place: count for attachment, count in missed},
             "doubtful": sorted({name for attachment, _ in missed for name in attachment.row.numbers}),
             "counters": [[*key, *slots] for key, slots in self._program.counters().items()],

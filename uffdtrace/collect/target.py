@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import List
 
 from uffdtrace.kernel import proc
 from uffdtrace.kernel.preflight import Refusal
@@ -13,7 +12,7 @@ from uffdtrace.kernel.preflight import Refusal
 class Command:
     """A command in a child that waits, before its first instruction, until it is released."""
 
-    def __init__(self, arguments: List[str]) -> None:
+    def __init__(self, arguments: list[str]) -> None:
         self.arguments = arguments
         path = shutil.which(arguments[0])
         if path is None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Tuple
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
@@ -66,17 +66,17 @@ class Function:
     """A kernel function's parameters, in order; `by_value` where one is a struct."""
 
     name: str
-    parameters: Tuple[str, ...]
+    parameters: tuple[str, ...]
     by_value: bool
 
-    def position(self, parameter: str) -> Optional[int]:
+    def position(self, parameter: str) -> int | None:
         """Zero-based place of a parameter, None where it has none of that name."""
         return self.parameters.index(parameter) if parameter in self.parameters else None
 
 
 def _libbpf() -> ctypes.CDLL:
     name = ctypes.util.find_library("bpf") or "libbpf.so.1"
-    last: Optional[OSError] = None
+    last: OSError | None = None
     for candidate in (name, "libbpf.so.1", "libbpf.so.0"):
         try:
             library = ctypes.CDLL(candidate, use_errno=True)
@@ -124,7 +124,7 @@ class Btf:
         self._library.btf__free(self._handle)
 
     def _name(self, offset: int) -> str:
-        name: Optional[bytes] = self._library.btf__name_by_offset(self._handle, offset)
+        name: bytes | None = self._library.btf__name_by_offset(self._handle, offset)
         return (name or b"").decode()
 
     def _type(self, type_id: int) -> _Type:
@@ -144,14 +144,14 @@ class Btf:
             found = self._type(int(found.size_or_type))
         return found
 
-    def _find(self, name: str, *kinds: int) -> Optional[_Type]:
+    def _find(self, name: str, *kinds: int) -> _Type | None:
         for kind in kinds:
             type_id = self._library.btf__find_by_name_kind(self._handle, name.encode(), kind)
             if type_id > 0:
                 return self._resolve(type_id) if kind == _KIND_TYPEDEF else self._type(type_id)
         return None
 
-    def offset(self, structure: str, path: str) -> Optional[int]:
+    def offset(self, structure: str, path: str) -> int | None:
         """Byte offset of `path` (`a.b.c`) in a struct, None where there is none.
 
         Members of anonymous structs and unions count as the outer struct's.
@@ -169,7 +169,7 @@ class Btf:
             head = self._resolve(type_id)
         return total
 
-    def _member(self, head: _Type, wanted: str) -> Optional[Tuple[int, int]]:
+    def _member(self, head: _Type, wanted: str) -> tuple[int, int] | None:
         for member in self._trailing(head, _Member):
             bits = int(member.offset) & 0xFFFFFF if head.flag else int(member.offset)
             name = self._name(int(member.name_off))
@@ -183,18 +183,18 @@ class Btf:
                         return bits // 8 + found[0], found[1]
         return None
 
-    def size(self, structure: str) -> Optional[int]:
+    def size(self, structure: str) -> int | None:
         """Size in bytes of a struct, union or typedef of one, None where there is none."""
         head = self._find(structure, _KIND_STRUCT, _KIND_UNION, _KIND_TYPEDEF)
         return None if head is None else int(head.size_or_type)
 
-    def function(self, name: str) -> Optional[Function]:
+    def function(self, name: str) -> Function | None:
         """A function's parameters, None where BTF has no function of that name."""
         head = self._find(name, _KIND_FUNC)
         if head is None:
             return None
         prototype = self._type(int(head.size_or_type))
-        parameters: List[str] = []
+        parameters: list[str] = []
         by_value = False
         for parameter in self._trailing(prototype, _Parameter):
             parameters.append(self._name(int(parameter.name_off)))
@@ -202,7 +202,7 @@ class Btf:
                 by_value = True
         return Function(name, tuple(parameters), by_value)
 
-    def enumerators(self, enum: str) -> Dict[str, int]:
+    def enumerators(self, enum: str) -> dict[str, int]:
         """Name to value of an enum's members; empty where there is no such enum."""
         head = self._find(enum, _KIND_ENUM, _KIND_ENUM64, _KIND_TYPEDEF)
         if head is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import List, Optional, Tuple
 
 from uffdtrace.kernel.symbols import Symbols
 
@@ -22,7 +21,7 @@ _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 
 
-def _read_kernel(path: Path, address: int, size: int) -> Optional[bytes]:
+def _read_kernel(path: Path, address: int, size: int) -> bytes | None:
     """Kernel memory through /proc/kcore; None where the kernel does not give it."""
     try:
         with path.open("rb") as core:
@@ -40,7 +39,7 @@ def _read_kernel(path: Path, address: int, size: int) -> Optional[bytes]:
     return None
 
 
-def calls_in(code: bytes, base: int, target: int) -> List[int]:
+def calls_in(code: bytes, base: int, target: int) -> list[int]:
     """Offsets of the direct calls (x86-64, `e8 rel32`) to `target` in `code`."""
     found = []
     for offset in range(len(code) - 4):
@@ -51,7 +50,7 @@ def calls_in(code: bytes, base: int, target: int) -> List[int]:
     return found
 
 
-def find_call(symbols: Symbols, caller: str, callee: str, core: Path = KCORE) -> Optional[Tuple[str, int]]:
+def find_call(symbols: Symbols, caller: str, callee: str, core: Path = KCORE) -> tuple[str, int] | None:
     """(caller, offset) of its only call to callee, None where that cannot be shown."""
     start, target = symbols.address(caller), symbols.address(callee)
     if start is None or target is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from typing import Dict, Optional
 
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
@@ -71,7 +70,7 @@ _X86_64 = {
 }
 
 
-def defines(btf: Btf, symbols: Symbols, machine: Optional[str] = None) -> Dict[str, int]:
+def defines(btf: Btf, symbols: Symbols, machine: str | None = None) -> dict[str, int]:
     """Name to value of every define; LayoutError names what this kernel lacks."""
     machine = machine or platform.machine()
     if machine != "x86_64":

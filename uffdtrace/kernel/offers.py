@@ -7,14 +7,13 @@ import fcntl
 import os
 import platform
 import struct
-from typing import Optional
 
 _SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 _UFFDIO_API = 0xC018AA3F
 _UFFD_API = 0xAA
 
 
-def features() -> Optional[int]:
+def features() -> int | None:
     """UFFD_FEATURE_* bits that the kernel offers; None where it does not say."""
     number = _SYS_USERFAULTFD.get(platform.machine())
     if number is None:

@@ -8,7 +8,6 @@ import os
 import platform
 import re
 from pathlib import Path
-from typing import Optional
 
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
@@ -27,7 +26,7 @@ def is_root() -> bool:
     return os.geteuid() == 0
 
 
-def lockdown() -> Optional[str]:
+def lockdown() -> str | None:
     """`none`, `integrity` or `confidentiality`; None where the kernel does not say."""
     try:
         found = re.search(r"\[(\w+)\]", _LOCKDOWN.read_text())
@@ -75,7 +74,7 @@ def try_program() -> int:
     if number is None:
         return errno.ENOSYS
     # mov r0, 0; exit
-    instructions = ctypes.create_string_buffer(bytes.fromhex("b700000000000000" "9500000000000000"))
+    instructions = ctypes.create_string_buffer(bytes.fromhex("b7000000000000009500000000000000"))
     license_text = ctypes.create_string_buffer(b"GPL")
     attributes = _LoadProgram(
         prog_type=_BPF_PROG_TYPE_KPROBE,

@@ -7,9 +7,8 @@ decides kprobe or fentry for each. Presence decides, never a version.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Dict, List, Optional, Tuple
 
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.callsite import find_call
@@ -40,7 +39,7 @@ class Candidate:
 
     function: str
     handler: str
-    parameters: Tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
     where: Where = Where.ENTRY
     within: str = ""
 
@@ -50,12 +49,14 @@ class Row:
     """One thing to observe. `numbers` are the report's fields that rest on it."""
 
     name: str
-    numbers: Tuple[str, ...]
-    candidates: Tuple[Candidate, ...]
+    numbers: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
     # Without it the report would be wrong, not merely poorer.
     required: bool = True
-    # It sleeps, so a kretprobe would run out of instances (kernel-semantics.md 8.1 B).
-    sleeps: bool = False
+    # A kretprobe runs out of instances where many threads sleep in the function, a
+    # fentry program is skipped where it was preempted (kernel-semantics.md 8.1 A, B):
+    # where both can happen, both are attached; the handler counts the first.
+    twice: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Attachment:
     row: Row
     candidate: Candidate
     fentry: bool
-    positions: Tuple[int, ...]
+    positions: tuple[int, ...]
     parameter_count: int
     offset: int = 0
     # Why the backend that was asked for could not serve this row.
@@ -86,14 +87,14 @@ class ProbeError(Exception):
 
 _RETURN = Where.RETURN
 
-TABLE: Tuple[Row, ...] = (
+TABLE: tuple[Row, ...] = (
     Row("faults", ("faults", "pending", "latency_us"), (Candidate("handle_userfault", "on_fault", ("vmf", "reason")),)),
     Row(
         "fault-returns",
-        ("pending",),
+        (),
         (Candidate("handle_userfault", "on_fault_return", (), _RETURN),),
         required=False,
-        sleeps=True,
+        twice=True,
     ),
     Row(
         "messages",
@@ -169,7 +170,7 @@ _REGISTERS = 6
 
 def _serve(
     row: Row, candidate: Candidate, btf: Btf, symbols: Symbols, wanted: Backend, preemptible: bool
-) -> Optional[Attachment]:
+) -> Attachment | None:
     function = btf.function(candidate.function)
     if function is None or not symbols.has(candidate.function):
         return None
@@ -183,13 +184,8 @@ def _serve(
             return None
         offset = call[1]
 
-    if wanted is Backend.AUTO:
-        # A preempted fentry program blocks itself on its CPU (kernel-semantics.md 8.1 A);
-        # a return of a function that sleeps is better off with that than as a kretprobe.
-        returns = candidate.where is Where.RETURN
-        fentry = not preemptible or (returns and row.sleeps)
-    else:
-        fentry = wanted is Backend.FENTRY
+    # A preempted fentry program blocks itself on its CPU (kernel-semantics.md 8.1 A).
+    fentry = not preemptible if wanted is Backend.AUTO else wanted is Backend.FENTRY
     exception = ""
     if fentry and candidate.where is Where.CALL:
         fentry, exception = False, "a call inside a function takes a kprobe only"
@@ -197,27 +193,36 @@ def _serve(
         # Allowed since 6.0 on x86 (720e6a435194), but only up to six words in all.
         fentry, exception = False, "fentry refuses a struct passed by value"
     return Attachment(
-        row, candidate, fentry, tuple(p for p in positions if p is not None), len(function.parameters), offset, exception
+        row,
+        candidate,
+        fentry,
+        tuple(p for p in positions if p is not None),
+        len(function.parameters),
+        offset,
+        exception,
     )
 
 
-def plan(btf: Btf, symbols: Symbols, wanted: Backend, preemptible: bool) -> List[Attachment]:
+def plan(btf: Btf, symbols: Symbols, wanted: Backend, preemptible: bool) -> list[Attachment]:
     """How each row is served here.
 
     Raises ProbeError for a required row that no function can serve.
     """
-    chosen: Dict[str, Attachment] = {}
+    chosen: list[Attachment] = []
     for row in TABLE:
         for candidate in row.candidates:
             attachment = _serve(row, candidate, btf, symbols, wanted, preemptible)
             if attachment is not None:
-                chosen[row.name] = attachment
+                chosen.append(attachment)
+                if row.twice and wanted is Backend.AUTO and preemptible:
+                    chosen.append(replace(attachment, fentry=True))
                 break
         else:
             if row.required:
                 functions = " or ".join(dict.fromkeys(candidate.function for candidate in row.candidates))
                 raise ProbeError(
-                    f"this kernel has no function {functions} that can be probed, and {', '.join(row.numbers)} rest on it:"
+                    f"this kernel has no function {functions} that can be probed, and"
+                    f" {', '.join(row.numbers)} rest on it:"
                     " run uffdtrace doctor, and report the kernel's version to the project"
                 )
-    return list(chosen.values())
+    return chosen

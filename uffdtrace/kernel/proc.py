@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, List, Tuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class NoProcess(Exception):
 class Process:
     pid: int
     comm: str
-    cmdline: List[str]
+    cmdline: list[str]
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ def process(pid: int) -> Process:
     return Process(pid, comm, [part.decode(errors="replace") for part in raw.split(b"\0")[:-1]])
 
 
-def pids() -> List[int]:
+def pids() -> list[int]:
     return sorted(int(entry) for entry in os.listdir(PROC) if entry.isdigit())
 
 
-def userfaultfds(pid: int) -> List[int]:
+def userfaultfds(pid: int) -> list[int]:
     """Descriptor numbers of its userfaultfds; empty if it is gone."""
     found = []
     try:
@@ -76,7 +76,7 @@ def touch_fdinfo(pid: int, fd: int) -> bool:
     return True
 
 
-def registered(pid: int) -> List[Registered]:
+def registered(pid: int) -> list[Registered]:
     """Its registered mappings, from smaps; empty if it is gone."""
     found = []
     start = end = 0
@@ -98,7 +98,7 @@ def registered(pid: int) -> List[Registered]:
     return found
 
 
-def protected_runs(pid: int, start: int, end: int) -> Iterator[Tuple[int, int]]:
+def protected_runs(pid: int, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Runs [start, end) of pages with the uffd-wp bit, from pagemap; none before 5.13."""
     with (PROC / str(pid) / "pagemap").open("rb", buffering=0) as pagemap:
         for chunk in range(start, end, _PAGEMAP_CHUNK * _PAGE):
@@ -111,7 +111,7 @@ def protected_runs(pid: int, start: int, end: int) -> Iterator[Tuple[int, int]]:
                 yield chunk + first * _PAGE, chunk + last * _PAGE
 
 
-def asleep_in_fault(pid: int) -> List[int]:
+def asleep_in_fault(pid: int) -> list[int]:
     """Threads that sleep in handle_userfault() now, from their wchan."""
     found = []
     try:

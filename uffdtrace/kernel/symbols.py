@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, List, Optional
 
 KALLSYMS = Path("/proc/kallsyms")
 
@@ -20,9 +19,9 @@ class Symbols:
             self._text = path.read_bytes()
         except OSError as error:
             raise SymbolError(f"{path}: {error.strerror}: the kernel needs CONFIG_KALLSYMS=y") from None
-        self._found: Dict[str, List[int]] = {}
+        self._found: dict[str, list[int]] = {}
 
-    def addresses(self, name: str) -> List[int]:
+    def addresses(self, name: str) -> list[int]:
         """Every address of that name: several where static functions share it."""
         if name not in self._found:
             found = []
@@ -37,7 +36,7 @@ class Symbols:
             self._found[name] = found
         return self._found[name]
 
-    def address(self, name: str) -> Optional[int]:
+    def address(self, name: str) -> int | None:
         """Its address if it has exactly one, None where it is absent or ambiguous."""
         found = self.addresses(name)
         if len(found) != 1:

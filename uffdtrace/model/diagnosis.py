@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, List, Tuple
+from typing import Callable
 
 from uffdtrace.model.events import Feature, Mode
 from uffdtrace.model.model import Userfaultfd
@@ -39,9 +39,9 @@ class Case:
     @property
     def unwritten_holes(self) -> int:
         """Pages left unprotected that nobody has written or read yet, at least."""
-        if self.row.holes is None or self.row.modes & Mode.MISSING:
-            return 0
         row = self.row
+        if row.holes is None or row.modes & Mode.MISSING:
+            return 0
         gone = row.cause(Cause.HOLE) + row.cause(Cause.HUGE_PAGE) + row.count("zero_page")
         return max(0, row.holes - gone)
 
@@ -85,7 +85,7 @@ _POPULATE = (
     " UFFDIO_REGISTER_MODE_MISSING too{unpopulated}"
 )
 
-RULES: Tuple[Rule, ...] = (
+RULES: tuple[Rule, ...] = (
     Rule(
         "unpopulated",
         "error",
@@ -178,7 +178,7 @@ RULES: Tuple[Rule, ...] = (
     Rule(
         "pending",
         "warning",
-        lambda case: case.row.pending,
+        lambda case: case.row.pending or 0,
         "{faults} were not resolved when the trace ended: the threads sleep in handle_userfault().",
         "see that the monitor reads every message and answers each with UFFDIO_WRITEPROTECT, COPY, CONTINUE or WAKE",
     ),
@@ -211,7 +211,7 @@ def _noun(count: int, one: str) -> str:
     return f"{count:,} {one}" + ("" if count == 1 else "s")
 
 
-def findings(case: Case) -> List[dict[str, object]]:
+def findings(case: Case) -> list[dict[str, object]]:
     """The findings that apply, worst first, in the form of the report (design.md section 4)."""
     if case.offered is None:
         unpopulated = ", or ask for UFFD_FEATURE_WP_UNPOPULATED (Linux 6.4)"
@@ -219,7 +219,7 @@ def findings(case: Case) -> List[dict[str, object]]:
         unpopulated = ", or ask for UFFD_FEATURE_WP_UNPOPULATED, which this kernel has"
     else:
         unpopulated = " (UFFD_FEATURE_WP_UNPOPULATED would help too, but this kernel lacks it)"
-    found: List[dict[str, object]] = []
+    found: list[dict[str, object]] = []
     for severity in SEVERITIES:
         for rule in RULES:
             pages = rule.pages(case) if rule.severity == severity else 0

@@ -8,10 +8,15 @@ the trace file stores it as it is.
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 PAGE_SIZE = 4096
+
+# Any numpy array; docstrings give dtype and shape.
+Array = npt.NDArray[Any]
 
 
 class Type(IntEnum):
@@ -57,7 +62,7 @@ FIELDS = {
     Type.FAULT_RETURN: "handle_userfault returned: value=vm_fault_t, kind=1 as its process dies",
     Type.IOCTL: "start, end=range, aux=mode, value=source address, kind=Ioctl",
     Type.IOCTL_RETURN: "as IOCTL, value=the result member, ret=0 or -errno",
-    Type.PROTECT: "change_protection for userfaultfd: start, end, kind=1 protect, 0 release, aux=vm_flags, flags=Memory",
+    Type.PROTECT: "change_protection: start, end, kind=1 protect, 0 release, aux=vm_flags, flags=Memory",
     Type.PROTECT_RETURN: "value=pages changed",
     Type.FRESH_PAGE: "a write fault populated start..end without protection, aux=fault address",
     Type.HUGE_PAGE: "the same with a huge page; kind=1 if a write did it",

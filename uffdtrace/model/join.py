@@ -6,17 +6,15 @@ stand where the call began; what it did is known only at its return.
 
 from __future__ import annotations
 
-from typing import Tuple
-
 import numpy as np
 
-from uffdtrace.model.events import Type
+from uffdtrace.model.events import Array, Type
 
 OPEN = -2
 LOST = -1
 
 
-def returns_of(events: np.ndarray, call: Type, result: Type) -> Tuple[np.ndarray, np.ndarray]:
+def returns_of(events: Array, call: Type, result: Type) -> tuple[Array, Array]:
     """(index of each call, index of its return, or LOST, or OPEN while it may still come)."""
     chosen = np.flatnonzero((events["type"] == call) | (events["type"] == result))
     order = chosen[np.argsort(events["tid"][chosen], kind="stable")]

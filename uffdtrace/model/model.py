@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional, Set, Tuple
+from typing import Callable
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from uffdtrace.model.events import (
     EVENT,
     MEMORY_ORDER_SHIFT,
     PAGE_SIZE,
+    Array,
     Feature,
     Ioctl,
     Kind,
@@ -29,7 +30,7 @@ _MOST_WAITING = 1 << 21
 _NO_HOLES = Feature.WP_UNPOPULATED | Feature.WP_ASYNC
 # UFFDIO_API was called (fs/userfaultfd.c, UFFD_FEATURE_INITIALIZED): no feature of the user's.
 _INITIALIZED = 1 << 31
-Locate = Callable[[np.ndarray], Tuple[np.ndarray, np.ndarray]]
+Locate = Callable[[Array], tuple[Array, Array]]
 _MODE_OF = {Kind.MISSING: Mode.MISSING, Kind.WP: Mode.WP, Kind.MINOR: Mode.MINOR}
 
 
@@ -40,10 +41,10 @@ class Userfaultfd:
     number: int
     ctx: int
     mm: int = 0
-    features: Optional[int] = None
-    owner: Optional[int] = None
-    readers: Set[int] = field(default_factory=set)
-    callers: Set[int] = field(default_factory=set)
+    features: int | None = None
+    owner: int | None = None
+    readers: set[int] = field(default_factory=set)
+    callers: set[int] = field(default_factory=set)
 
     def has(self, feature: Feature) -> bool:
         return bool((self.features or 0) & feature)
@@ -54,29 +55,32 @@ class Model:
 
     def __init__(self) -> None:
         self.ranges = Ranges()
-        self.userfaultfds: List[Userfaultfd] = []
+        self.userfaultfds: list[Userfaultfd] = []
         self.events = 0
         self.lost_returns = 0
         self.unattributed_messages = 0
-        self._home_of: List[Userfaultfd] = []
-        self._current: Dict[int, Userfaultfd] = {}
+        self._home_of: list[Userfaultfd] = []
+        self._current: dict[int, Userfaultfd] = {}
         self._waiting = np.empty(0, dtype=EVENT)
         self._sleepers = Sleepers()
-        self._asleep: Set[int] = set()
-        self._looked_at: Set[int] = set()
+        self._asleep: set[int] = set()
+        self._looked_at: set[int] = set()
 
-    def feed(self, events: np.ndarray) -> None:
+    def feed(self, events: Array) -> None:
         """Take the next batch (dtype EVENT)."""
         self._advance(np.concatenate([self._waiting, events]) if len(self._waiting) else events, final=False)
 
     def finish(self) -> None:
         """No more events: account for what was held back, and for who still sleeps."""
         self._advance(self._waiting, final=True)
-        for number in self._sleepers.pending(self._asleep, self._looked_at):
-            if number >= 0:
-                self.ranges.all[number].root().pending += 1
+        pending, unknown = self._sleepers.pending(self._asleep, self._looked_at)
+        for number in pending[pending >= 0].tolist():
+            row = self.ranges.all[number].root()
+            row.pending = None if row.pending is None else row.pending + 1
+        for number in unknown[unknown >= 0].tolist():
+            self.ranges.all[number].root().pending = None
 
-    def rows(self) -> List[Range]:
+    def rows(self) -> list[Range]:
         """The ranges, by userfaultfd and address; earlier ones first."""
         return sorted(self.ranges.rows(), key=lambda row: (self.userfaultfd_of(row).number, row.start))
 
@@ -85,7 +89,7 @@ class Model:
 
     # ---- batches -----------------------------------------------------------
 
-    def _advance(self, events: np.ndarray, final: bool) -> None:
+    def _advance(self, events: Array, final: bool) -> None:
         ioctls = join.returns_of(events, Type.IOCTL, Type.IOCTL_RETURN)
         protects = join.returns_of(events, Type.PROTECT, Type.PROTECT_RETURN)
         ready = len(events)
@@ -110,7 +114,7 @@ class Model:
         self._holes(work, numbers)
         self._sleep(work.events, numbers)
 
-    def _sleep(self, events: np.ndarray, numbers: np.ndarray) -> None:
+    def _sleep(self, events: Array, numbers: Array) -> None:
         seen = events[events["type"] == Type.ASLEEP]
         self._asleep.update(seen["tid"].tolist())
         self._looked_at.update(seen["tgid"].tolist())
@@ -118,7 +122,7 @@ class Model:
         for number in np.unique(served[served >= 0]):
             self.ranges.all[number].root().latencies.append(waits[served == number])
 
-    def _holes(self, work: Work, numbers: np.ndarray) -> None:
+    def _holes(self, work: Work, numbers: Array) -> None:
         """change_protection() counts the pages it found; the rest were holes (kernel-semantics.md 4)."""
         for index, known, result in zip(work.arm_index.tolist(), work.arm_known.tolist(), work.arm_result.tolist()):
             if numbers[index] < 0:
@@ -132,7 +136,7 @@ class Model:
 
     # ---- runs of operations on pages ---------------------------------------
 
-    def _run(self, work: Work, begin: int, end: int, numbers: np.ndarray) -> None:
+    def _run(self, work: Work, begin: int, end: int, numbers: Array) -> None:
         if begin == end:
             return
         contexts = work.events["ctx"][begin:end]
@@ -142,7 +146,7 @@ class Model:
             if ctx in self._current:
                 self._run_one(work, chosen, self._current[ctx], numbers)
 
-    def _adopt(self, ctx: int, events: np.ndarray) -> None:
+    def _adopt(self, ctx: int, events: Array) -> None:
         """A fault in a range whose registration was not seen: the area tells its bounds."""
         faults = events[events["type"] == Type.FAULT]
         if not len(faults):
@@ -152,7 +156,7 @@ class Model:
             mode = _MODE_OF[Kind(int(fault["kind"]) % len(Kind))]
             self._register(ctx, int(fault["value"]), int(fault["end"]), mode, Memory(0))
 
-    def _run_one(self, work: Work, chosen: np.ndarray, home: Userfaultfd, numbers: np.ndarray) -> None:
+    def _run_one(self, work: Work, chosen: Array, home: Userfaultfd, numbers: Array) -> None:
         space = self.ranges.space(home.ctx)
         events, types = work.events[chosen], work.events["type"][chosen]
         _, number = space.locate(work.start[chosen])
@@ -176,7 +180,7 @@ class Model:
         if active.size:
             self._expand(space.locate, events[active], start[active], pages[active], ops[active])
 
-    def _whole_pages(self, start: np.ndarray, pages: np.ndarray, number: np.ndarray, messages: np.ndarray) -> None:
+    def _whole_pages(self, start: Array, pages: Array, number: Array, messages: Array) -> None:
         """A message on hugetlb memory names all of its huge page."""
         if not messages.any():
             return
@@ -184,7 +188,7 @@ class Model:
         start[messages] &= ~((np.uint64(PAGE_SIZE) << orders.astype(np.uint64)) - np.uint64(1))
         pages[messages] = np.int64(1) << orders
 
-    def _expand(self, locate: Locate, events: np.ndarray, start: np.ndarray, pages: np.ndarray, ops: np.ndarray) -> None:
+    def _expand(self, locate: Locate, events: Array, start: Array, pages: Array, ops: Array) -> None:
         rows = np.repeat(np.arange(len(events)), pages)
         offsets = np.arange(len(rows)) - np.repeat(np.cumsum(pages) - pages, pages)
         addresses = start[rows] + offsets.astype(np.uint64) * np.uint64(PAGE_SIZE)
@@ -201,14 +205,14 @@ class Model:
         effects = apply(self.ranges.pool.states, places[inside], ops[inside])
         self.ranges.changes(owners[inside], effects)
 
-    def _tally(self, name: str, numbers: np.ndarray, kinds: np.ndarray, mask: np.ndarray) -> None:
+    def _tally(self, name: str, numbers: Array, kinds: Array, mask: Array) -> None:
         if not mask.any():
             return
         pairs = np.bincount(numbers[mask] * len(Kind) + kinds[mask])
         for pair in np.flatnonzero(pairs).tolist():
             getattr(self.ranges.all[pair // len(Kind)].root(), name)[pair % len(Kind)] += int(pairs[pair])
 
-    def _describe(self, events: np.ndarray, numbers: np.ndarray) -> None:
+    def _describe(self, events: Array, numbers: Array) -> None:
         """What memory a range is, from any event that saw its area."""
         told = events["flags"] != 0
         pairs = numbers[told].astype(np.uint64) << np.uint64(32) | events["flags"][told]
@@ -219,7 +223,7 @@ class Model:
 
     # ---- what changes ranges -----------------------------------------------
 
-    def _structural(self, work: Work, index: int, numbers: np.ndarray) -> None:
+    def _structural(self, work: Work, index: int, numbers: Array) -> None:
         event = work.events[index]
         kind, ctx = int(event["type"]), int(event["ctx"])
         start, end = int(event["start"]), int(event["end"])
@@ -237,7 +241,7 @@ class Model:
                 if home.mm == ctx and start < end:
                     self.ranges.space(home.ctx).cut(*page_bounds(start, end))
         elif kind == Type.RANGE_FOUND:
-            self._register(ctx, start, end, Mode(int(event["aux"]) & 7), Memory(int(event["flags"]) & 7))
+            self._found(ctx, start, end, Mode(int(event["aux"]) & 7), Memory(int(event["flags"]) & 7))
         elif kind == Type.PAGES_FOUND:
             self._slice(ctx, start, end, Op.ARM)
         elif kind == Type.IOCTL and int(event["kind"]) == Ioctl.REGISTER:
@@ -272,6 +276,12 @@ class Model:
         self.ranges.spaces.pop(ctx, None)
         self._current.pop(ctx, None)
 
+    def _found(self, ctx: int, start: int, end: int, modes: Mode, memory: Memory) -> None:
+        """A mapping seen in smaps: registered before the trace, or known but for its memory."""
+        self._register(ctx, start, end, modes, Memory(0))
+        for piece in self.ranges.space(ctx).overlapping(start, end):
+            self.ranges.all[piece.range_number].root().memory |= memory
+
     def _register(self, ctx: int, start: int, end: int, modes: Mode, memory: Memory) -> None:
         home = self._home(ctx)
         replaced = self.ranges.register(ctx, start, end, modes, memory)
@@ -296,5 +306,5 @@ class Model:
             last = piece.place + (min(end, piece.end) - piece.start + PAGE_SIZE - 1) // PAGE_SIZE
             self._count(piece, apply_range(self.ranges.pool.states[first:last], op))
 
-    def _count(self, piece: Piece, times: np.ndarray) -> None:
+    def _count(self, piece: Piece, times: Array) -> None:
         self.ranges.all[piece.range_number].root().changes += times @ CHANGES

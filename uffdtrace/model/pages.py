@@ -8,9 +8,10 @@ millions of pages at once. Definitions: design.md section 2.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Dict, List, Tuple
 
 import numpy as np
+
+from uffdtrace.model.events import Array
 
 
 class Cause(IntEnum):
@@ -78,10 +79,10 @@ STATES = 1 << (WHY_SHIFT + 4)
 COUNTS = ("zero_page", "fresh_page", "huge_page", "file_page", "observed", "blind", "armed_pages", "notified_pages")
 WIDTH = len(COUNTS) + len(Cause)
 
-_Change = Dict[str, int]
+_Change = dict[str, int]
 
 
-def step(state: int, op: Op) -> Tuple[int, _Change]:
+def step(state: int, op: Op) -> tuple[int, _Change]:
     """The state after one operation, and what it adds to the counts.
 
     Keys of the change are COUNTS and `Cause` labels; values are +1 or -1.
@@ -183,17 +184,16 @@ def step(state: int, op: Op) -> Tuple[int, _Change]:
             # Read-only: a write to it still faults.
             if not bits & (OBSERVED | BLIND):
                 why = Cause.ZEROPAGE
-        elif op is Op.MODE_REPLACED:
+        elif op is Op.MODE_REPLACED and not bits & (OBSERVED | BLIND):
             # The page stays read-only: the next write still faults.
-            if not bits & (OBSERVED | BLIND):
-                why = Cause.MODE_REPLACED
+            why = Cause.MODE_REPLACED
     return bits | int(why) << WHY_SHIFT, change
 
 
-def _tables() -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tables() -> tuple[Array, Array, Array]:
     following = np.zeros((len(Op), STATES), dtype=np.uint16)
     effect = np.zeros((len(Op), STATES), dtype=np.uint8)
-    known: Dict[Tuple[int, ...], int] = {(0,) * WIDTH: 0}
+    known: dict[tuple[int, ...], int] = {(0,) * WIDTH: 0}
     columns = {name: place for place, name in enumerate(COUNTS)}
     columns.update({cause.label: len(COUNTS) + cause for cause in Cause})
     seen = {0}
@@ -201,7 +201,7 @@ def _tables() -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     for state in reached:
         for op in Op:
             after, change = step(state, op)
-            row: List[int] = [0] * WIDTH
+            row: list[int] = [0] * WIDTH
             for name, by in change.items():
                 row[columns[name]] += by
             following[op, state] = after
@@ -216,7 +216,7 @@ def _tables() -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
 NEXT, EFFECT, CHANGES = _tables()
 
 
-def apply(states: np.ndarray, places: np.ndarray, ops: np.ndarray) -> np.ndarray:
+def apply(states: Array, places: Array, ops: Array) -> Array:
     """Apply ops[i] to states[places[i]], in order; the row of CHANGES of each.
 
     Operations on different pages commute, so the k-th operation of every page
@@ -240,7 +240,7 @@ def apply(states: np.ndarray, places: np.ndarray, ops: np.ndarray) -> np.ndarray
     return effects
 
 
-def apply_range(states: np.ndarray, op: Op) -> np.ndarray:
+def apply_range(states: Array, op: Op) -> Array:
     """Apply one operation to every page of a slice; how often each row of CHANGES came up."""
     effects = EFFECT[op][states]
     states[:] = NEXT[op][states]

@@ -8,11 +8,10 @@ operation. `Space` knows which addresses of one userfaultfd are registered now.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 
-from uffdtrace.model.events import PAGE_SIZE, Kind, Memory, Mode
+from uffdtrace.model.events import PAGE_SIZE, Array, Kind, Memory, Mode
 from uffdtrace.model.pages import CHANGES, COUNTS, WIDTH, Cause
 
 # What a trace may claim: 2^36 pages are 256 TiB, more than x86-64 can map.
@@ -34,17 +33,18 @@ class Range:
     memory: Memory = Memory(0)
     # Base pages per page of this memory: 512 for hugetlb pages of 2 MiB.
     order: int = 0
-    faults: List[int] = field(default_factory=lambda: [0] * len(Kind))
-    messages: List[int] = field(default_factory=lambda: [0] * len(Kind))
+    faults: list[int] = field(default_factory=lambda: [0] * len(Kind))
+    messages: list[int] = field(default_factory=lambda: [0] * len(Kind))
     # None once an arming's result was not seen.
-    holes: Optional[int] = 0
+    holes: int | None = 0
     armings: int = 0
-    changes: np.ndarray = field(default_factory=lambda: np.zeros(WIDTH, dtype=np.int64))
-    latencies: List[np.ndarray] = field(default_factory=list)
-    pending: int = 0
+    changes: Array = field(default_factory=lambda: np.zeros(WIDTH, dtype=np.int64))
+    latencies: list[Array] = field(default_factory=list)
+    # None where a thread's end was not seen.
+    pending: int | None = 0
     # Pages populated while they were being armed: before or after, nobody can tell.
     undecided: int = 0
-    merged_into: Optional[Range] = None
+    merged_into: Range | None = None
 
     @property
     def pages(self) -> int:
@@ -67,7 +67,7 @@ class Range:
         self.armings += other.armings
         self.changes += other.changes
         self.latencies += other.latencies
-        self.pending += other.pending
+        self.pending = None if self.pending is None or other.pending is None else self.pending + other.pending
         self.undecided += other.undecided
         self.order = max(self.order, other.order)
         other.merged_into = self
@@ -115,14 +115,14 @@ class Space:
 
     def __init__(self, ctx: int) -> None:
         self.ctx = ctx
-        self.pieces: List[Piece] = []
-        self._table: Optional[Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = None
+        self.pieces: list[Piece] = []
+        self._table: tuple[Array, Array, Array, Array] | None = None
 
     def changed(self) -> None:
         self.pieces.sort(key=lambda piece: piece.start)
         self._table = None
 
-    def locate(self, addresses: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    def locate(self, addresses: Array) -> tuple[Array, Array]:
         """(place in the pool, range number) of each address; -1 where it is not registered."""
         if not self.pieces:
             nowhere = np.full(len(addresses), -1, dtype=np.int64)
@@ -140,16 +140,16 @@ class Space:
         offset = ((addresses - starts[index]) // np.uint64(PAGE_SIZE)).astype(np.int64)
         return np.where(outside, -1, places[index] + offset), np.where(outside, -1, numbers[index])
 
-    def touching(self, start: int, end: int) -> List[Piece]:
+    def touching(self, start: int, end: int) -> list[Piece]:
         return [piece for piece in self.pieces if piece.start <= end and piece.end >= start]
 
-    def overlapping(self, start: int, end: int) -> List[Piece]:
+    def overlapping(self, start: int, end: int) -> list[Piece]:
         return [piece for piece in self.pieces if piece.start < end and piece.end > start]
 
-    def cut(self, start: int, end: int) -> List[Piece]:
+    def cut(self, start: int, end: int) -> list[Piece]:
         """Take [start, end) out; the pieces taken, trimmed to it."""
-        taken: List[Piece] = []
-        kept: List[Piece] = []
+        taken: list[Piece] = []
+        kept: list[Piece] = []
         for piece in self.pieces:
             low, high = max(piece.start, start), min(piece.end, end)
             if low >= high:
@@ -170,7 +170,7 @@ def _part(piece: Piece, start: int, end: int) -> Piece:
     return Piece(start, end, piece.place + (start - piece.start) // PAGE_SIZE, piece.range_number)
 
 
-def page_bounds(start: int, end: int) -> Tuple[int, int]:
+def page_bounds(start: int, end: int) -> tuple[int, int]:
     """An interval as the kernel would accept it, or ModelError: a trace file is untrusted."""
     if not 0 <= start < end or end - start > MOST_PAGES * PAGE_SIZE:
         raise ModelError(f"the trace names an impossible range {start:#x}-{end:#x}")
@@ -182,13 +182,13 @@ class Ranges:
 
     def __init__(self) -> None:
         self.pool = Pool()
-        self.all: List[Range] = []
-        self.spaces: Dict[int, Space] = {}
+        self.all: list[Range] = []
+        self.spaces: dict[int, Space] = {}
 
     def space(self, ctx: int) -> Space:
         return self.spaces.setdefault(ctx, Space(ctx))
 
-    def register(self, ctx: int, start: int, end: int, modes: Mode, memory: Memory = Memory(0)) -> List[Piece]:
+    def register(self, ctx: int, start: int, end: int, modes: Mode, memory: Memory = Memory(0)) -> list[Piece]:
         """Register [start, end); pieces that had other modes before, already cut out."""
         start, end = page_bounds(start, end)
         space = self.space(ctx)
@@ -229,7 +229,7 @@ class Ranges:
                 home.absorb(root)
         return touching[0]
 
-    def changes(self, numbers: np.ndarray, effects: np.ndarray) -> None:
+    def changes(self, numbers: Array, effects: Array) -> None:
         """Add the effects (rows of CHANGES) of operations to their ranges."""
         some = effects != 0
         if not some.any():
@@ -239,11 +239,11 @@ class Ranges:
         for pair in np.flatnonzero(pairs):
             self.all[pair // width].root().changes += CHANGES[pair % width] * pairs[pair]
 
-    def rows(self) -> List[Range]:
+    def rows(self) -> list[Range]:
         return [found for found in self.all if found.merged_into is None]
 
 
-def _without(interval: Tuple[int, int], low: int, high: int) -> List[Tuple[int, int]]:
+def _without(interval: tuple[int, int], low: int, high: int) -> list[tuple[int, int]]:
     start, end = interval
     parts = [(start, min(end, low)), (max(start, high), end)]
     return [(first, last) for first, last in parts if first < last]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +17,13 @@ SCHEMA = "uffdtrace-report/1"
 _SKIPPED = ("zero_page", "fresh_page", "huge_page", "file_page")
 
 
-def _memory(row: Range) -> Optional[str]:
+def _memory(row: Range) -> str | None:
     # An area may have been replaced by one of another kind: then it is not one thing.
     names = [member.name.lower() for member in Memory if row.memory & member and member.name]
     return names[0] if len(names) == 1 else None
 
 
-def _latency(row: Range) -> Optional[Dict[str, float]]:
+def _latency(row: Range) -> dict[str, float] | None:
     """Microseconds from fault to wake-up, of the faults whose message was read."""
     if not row.latencies:
         return None
@@ -37,11 +37,11 @@ def _latency(row: Range) -> Optional[Dict[str, float]]:
     }
 
 
-def _kinds(counts: List[int]) -> Dict[str, int]:
+def _kinds(counts: list[int]) -> dict[str, int]:
     return {kind.name.lower(): counts[kind] for kind in Kind}
 
 
-def _range(row: Range, home: Userfaultfd, offered: Optional[int]) -> Dict[str, Any]:
+def _range(row: Range, home: Userfaultfd, offered: int | None) -> dict[str, Any]:
     case = Case(row, home, offered)
     return {
         "start": hex(row.start),
@@ -69,7 +69,7 @@ def _range(row: Range, home: Userfaultfd, offered: Optional[int]) -> Dict[str, A
     }
 
 
-def _userfaultfd(home: Userfaultfd) -> Dict[str, Any]:
+def _userfaultfd(home: Userfaultfd) -> dict[str, Any]:
     names = None
     if home.features is not None:
         names = [feature.name for feature in Feature if home.features & feature]
@@ -81,13 +81,13 @@ def _userfaultfd(home: Userfaultfd) -> Dict[str, Any]:
     }
 
 
-def use_counters(model: Model, counters: List[List[int]]) -> bool:
+def use_counters(model: Model, counters: list[list[int]]) -> bool:
     """Put the kernel's own counts of faults and messages in place of the events'.
 
     `counters` rows: ctx, vm_start, then the slots of Counter. False where a
     count could belong to more than one range, so that the events' must stay.
     """
-    wanted: Dict[int, List[int]] = {}
+    wanted: dict[int, list[int]] = {}
     for ctx, vm_start, *slots in counters:
         if not any(slots[: Counter.EVENTS]):
             continue
@@ -109,7 +109,7 @@ def use_counters(model: Model, counters: List[List[int]]) -> bool:
 _FROM_EVENTS = ("armed_pages", "holes", "notified_pages", "pending", "skipped", "lost")
 
 
-def build(model: Model, trace: Dict[str, Any], process: Dict[str, Any], ending: Dict[str, Any]) -> Dict[str, Any]:
+def build(model: Model, trace: dict[str, Any], process: dict[str, Any], ending: dict[str, Any]) -> dict[str, Any]:
     """The report of a finished model.
 
     `trace` and `process` go in as they are. `ending` (the trace file's last
@@ -123,7 +123,7 @@ def build(model: Model, trace: Dict[str, Any], process: Dict[str, Any], ending: 
         lower += _FROM_EVENTS
         if not use_counters(model, ending.get("counters", [])):
             lower += ["messages", "faults"]
-    missed: Optional[int] = None
+    missed: int | None = None
     if "probes_missed" in ending:
         missed = sum(ending["probes_missed"].values()) + model.lost_returns
     if model.lost_returns:

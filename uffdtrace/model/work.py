@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Tuple
-
 import numpy as np
 
 from uffdtrace.model import join
@@ -11,6 +9,7 @@ from uffdtrace.model.events import (
     CONTINUE_MODE_WP,
     COPY_MODE_WP,
     PAGE_SIZE,
+    Array,
     Ioctl,
     Memory,
     MessageFlag,
@@ -45,8 +44,13 @@ class Work:
     calls within it. Arrays have one entry for each of the first `size` events.
     """
 
-    def __init__(self, events: np.ndarray, size: int, ioctls: Tuple[np.ndarray, np.ndarray],
-                 protects: Tuple[np.ndarray, np.ndarray]) -> None:
+    def __init__(
+        self,
+        events: Array,
+        size: int,
+        ioctls: tuple[Array, Array],
+        protects: tuple[Array, Array],
+    ) -> None:
         self.events = events[:size]
         self._all = events
         types = self.events["type"]
@@ -65,7 +69,7 @@ class Work:
             | ((self.op != Op.NOTHING) & (self.pages > EXPAND_PAGES))
         )
 
-    def _own_pages(self, types: np.ndarray) -> None:
+    def _own_pages(self, types: Array) -> None:
         """Faults, messages and what the fault paths did."""
         events = self.events
         for kind, op in _PAGE_OPS.items():
@@ -82,7 +86,7 @@ class Work:
         whole = np.isin(types, EVIDENCE) | (types == Type.DISCARD)
         self._take(np.flatnonzero(whole), events["start"][whole], events["end"][whole])
 
-    def _take(self, index: np.ndarray, start: np.ndarray, end: np.ndarray) -> None:
+    def _take(self, index: Array, start: Array, end: Array) -> None:
         """Set the pages of some events; what ends before it starts becomes nothing."""
         valid = end > start
         self.op[index[~valid]] = Op.NOTHING
@@ -91,7 +95,7 @@ class Work:
         last = (end + np.uint64(PAGE_SIZE - 1)) & _PAGE_MASK
         self.pages[index] = ((last - self.start[index]) // np.uint64(PAGE_SIZE)).astype(np.int64)
 
-    def _protections(self, index: np.ndarray, found: np.ndarray) -> None:
+    def _protections(self, index: Array, found: Array) -> None:
         """change_protection(): arms and releases, and what the arms found."""
         inside = index < len(self.events)
         index, found = index[inside], found[inside]
@@ -113,7 +117,7 @@ class Work:
                     & (window["start"] < call["end"])
                 )
 
-    def _calls(self, index: np.ndarray, found: np.ndarray) -> np.ndarray:
+    def _calls(self, index: Array, found: Array) -> Array:
         """The ioctls that change pages or ranges; which are registrations."""
         inside = index < len(self.events)
         index, found = index[inside], found[inside]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 from uffdtrace.model.model import Model
 from uffdtrace.model.report import build
@@ -13,7 +13,7 @@ from uffdtrace.trace.reader import Reader
 CUT_SHORT = "cut short: the collector was killed, what came before is whole"
 
 
-def read(path: Path) -> Dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     """The report of a trace file; TraceError or ModelError where it cannot be made."""
     reader = Reader(path)
     model = Model()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, TextIO
+from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -52,15 +52,15 @@ def _number(count: Any) -> str:
     return "?" if count is None else f"{count:,}"
 
 
-def _lost(found: Dict[str, Any]) -> int:
+def _lost(found: dict[str, Any]) -> int:
     return int(found["lost"]["observed"]) + int(found["lost"]["blind"])
 
 
-def _worst_first(ranges: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+def _worst_first(ranges: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(ranges, key=lambda found: (VERDICTS.index(found["verdict"]), -_lost(found)))
 
 
-def _table(ranges: List[Dict[str, Any]]) -> Table:
+def _table(ranges: list[dict[str, Any]]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("Range", no_wrap=True)
     table.add_column("Size", justify="right", no_wrap=True)
@@ -84,15 +84,15 @@ def _table(ranges: List[Dict[str, Any]]) -> Table:
     return table
 
 
-def _rest(ranges: List[Dict[str, Any]]) -> str:
+def _rest(ranges: list[dict[str, Any]]) -> str:
     messages = sum(sum(found["messages"].values()) for found in ranges)
     lost = sum(map(_lost, ranges))
     return f"and {len(ranges):,} more ranges: {messages:,} messages, {lost:,} lost (all in --format json)"
 
 
-def _findings(console: Console, ranges: List[Dict[str, Any]]) -> None:
+def _findings(console: Console, ranges: list[dict[str, Any]]) -> None:
     """Each finding once, with the ranges it holds for; its pages added up."""
-    together: Dict[str, List[Dict[str, Any]]] = {}
+    together: dict[str, list[dict[str, Any]]] = {}
     for found in ranges:
         for finding in found["findings"]:
             together.setdefault(finding["id"], []).append({**finding, "range": found})
@@ -110,7 +110,7 @@ def _findings(console: Console, ranges: List[Dict[str, Any]]) -> None:
             console.print(Padding(Text("Remedy: " + worst["remedy"]), (0, 0, 1, 4)))
 
 
-def _losses(console: Console, report: Dict[str, Any]) -> None:
+def _losses(console: Console, report: dict[str, Any]) -> None:
     loss = report["loss"]
     if loss["events_dropped"]:
         console.print(f"{loss['events_dropped']:,} events were dropped: the tracer could not keep up.")
@@ -124,7 +124,7 @@ def _losses(console: Console, report: Dict[str, Any]) -> None:
         console.print("Whether events were dropped is not known: the trace has no end.")
 
 
-def render(report: Dict[str, Any], stream: TextIO) -> None:
+def render(report: dict[str, Any], stream: TextIO) -> None:
     """Write the report to a stream; in colour where the stream is a terminal."""
     console = Console(file=stream, highlight=False, soft_wrap=False)
     trace, process = report["trace"], report["process"]

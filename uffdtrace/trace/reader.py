@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterator, Optional, Tuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from uffdtrace.model.events import EVENT
+from uffdtrace.model.events import EVENT, Array
 from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, SCHEMA, TraceError
 
 
@@ -19,7 +20,7 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.ending: Dict[str, Any] = {}
+        self.ending: dict[str, Any] = {}
         self.complete = False
         try:
             self._file: BinaryIO = path.open("rb")
@@ -41,7 +42,7 @@ class Reader:
                 " use the version that wrote it"
             )
 
-    def events(self) -> Iterator[np.ndarray]:
+    def events(self) -> Iterator[Array]:
         """Batches of events (dtype EVENT), up to where the file is whole."""
         while True:
             chunk = self._next()
@@ -59,7 +60,7 @@ class Reader:
                 self.complete = True
                 return
 
-    def _next(self) -> Optional[Tuple[bytes, bytes]]:
+    def _next(self) -> tuple[bytes, bytes] | None:
         header = self._file.read(HEADER.size)
         if len(header) < HEADER.size:
             return None
@@ -69,7 +70,7 @@ class Reader:
         payload = self._file.read(length)
         return (tag, payload) if zlib.crc32(payload) == checksum else None
 
-    def _json(self, payload: bytes) -> Dict[str, Any]:
+    def _json(self, payload: bytes) -> dict[str, Any]:
         try:
             found = json.loads(payload)
         except ValueError:

@@ -6,17 +6,18 @@ import json
 import os
 import zlib
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import numpy as np
 
+from uffdtrace.model.events import Array
 from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, SCHEMA, TraceError
 
 
 class Writer:
     """Appends whole chunks, straight to the kernel: what is written survives our death."""
 
-    def __init__(self, path: Path, meta: Dict[str, Any]) -> None:
+    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
         self.path = path
         try:
             if path.exists():
@@ -29,14 +30,14 @@ class Writer:
         self._write(MAGIC)
         self._chunk(META, json.dumps({"schema": SCHEMA, **meta}).encode())
 
-    def events(self, events: np.ndarray) -> None:
+    def events(self, events: Array) -> None:
         if len(events):
             self._chunk(EVENTS, np.ascontiguousarray(events).tobytes())
 
-    def loss(self, loss: Dict[str, Any]) -> None:
+    def loss(self, loss: dict[str, Any]) -> None:
         self._chunk(LOSS, json.dumps(loss).encode())
 
-    def done(self, ending: Dict[str, Any]) -> None:
+    def done(self, ending: dict[str, Any]) -> None:
         self._chunk(DONE, json.dumps(ending).encode())
         os.close(self._fd)
 
