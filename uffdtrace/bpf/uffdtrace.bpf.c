@@ -62,7 +62,8 @@ struct ioctl_call {
 	u32 pad;
 };
 
-struct sleeper {
+/* An area, as good as the range it lies in. */
+struct place {
 	u64 ctx;
 	u64 vm_start;
 };
@@ -79,8 +80,8 @@ BPF_HASH(traced, u64, u8, 4096);
 BPF_HASH(marks, u32, struct mark, 65536);
 BPF_HASH(ioctl_calls, u32, struct ioctl_call, 16384);
 BPF_HASH(protect_calls, u32, u64, 16384);
-BPF_HASH(sleepers, u32, struct sleeper, 65536);
-BPF_HASH(counters, struct sleeper, struct counts, 65536);
+BPF_HASH(sleepers, u32, struct place, 65536);
+BPF_HASH(counters, struct place, struct counts, 65536);
 BPF_ARRAY(losses, u64, LOSS_COUNT);
 /*
  * Messages. A probe inside a function runs in NMI context (int3), where the
@@ -132,7 +133,7 @@ static __always_inline void emit_here(struct event *event)
 
 static __always_inline void count(u64 ctx, u64 vm_start, u32 slot)
 {
-	struct sleeper key = {.ctx = ctx, .vm_start = vm_start};
+	struct place key = {.ctx = ctx, .vm_start = vm_start};
 	struct counts zero = {};
 	struct counts *counts = counters.lookup(&key);
 
@@ -393,6 +394,8 @@ int on_protect(void *ctx, u64 vma, u64 start, u64 end, u64 flags)
 	event.ctx = area.ctx;
 	event.kind = flags & MM_CP_UFFD_WP ? 1 : 0;
 	event.aux = area.flags;
+	/* Swapped-out pages that are protected already are not in the return value. */
+	event.value = read64(TOTAL_SWAP_PAGES) != read64(FREE_SWAP_PAGES);
 	event.flags = memory_of(&area);
 	if (protect_calls.update(&tid, &area.ctx))
 		lose(LOSS_MAP_FULL);
@@ -420,7 +423,7 @@ int on_fault(void *ctx, u64 vmf, u64 reason)
 {
 	u32 tid = bpf_get_current_pid_tgid();
 	struct event event = {.type = EVENT_FAULT};
-	struct sleeper sleeper;
+	struct place sleeper;
 	struct area area;
 
 	if (!registered_area(read64(vmf + VMF_VMA), 0, &area))
@@ -452,7 +455,7 @@ int on_fault(void *ctx, u64 vmf, u64 reason)
 int on_fault_return(void *ctx, u64 result)
 {
 	u32 tid = bpf_get_current_pid_tgid();
-	struct sleeper *sleeper = sleepers.lookup(&tid);
+	struct place *sleeper = sleepers.lookup(&tid);
 	struct event event = {.type = EVENT_FAULT_RETURN, .value = (u32)result};
 	u64 task;
 
@@ -490,7 +493,7 @@ static __always_inline bool fault_entry(u64 entry, struct event *event)
 int on_message(void *ctx, u64 entry)
 {
 	struct event event = {.type = EVENT_MESSAGE};
-	struct sleeper *sleeper;
+	struct place *sleeper;
 
 	if (read64(entry + WQE_FUNC) != USERFAULTFD_WAKE_FUNCTION || !fault_entry(entry, &event))
 		return 0;
@@ -540,7 +543,7 @@ static __always_inline void emit_page(struct area *area, u32 type, u32 kind, u64
 	emit_here(&event);
 }
 
-/* do_anonymous_page(): a file of its own from 6.12 on, see on_mm_fault(). */
+/* do_anonymous_page(), where the compiler left it a function (6.12, 7.2). */
 int on_anon_fault(void *ctx, u64 vmf)
 {
 	struct area area;
@@ -593,7 +596,7 @@ int on_huge_fault(void *ctx, u64 vmf)
 	start = address & ~(u64)(PMD_SIZE - 1);
 	if (flags & FAULT_FLAG_WRITE || area.flags & VM_UFFD_MISSING)
 		return 0;
-	/* transhuge_vma_suitable(), thp_vma_suitable_order() since 6.8. */
+	/* transhuge_vma_suitable() in 5.10 and 6.1, thp_vma_suitable_order() in 6.12. */
 	if (start < read64(vma + VMA_START) || start + PMD_SIZE > read64(vma + VMA_END))
 		return 0;
 	emit_page(&area, EVENT_HUGE_ZERO_PAGE, 0, start, PMD_SIZE, address);
@@ -619,7 +622,7 @@ int on_huge_fault_return(void *ctx, u64 result)
 	return 0;
 }
 
-/* From 6.19 on a write to the huge zero page takes a huge page in one fault. */
+/* In 7.2 a write to the huge zero page takes a huge page in one fault, in 6.12 it splits. */
 int on_huge_wp(void *ctx, u64 vmf)
 {
 	struct area area;

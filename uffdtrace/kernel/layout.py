@@ -53,6 +53,8 @@ _SYMBOLS = {
     "USERFAULTFD_WAKE_FUNCTION": "userfaultfd_wake_function",
     "PAGE_OFFSET_BASE": "page_offset_base",
     "PHYSICAL_MASK": "physical_mask",
+    "TOTAL_SWAP_PAGES": "total_swap_pages",
+    "FREE_SWAP_PAGES": "nr_swap_pages",
 }
 
 # __pgtable_l5_enabled since 4.18; without the symbol the kernel has four levels.

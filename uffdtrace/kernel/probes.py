@@ -100,7 +100,7 @@ TABLE: tuple[Row, ...] = (
         "messages",
         ("messages", "notified_pages"),
         (
-            # read became read_iter in 6.10 (b1b06cf1ee6c, "userfaultfd: convert to ->read_iter").
+            # ->read_iter in 6.12, ->read in 6.1 ("userfaultfd: convert to ->read_iter()").
             Candidate("add_wait_queue", "on_message", ("wq_entry",), Where.CALL, "userfaultfd_read_iter"),
             Candidate("add_wait_queue", "on_message", ("wq_entry",), Where.CALL, "userfaultfd_read"),
             # Sees every poll on the machine: the last resort.
@@ -121,7 +121,7 @@ TABLE: tuple[Row, ...] = (
         "page-commits",
         ("skipped", "lost"),
         (
-            # folio_ since 6.9 (folio_add_new_anon_rmap grew flags in 6.11).
+            # Folios in 6.12, pages in 6.1 ("mm: add folio_add_new_anon_rmap()").
             Candidate("folio_add_new_anon_rmap", "on_anon_commit", ("folio", "vma", "address")),
             Candidate("page_add_new_anon_rmap", "on_anon_commit", ("page", "vma", "address")),
         ),
@@ -155,7 +155,7 @@ TABLE: tuple[Row, ...] = (
         "unmaps",
         ("pages",),
         (
-            # The mm in 6.0 to 6.3 (maple tree: 69dbe6daf104), a vma before and after.
+            # The mm with 6.1's first maple tree code (69dbe6daf104), a vma in 5.10 and in 6.12.
             Candidate("userfaultfd_unmap_prep", "on_unmap", ("mm", "start", "end")),
             Candidate("userfaultfd_unmap_prep", "on_unmap_vma", ("vma", "start", "end")),
         ),
@@ -190,7 +190,7 @@ def _serve(
     if fentry and candidate.where is Where.CALL:
         fentry, exception = False, "a call inside a function takes a kprobe only"
     elif fentry and function.by_value:
-        # Allowed since 6.0 on x86 (720e6a435194), but only up to six words in all.
+        # Some are allowed since 6.1 (720e6a435194); a kprobe reads them everywhere.
         fentry, exception = False, "fentry refuses a struct passed by value"
     return Attachment(
         row,

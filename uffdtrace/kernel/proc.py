@@ -12,7 +12,7 @@ import numpy as np
 
 PROC = Path("/proc")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-# Documentation/admin-guide/mm/pagemap.rst; absent from 5.10, since 5.13 (fb8e37f35a2f).
+# Documentation/admin-guide/mm/pagemap.rst; since 5.14 (fb8e37f35a2f).
 _PAGEMAP_UFFD_WP = np.uint64(1 << 57)
 _PAGEMAP_CHUNK = 1 << 16
 _MODES = {"um": 1, "uw": 2, "ui": 4}
@@ -99,7 +99,7 @@ def registered(pid: int) -> list[Registered]:
 
 
 def protected_runs(pid: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Runs [start, end) of pages with the uffd-wp bit, from pagemap; none before 5.13."""
+    """Runs [start, end) of pages with the uffd-wp bit, from pagemap; none before 5.14."""
     with (PROC / str(pid) / "pagemap").open("rb", buffering=0) as pagemap:
         for chunk in range(start, end, _PAGEMAP_CHUNK * _PAGE):
             pages = min(_PAGEMAP_CHUNK, (end - chunk) // _PAGE)

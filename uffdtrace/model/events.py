@@ -62,7 +62,8 @@ FIELDS = {
     Type.FAULT_RETURN: "handle_userfault returned: value=vm_fault_t, kind=1 as its process dies",
     Type.IOCTL: "start, end=range, aux=mode, value=source address, kind=Ioctl",
     Type.IOCTL_RETURN: "as IOCTL, value=the result member, ret=0 or -errno",
-    Type.PROTECT: "change_protection: start, end, kind=1 protect, 0 release, aux=vm_flags, flags=Memory",
+    Type.PROTECT: "change_protection: start, end, kind=1 protect, 0 release, aux=vm_flags, flags=Memory,"
+    " value=1 where swap is in use",
     Type.PROTECT_RETURN: "value=pages changed",
     Type.FRESH_PAGE: "a write fault populated start..end without protection, aux=fault address",
     Type.HUGE_PAGE: "the same with a huge page; kind=1 if a write did it",

@@ -131,8 +131,10 @@ class Model:
             row.armings += 1
             anonymous = int(work.events["flags"][index]) & Memory.ANON
             if anonymous and not (self.userfaultfd_of(row).features or 0) & _NO_HOLES:
+                # Protected pages that are swapped out would look like holes.
+                doubtful = not known or (row.armings > 1 and work.events["value"][index] != 0)
                 holes = max(0, int(work.pages[index]) - result)
-                row.holes = None if row.holes is None or not known else row.holes + holes
+                row.holes = None if row.holes is None or doubtful else row.holes + holes
 
     # ---- runs of operations on pages ---------------------------------------
 
@@ -140,8 +142,10 @@ class Model:
         if begin == end:
             return
         contexts = work.events["ctx"][begin:end]
-        for ctx in np.unique(contexts).tolist():
-            chosen = np.flatnonzero(contexts == ctx) + begin
+        different = np.unique(contexts).tolist()
+        for ctx in different:
+            # One userfaultfd is the rule, and a slice copies nothing.
+            chosen = slice(begin, end) if len(different) == 1 else np.flatnonzero(contexts == ctx) + begin
             self._adopt(ctx, work.events[chosen])
             if ctx in self._current:
                 self._run_one(work, chosen, self._current[ctx], numbers)
@@ -156,7 +160,7 @@ class Model:
             mode = _MODE_OF[Kind(int(fault["kind"]) % len(Kind))]
             self._register(ctx, int(fault["value"]), int(fault["end"]), mode, Memory(0))
 
-    def _run_one(self, work: Work, chosen: Array, home: Userfaultfd, numbers: Array) -> None:
+    def _run_one(self, work: Work, chosen: Array | slice, home: Userfaultfd, numbers: Array) -> None:
         space = self.ranges.space(home.ctx)
         events, types = work.events[chosen], work.events["type"][chosen]
         _, number = space.locate(work.start[chosen])

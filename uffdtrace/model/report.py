@@ -88,6 +88,8 @@ def use_counters(model: Model, counters: list[list[int]]) -> bool:
     count could belong to more than one range, so that the events' must stay.
     """
     wanted: dict[int, list[int]] = {}
+    if any(len(row) != 2 + len(Counter) for row in counters):
+        return False
     for ctx, vm_start, *slots in counters:
         if not any(slots[: Counter.EVENTS]):
             continue

@@ -7,14 +7,13 @@ from typing import Any
 
 from uffdtrace.model.model import Model
 from uffdtrace.model.report import build
-from uffdtrace.trace.file import TraceError
 from uffdtrace.trace.reader import Reader
 
 CUT_SHORT = "cut short: the collector was killed, what came before is whole"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The report of a trace file; TraceError or ModelError where it cannot be made."""
+    """The report of a trace file; TraceError or ModelError (of model.ranges) where it cannot be made."""
     reader = Reader(path)
     model = Model()
     first = last = 0
@@ -24,12 +23,10 @@ def read(path: Path) -> dict[str, Any]:
             last = int(events["time"][-1])
         model.feed(events)
     model.finish()
-    trace, process = reader.meta.get("trace"), reader.meta.get("process")
-    if not isinstance(trace, dict) or not isinstance(process, dict):
-        raise TraceError(f"{path} is broken: it does not say what was traced")
-    ending = {"features_offered": reader.meta.get("features_offered"), **reader.ending}
+    trace, process = reader.meta["trace"], reader.meta["process"]
+    ending = {"features_offered": reader.meta["features_offered"], **reader.ending}
     if reader.complete:
-        trace["duration_s"], trace["stop_reason"] = ending.get("duration_s"), ending.get("stop_reason")
+        trace["duration_s"], trace["stop_reason"] = ending["duration_s"], ending["stop_reason"]
     else:
         trace["duration_s"], trace["stop_reason"] = round((last - first) / 1e9, 3), CUT_SHORT
     return build(model, trace, process, ending)

@@ -40,12 +40,12 @@ def printable(text: object) -> str:
 
 
 def size(pages: int, page_size: int) -> str:
-    """Bytes in the largest unit that keeps three digits: `16 MiB`."""
+    """Bytes to three digits in a unit that fits: `16 MiB`."""
     amount, units = float(pages * page_size), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
     while amount >= 1024 and len(units) > 1:
         amount /= 1024
         units.pop(0)
-    return f"{amount:.4g} {units[0]}"
+    return f"{amount:.0f} {units[0]}" if amount >= 100 else f"{amount:.3g} {units[0]}"
 
 
 def _number(count: Any) -> str:
@@ -60,25 +60,29 @@ def _worst_first(ranges: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(ranges, key=lambda found: (VERDICTS.index(found["verdict"]), -_lost(found)))
 
 
+def _messages(found: dict[str, Any]) -> str:
+    """`1,024 wp`, a line for each kind that the range can have or had."""
+    counts = found["messages"]
+    return "\n".join(f"{counts[kind]:,} {kind}" for kind in counts if counts[kind] or kind in found["modes"])
+
+
 def _table(ranges: list[dict[str, Any]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    # Nothing is ever cut: what does not fit folds.
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("Range", no_wrap=True)
-    table.add_column("Size", justify="right", no_wrap=True)
-    table.add_column("Memory\nmodes", no_wrap=True)
-    for name in ("Miss.", "WP", "Minor", "Holes", "Skip.", "Lost"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("Memory", overflow="fold")
+    table.add_column("Messages", justify="right", overflow="fold")
+    for name in ("Holes", "Skipped", "Lost"):
+        table.add_column(name, justify="right", overflow="fold")
     table.add_column("Verdict", no_wrap=True)
     for found in ranges:
-        messages = found["messages"]
-        lost = Text(_number(_lost(found)), style="bold red" if _lost(found) else "")
         table.add_row(
             f"{found['start'][2:]}-\n{found['end'][2:]}",
-            size(found["pages"], found["page_size"]),
-            f"{found['memory'] or '?'}\n{'+'.join(found['modes'])}",
-            *(_number(messages[kind]) for kind in ("missing", "wp", "minor")),
+            f"{size(found['pages'], found['page_size'])} {found['memory'] or '?'}\n{'+'.join(found['modes'])}",
+            _messages(found),
             _number(found["holes"]),
             _number(sum(found["skipped"].values())),
-            lost,
+            Text(_number(_lost(found)), style="bold red" if _lost(found) else ""),
             Text(found["verdict"], style=_STYLES.get(found["verdict"], "")),
         )
     return table
@@ -126,7 +130,7 @@ def _losses(console: Console, report: dict[str, Any]) -> None:
 
 def render(report: dict[str, Any], stream: TextIO) -> None:
     """Write the report to a stream; in colour where the stream is a terminal."""
-    console = Console(file=stream, highlight=False, soft_wrap=False)
+    console = Console(file=stream, highlight=False)
     trace, process = report["trace"], report["process"]
     command = printable(" ".join(process.get("cmdline") or [process.get("comm", "?")]))
     console.print(Text(f"{command} ({process.get('pid')})"), overflow="ellipsis", no_wrap=True)
@@ -142,7 +146,9 @@ def render(report: dict[str, Any], stream: TextIO) -> None:
     if not ranges:
         console.print("\nNo memory was registered with userfaultfd while we watched.")
     else:
+        console.print()
         console.print(_table(ranges[:MOST_RANGES]))
+        console.print()
         if len(ranges) > MOST_RANGES:
             console.print(_rest(ranges[MOST_RANGES:]) + "\n")
         _findings(console, ranges)

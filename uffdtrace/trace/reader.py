@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from uffdtrace.model.events import EVENT, Array
+from uffdtrace.trace import shape
 from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, SCHEMA, TraceError
 
 
@@ -35,12 +36,14 @@ class Reader:
         first = self._next()
         if first is None or first[0] != META:
             raise TraceError(f"{path} is broken: its first part is missing, nothing in it can be read")
-        self.meta = self._json(first[1])
-        if self.meta.get("schema") != SCHEMA:
+        found = self._json(first[1])
+        schema = found.get("schema") if isinstance(found, dict) else None
+        if schema != SCHEMA:
             raise TraceError(
-                f"{path} has the schema {str(self.meta.get('schema'))[:40]!r}, this uffdtrace reads {SCHEMA}:"
+                f"{path} has the schema {str(schema)[:40]!r}, this uffdtrace reads {SCHEMA}:"
                 " use the version that wrote it"
             )
+        self.meta = self._shaped(found, shape.META)
 
     def events(self) -> Iterator[Array]:
         """Batches of events (dtype EVENT), up to where the file is whole."""
@@ -54,9 +57,9 @@ class Reader:
                     raise TraceError(f"{self.path} is broken: it holds a part of an event")
                 yield np.frombuffer(payload, dtype=EVENT)
             elif tag == LOSS:
-                self.ending = self._json(payload)
+                self.ending = self._shaped(self._json(payload), shape.LOSS)
             elif tag == DONE:
-                self.ending = self._json(payload)
+                self.ending = self._shaped(self._json(payload), shape.DONE)
                 self.complete = True
                 return
 
@@ -70,11 +73,14 @@ class Reader:
         payload = self._file.read(length)
         return (tag, payload) if zlib.crc32(payload) == checksum else None
 
-    def _json(self, payload: bytes) -> dict[str, Any]:
+    def _json(self, payload: bytes) -> Any:
         try:
-            found = json.loads(payload)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            return json.loads(payload)
+        except (ValueError, RecursionError):
+            return None
+
+    def _shaped(self, found: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+        if not shape.fits(found, wanted):
             raise TraceError(f"{self.path} is broken: one of its parts is not what it says")
+        assert isinstance(found, dict)
         return found

@@ -1,0 +1,268 @@
+"""Streams of events as a kernel would send them, made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from uffdtrace.model.events import (
+    CONTINUE_MODE_WP,
+    COPY_MODE_WP,
+    EVENT,
+    PAGE_SIZE,
+    WRITEPROTECT_MODE_WP,
+    Ioctl,
+    Kind,
+    Memory,
+    MessageFlag,
+    Mode,
+    Type,
+)
+from uffdtrace.model.model import Model
+
+CTX = 0xFFFF888000001000
+MM = 0xFFFF888000002000
+MONITOR = 100
+THREAD = 200
+BASE = 0x7F0000000000
+STEP_NS = 1000
+
+
+def page(number: int) -> int:
+    """The address of a page, counted from BASE."""
+    return BASE + number * PAGE_SIZE
+
+
+class Events:
+    """Appends events of one userfaultfd, each `STEP_NS` after the one before.
+
+    Places are page numbers from BASE; `pages` says how many. A call and its
+    return are two methods' worth where something happens in between: `arm`
+    takes what happens during change_protection as a function.
+    """
+
+    def __init__(self, ctx: int = CTX, mm: int = MM, features: int = 0, monitor: int = MONITOR) -> None:
+        self.ctx, self.mm, self.features, self.monitor = ctx, mm, features, monitor
+        self.memory = Memory.ANON
+        self.order = 0
+        self._records: list[np.ndarray] = []
+
+    def array(self) -> np.ndarray:
+        return np.concatenate(self._records) if self._records else np.empty(0, dtype=EVENT)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def add(self, type_: Type | int, **fields: int) -> None:
+        """One event, as it is."""
+        record = np.zeros(1, dtype=EVENT)
+        record["time"] = (len(self._records) + 1) * STEP_NS
+        record["ctx"] = self.ctx
+        record["type"] = type_
+        for name, value in fields.items():
+            record[name] = value
+        self._records.append(record)
+
+    def using(self, ctx: int, monitor: int | None = None) -> Events:
+        """The same stream, from now on for another userfaultfd."""
+        self.ctx = ctx
+        self.monitor = self.monitor if monitor is None else monitor
+        return self
+
+    def _flags(self) -> int:
+        return int(self.memory) | self.order << 8
+
+    def _span(self, at: int, pages: int) -> dict[str, int]:
+        return {"start": page(at), "end": page(at + pages)}
+
+    # ---- the descriptor ------------------------------------------------------
+
+    def userfaultfd(self) -> None:
+        self.add(Type.USERFAULTFD, start=self.mm, end=self.features, aux=THREAD)
+
+    def release_descriptor(self) -> None:
+        self.add(Type.RELEASE)
+
+    # ---- the monitor's calls -------------------------------------------------
+
+    def call(self, kind: Ioctl, at: int, pages: int, mode: int = 0, source: int = 0, tid: int | None = None) -> None:
+        tid = self.monitor if tid is None else tid
+        self.add(Type.IOCTL, **self._span(at, pages), aux=mode, value=source, kind=kind, tid=tid, tgid=self.monitor)
+
+    def returned(
+        self, kind: Ioctl, at: int, pages: int, mode: int = 0, value: int = 0, ret: int = 0, tid: int | None = None
+    ) -> None:
+        tid = self.monitor if tid is None else tid
+        span = self._span(at, pages)
+        self.add(Type.IOCTL_RETURN, **span, aux=mode, value=value, kind=kind, ret=ret, tid=tid, tgid=self.monitor)
+
+    def ioctl(
+        self,
+        kind: Ioctl,
+        at: int,
+        pages: int,
+        mode: int = 0,
+        *,
+        value: int = 0,
+        ret: int = 0,
+        source: int = 0,
+        tid: int | None = None,
+    ) -> None:
+        self.call(kind, at, pages, mode, source, tid)
+        self.returned(kind, at, pages, mode, value, ret, tid)
+
+    def register(self, at: int, pages: int, modes: int = Mode.WP, ret: int = 0) -> None:
+        self.ioctl(Ioctl.REGISTER, at, pages, int(modes), ret=ret)
+
+    def unregister(self, at: int, pages: int, ret: int = 0) -> None:
+        self.ioctl(Ioctl.UNREGISTER, at, pages, ret=ret)
+
+    def protect(self, at: int, pages: int, tid: int | None = None, on: bool = True) -> None:
+        tid = self.monitor if tid is None else tid
+        self.add(Type.PROTECT, **self._span(at, pages), kind=int(on), flags=self._flags(), tid=tid, tgid=self.monitor)
+
+    def protect_return(self, changed: int, tid: int | None = None) -> None:
+        self.add(Type.PROTECT_RETURN, value=changed, tid=self.monitor if tid is None else tid, tgid=self.monitor)
+
+    def arm(self, at: int, pages: int, present: int | None = None, tid: int | None = None) -> None:
+        """UFFDIO_WRITEPROTECT with MODE_WP that found `present` pages, all of them if not told."""
+        self._write_protect(at, pages, pages if present is None else present, True, tid)
+
+    def release(self, at: int, pages: int, tid: int | None = None) -> None:
+        """UFFDIO_WRITEPROTECT without MODE_WP."""
+        self._write_protect(at, pages, pages, False, tid)
+
+    def _write_protect(self, at: int, pages: int, changed: int, on: bool, tid: int | None) -> None:
+        mode = WRITEPROTECT_MODE_WP if on else 0
+        self.call(Ioctl.WRITEPROTECT, at, pages, mode, tid=tid)
+        self.protect(at, pages, tid, on)
+        self.protect_return(changed, tid)
+        self.returned(Ioctl.WRITEPROTECT, at, pages, mode, tid=tid)
+
+    def copy(self, at: int, pages: int = 1, wp: bool = False, done: int | None = None, ret: int = 0) -> None:
+        done = pages if done is None else done
+        self.ioctl(Ioctl.COPY, at, pages, COPY_MODE_WP if wp else 0, value=done * PAGE_SIZE, ret=ret)
+
+    def zeropage(self, at: int, pages: int = 1) -> None:
+        self.ioctl(Ioctl.ZEROPAGE, at, pages, value=pages * PAGE_SIZE)
+
+    def continue_(self, at: int, pages: int = 1, wp: bool = False) -> None:
+        self.ioctl(Ioctl.CONTINUE, at, pages, CONTINUE_MODE_WP if wp else 0, value=pages * PAGE_SIZE)
+
+    def move(self, at: int, source: int, pages: int = 1) -> None:
+        self.ioctl(Ioctl.MOVE, at, pages, value=pages * PAGE_SIZE, source=page(source))
+
+    # ---- faults --------------------------------------------------------------
+
+    def fault(
+        self, at: int, kind: Kind = Kind.WP, tid: int = THREAD, area: tuple[int, int] | None = None, ret: int = 0
+    ) -> None:
+        low, high = area or (at, at + 1)
+        self.add(
+            Type.FAULT, start=page(at), value=page(low), end=page(high), kind=kind, flags=self._flags(), tid=tid,
+            tgid=THREAD, ret=ret,
+        )  # fmt: skip
+
+    def message(self, at: int, kind: Kind = Kind.WP, tid: int = THREAD, write: bool = True) -> None:
+        aux = int(MessageFlag.WRITE if write else 0) | {Kind.MISSING: 0, Kind.WP: 2, Kind.MINOR: 4}[kind]
+        self.add(Type.MESSAGE, start=page(at), aux=aux, kind=kind, tid=tid, tgid=self.monitor)
+
+    def wake(self, at: int, tid: int = THREAD) -> None:
+        self.add(Type.WAKE, start=page(at), tid=tid, tgid=THREAD)
+
+    def fault_return(self, tid: int = THREAD, died: bool = False) -> None:
+        self.add(Type.FAULT_RETURN, tid=tid, tgid=THREAD, kind=int(died))
+
+    def served(self, at: int, kind: Kind = Kind.WP, tid: int = THREAD) -> None:
+        """A fault, its message, its wake-up."""
+        self.fault(at, kind, tid)
+        self.message(at, kind, tid)
+        self.wake(at, tid)
+        self.fault_return(tid)
+
+    def asleep(self, tid: int, tgid: int = THREAD) -> None:
+        self.add(Type.ASLEEP, tid=tid, tgid=tgid)
+
+    # ---- what the fault paths do ---------------------------------------------
+
+    def _page_event(self, type_: Type, at: int, pages: int = 1, **fields: int) -> None:
+        self.add(type_, **self._span(at, pages), flags=self._flags(), tid=THREAD, tgid=THREAD, **fields)
+
+    def fresh(self, at: int) -> None:
+        self._page_event(Type.FRESH_PAGE, at, aux=page(at))
+
+    def huge(self, at: int, pages: int = 512, fault: int | None = None, write: bool = True) -> None:
+        self._page_event(Type.HUGE_PAGE, at, pages, aux=page(at if fault is None else fault), kind=int(write))
+
+    def huge_zero_write(self, at: int, pages: int = 512, fault: int | None = None) -> None:
+        self._page_event(Type.HUGE_ZERO_WRITE, at, pages, aux=page(at if fault is None else fault))
+
+    def zero(self, at: int) -> None:
+        self._page_event(Type.ZERO_PAGE, at)
+
+    def huge_zero(self, at: int, pages: int = 512) -> None:
+        self._page_event(Type.HUGE_ZERO_PAGE, at, pages)
+
+    def huge_fallback(self, at: int, pages: int = 512, fault: int | None = None) -> None:
+        self._page_event(Type.HUGE_FALLBACK, at, pages, aux=page(at if fault is None else fault))
+
+    def file(self, at: int, pages: int = 1, write: bool = True) -> None:
+        self._page_event(Type.FILE_PAGE, at, pages, kind=int(write))
+
+    def unprotected_write(self, at: int, zero_page: bool = False) -> None:
+        self._page_event(Type.UNPROTECTED_WRITE, at, kind=int(zero_page))
+
+    # ---- memory --------------------------------------------------------------
+
+    def discard(self, at: int, pages: int = 1) -> None:
+        self._page_event(Type.DISCARD, at, pages)
+
+    def unmap(self, at: int, pages: int = 1) -> None:
+        self.add(Type.UNMAP, **self._span(at, pages))
+        self._records[-1]["ctx"] = self.mm
+
+    def exit(self) -> None:
+        self.add(Type.EXIT)
+        self._records[-1]["ctx"] = self.mm
+
+    # ---- from the collector --------------------------------------------------
+
+    def range_found(self, at: int, pages: int, modes: int = Mode.WP) -> None:
+        self.add(Type.RANGE_FOUND, **self._span(at, pages), aux=int(modes), flags=int(self.memory))
+
+    def pages_found(self, at: int, pages: int) -> None:
+        self.add(Type.PAGES_FOUND, **self._span(at, pages))
+
+
+def fed(events: np.ndarray, cuts: list[int] | None = None, finish: bool = True) -> Model:
+    """A model that took the events in batches that end at `cuts`."""
+    model = Model()
+    begin = 0
+    for cut in sorted(set(cuts or [])) + [len(events)]:
+        model.feed(events[begin:cut])
+        begin = cut
+    if finish:
+        model.finish()
+    return model
+
+
+def counts(model: Model) -> list[dict[str, object]]:
+    """What the report says of every range, without texts: comparable."""
+    from uffdtrace.model.pages import COUNTS, Cause
+
+    return [
+        {
+            "userfaultfd": model.userfaultfd_of(row).ctx,
+            "start": (row.start - BASE) // PAGE_SIZE,
+            "end": (row.end - BASE) // PAGE_SIZE,
+            "modes": int(row.modes),
+            "messages": list(row.messages),
+            "faults": list(row.faults),
+            "holes": row.holes,
+            "pending": row.pending,
+            "undecided": row.undecided,
+            **{name: row.count(name) for name in COUNTS},
+            "causes": {cause.label: row.cause(cause) for cause in Cause if row.cause(cause)},
+            "waits": sorted(int(wait[2]) for waits in row.latencies for wait in waits),
+        }
+        for row in model.rows()
+    ]

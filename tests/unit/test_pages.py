@@ -1,0 +1,197 @@
+"""One page's fate: the tables against `step()`, and what holds whatever happens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from uffdtrace.model.pages import (
+    ARMED,
+    BLIND,
+    CHANGES,
+    COUNTS,
+    NEXT,
+    OBSERVED,
+    STATES,
+    Cause,
+    Op,
+    apply,
+    apply_range,
+    step,
+)
+
+ops = st.sampled_from(list(Op))
+
+
+def reachable() -> list[int]:
+    seen, found = {0}, [0]
+    for state in found:
+        for op in Op:
+            after, _ = step(state, op)
+            if after not in seen:
+                seen.add(after)
+                found.append(after)
+    return found
+
+
+REACHABLE = reachable()
+
+
+def columns(change: dict[str, int]) -> list[int]:
+    row = [0] * CHANGES.shape[1]
+    for name, by in change.items():
+        at = COUNTS.index(name) if name in COUNTS else len(COUNTS) + [cause.label for cause in Cause].index(name)
+        row[at] += by
+    return row
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 7), ops), max_size=80), st.lists(st.sampled_from(REACHABLE), min_size=8))
+def test_apply_equals_step(work: list[tuple[int, Op]], before: list[int]) -> None:
+    states = np.array(before[:8], dtype=np.uint16)
+    places, chosen = np.array([place for place, _ in work], dtype=np.int64), np.array([op for _, op in work], np.uint8)
+    effects = apply(states, places, chosen)
+
+    expected = list(before[:8])
+    for (place, op), effect in zip(work, effects):
+        expected[place], change = step(expected[place], op)
+        assert CHANGES[effect].tolist() == columns(change)
+    assert states.tolist() == expected
+
+
+@settings(max_examples=300, deadline=None)
+@given(ops, st.lists(st.sampled_from(REACHABLE), max_size=50))
+def test_apply_range_equals_apply(op: Op, before: list[int]) -> None:
+    one_by_one, at_once = np.array(before, dtype=np.uint16), np.array(before, dtype=np.uint16)
+    effects = apply(one_by_one, np.arange(len(before)), np.full(len(before), int(op), np.uint8))
+    times = apply_range(at_once, op)
+    assert one_by_one.tolist() == at_once.tolist()
+    assert times.tolist() == np.bincount(effects, minlength=len(CHANGES)).tolist()
+
+
+def test_apply_to_nothing() -> None:
+    states = np.zeros(4, dtype=np.uint16)
+    assert apply(states, np.empty(0, np.int64), np.empty(0, np.uint8)).tolist() == []
+    assert apply_range(states[:0], Op.ARM).sum() == 0
+
+
+def test_every_state_that_can_be_reached_fits_the_tables() -> None:
+    assert max(REACHABLE) < STATES
+    assert all(NEXT[op, state] == step(state, op)[0] for op in Op for state in REACHABLE)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.lists(ops, max_size=30))
+def test_a_page_is_lost_at_most_once_per_arming(history: list[Op]) -> None:
+    state, lost, armings = 0, 0, 0
+    for op in history:
+        state, change = step(state, op)
+        if op is Op.ARM:
+            armings, lost = armings + 1, 0
+        lost += change.get("observed", 0) + change.get("blind", 0)
+        assert lost <= 1, history
+        assert not (state & OBSERVED and state & BLIND)
+    assert not armings or lost >= 0
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.lists(ops, max_size=30))
+def test_causes_add_up_to_losses(history: list[Op]) -> None:
+    state, lost, causes = 0, 0, 0
+    for op in history:
+        state, change = step(state, op)
+        lost += change.get("observed", 0) + change.get("blind", 0)
+        causes += sum(change.get(cause.label, 0) for cause in Cause)
+        assert change.get(Cause.NONE.label, 0) == 0
+        assert causes == lost, history
+
+
+# A page is anonymous or in a file, and CARRY begins the account of another range.
+_FILE = {Op.FILE_READ, Op.FILE_WRITE}
+_ANONYMOUS = {Op.FRESH, Op.HUGE, Op.HUGE_REST, Op.HUGE_REPLACED, Op.ZERO, Op.ZERO_CANCELLED, Op.DISCARD}
+_ANONYMOUS |= {Op.UNPROTECTED_ZERO_WRITE}
+
+
+@pytest.mark.parametrize("absent", [_FILE, _ANONYMOUS, set()], ids=["anonymous", "file", "both"])
+def test_no_count_is_ever_below_nothing(absent: set[Op]) -> None:
+    @settings(max_examples=2000, deadline=None)
+    @given(st.lists(st.sampled_from([op for op in Op if op not in absent and op is not Op.CARRY]), max_size=12))
+    def check(history: list[Op]) -> None:
+        state = 0
+        total = np.zeros(CHANGES.shape[1], dtype=np.int64)
+        for op in history:
+            state, change = step(state, op)
+            total += columns(change)
+            assert (total >= 0).all(), (history, dict(zip(COUNTS, total.tolist())))
+
+    check()
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.lists(ops.filter(lambda op: op is not Op.CARRY), max_size=12), st.lists(ops, max_size=12))
+def test_no_count_of_the_range_that_replaced_another_is_below_nothing(before: list[Op], after: list[Op]) -> None:
+    state = 0
+    for op in before:
+        state, _ = step(state, op)
+    state, change = step(state, Op.CARRY)
+    total = np.array(columns(change))
+    for op in after:
+        if op is Op.CARRY:
+            break
+        state, change = step(state, op)
+        total += columns(change)
+        assert (total >= 0).all(), (before, after, dict(zip(COUNTS, total.tolist())))
+
+
+@pytest.mark.parametrize("op", [op for op in Op if op not in (Op.ARM, Op.MESSAGE, Op.WRITE_MESSAGE, Op.CARRY)])
+def test_nothing_is_lost_on_a_page_that_is_not_armed(op: Op) -> None:
+    assert step(0, op) == (0, {})
+    armed, _ = step(0, Op.ARM)
+    released, _ = step(armed, Op.RELEASE)
+    assert not released & ARMED
+    assert step(released, op) == (released, {})
+
+
+@pytest.mark.parametrize(
+    ("history", "lost"),
+    [
+        ([Op.ARM, Op.FRESH], {"observed": 1, "hole": 1, "fresh_page": 1}),
+        ([Op.ARM, Op.FRESH, Op.UNPROTECTED_WRITE], {"observed": 1, "hole": 1, "fresh_page": 1}),
+        (
+            [Op.ARM, Op.ZERO, Op.UNPROTECTED_ZERO_WRITE],
+            {"observed": 1, "zero-page-after-arm": 1, "zero_page": 1},
+        ),
+        ([Op.ARM, Op.ZERO, Op.ZERO_CANCELLED], {"zero_page": 0}),
+        ([Op.ARM, Op.HUGE], {"observed": 1, "huge-page": 1, "huge_page": 1}),
+        ([Op.ARM, Op.HUGE_REST], {"blind": 1, "huge-page": 1, "huge_page": 1}),
+        ([Op.ARM, Op.DISCARD, Op.FRESH], {"observed": 1, "discarded": 1, "fresh_page": 1}),
+        ([Op.ARM, Op.DISCARD], {}),
+        ([Op.ARM, Op.COPY], {"blind": 1, "copy-without-wp": 1}),
+        ([Op.ARM, Op.ZEROPAGE], {}),
+        ([Op.ARM, Op.ZEROPAGE, Op.UNPROTECTED_ZERO_WRITE], {"observed": 1, "zeropage": 1}),
+        ([Op.ARM, Op.CONTINUE], {"blind": 1, "continue-without-wp": 1}),
+        ([Op.ARM, Op.MOVE], {"blind": 1, "move": 1}),
+        ([Op.ARM, Op.MOVED_AWAY, Op.FRESH], {"observed": 1, "move": 1, "fresh_page": 1}),
+        ([Op.ARM, Op.MODE_REPLACED, Op.UNPROTECTED_WRITE], {"observed": 1, "mode-replaced": 1}),
+        ([Op.ARM, Op.UNPROTECTED_WRITE], {"observed": 1, "unknown": 1}),
+        ([Op.ARM, Op.FILE_WRITE], {"observed": 1, "unknown": 1, "file_page": 1}),
+        ([Op.ARM, Op.WP_FAULT, Op.WRITE_MESSAGE, Op.RELEASE, Op.UNPROTECTED_WRITE], {"notified_pages": 1}),
+        # The retry of a fault that was notified is not lost; nobody will see the next write.
+        (
+            [Op.ARM, Op.WP_FAULT, Op.WRITE_MESSAGE, Op.UNPROTECTED_WRITE],
+            {"notified_pages": 1, "blind": 1, "unknown": 1},
+        ),
+        ([Op.ARM, Op.FRESH, Op.ARM, Op.UNPROTECTED_WRITE], {"observed": 2, "hole": 1, "unknown": 1, "fresh_page": 1}),
+        ([Op.ARM, Op.FRESH, Op.WP_FAULT], {"observed": 0, "hole": 0, "fresh_page": 1}),
+    ],
+    ids=lambda value: " ".join(op.name for op in value) if isinstance(value, list) else "",
+)
+def test_history(history: list[Op], lost: dict[str, int]) -> None:
+    state = 0
+    total = np.zeros(CHANGES.shape[1], dtype=np.int64)
+    for op in history:
+        state, change = step(state, op)
+        total += columns(change)
+    assert total.tolist() == columns({"armed_pages": 1, **lost})

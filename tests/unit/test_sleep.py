@@ -1,0 +1,205 @@
+"""Who sleeps in a fault and for how long, however the events are cut into batches."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from unit.events import STEP_NS, THREAD, Events, counts, fed
+
+from uffdtrace.model.events import Kind
+
+
+def started() -> Events:
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 8, 7)
+    return events
+
+
+def told(events: Events) -> tuple[object, object]:
+    """(pending, waits in steps) of the only range, the same for every way to cut."""
+    array = events.array()
+    every = [[], list(range(len(array))), *([cut] for cut in range(len(array)))]
+    every += [list(pair) for pair in itertools.combinations(range(4, len(array)), 2)]
+    found = [counts(fed(array, cuts)) for cuts in every]
+    for cuts, one in zip(every, found):
+        assert one == found[0], f"cut at {cuts}"
+    (row,) = found[0]
+    waits = row["waits"]
+    assert isinstance(waits, list)
+    return row["pending"], [wait // STEP_NS for wait in waits]
+
+
+def test_a_fault_that_was_served() -> None:
+    events = started()
+    events.served(1)
+    assert told(events) == (0, [2])
+
+
+def test_several_faults_of_one_thread() -> None:
+    events = started()
+    events.served(1)
+    events.served(2, Kind.MISSING)
+    events.fault(3)
+    events.message(3)
+    events.wake(3)
+    assert told(events) == (0, [2, 2, 2])
+
+
+def test_threads_at_once() -> None:
+    events = started()
+    for tid in range(3):
+        events.fault(tid, tid=THREAD + tid)
+    for tid in range(3):
+        events.message(tid, tid=THREAD + tid)
+    for tid in reversed(range(3)):
+        events.wake(tid, tid=THREAD + tid)
+    assert told(events) == (0, [4, 6, 8])
+
+
+def test_an_interrupted_fault_is_neither_served_nor_pending() -> None:
+    events = started()
+    events.fault(1)
+    events.message(1)
+    events.fault_return()
+    assert told(events) == (0, [])
+
+
+def test_a_fault_interrupted_and_taken_again() -> None:
+    events = started()
+    events.fault(1)
+    events.message(1)
+    events.fault_return()
+    events.served(1)
+    assert told(events) == (0, [2])
+
+
+def test_the_next_fault_tells_that_the_one_before_is_over() -> None:
+    # Its wake-up was dropped.
+    events = started()
+    events.fault(1)
+    events.message(1)
+    events.served(2)
+    assert told(events) == (0, [2])
+
+
+def test_a_fault_whose_message_nobody_read_has_no_latency() -> None:
+    events = started()
+    events.fault(1)
+    events.wake(1)
+    events.fault_return()
+    assert told(events) == (0, [])
+
+
+def test_a_message_after_the_wake_is_no_queueing_time() -> None:
+    # UFFDIO_WAKE without a read, then a read of another fault of that thread's.
+    events = started()
+    events.fault(1)
+    events.wake(1)
+    events.message(1)
+    pending, _ = told(events)
+    assert pending == 0
+
+
+def test_what_belongs_to_faults_older_than_the_trace() -> None:
+    events = started()
+    events.message(1)
+    events.wake(1)
+    events.fault_return()
+    events.served(2)
+    assert told(events) == (0, [2])
+
+
+def test_a_fault_that_cannot_sleep() -> None:
+    events = started()
+    events.fault(1, ret=1)
+    assert told(events) == (0, [])
+    assert counts(fed(events.array()))[0]["faults"] == [0, 0, 0]
+
+
+def test_pending_while_the_thread_sleeps() -> None:
+    events = started()
+    events.fault(1)
+    events.message(1)
+    events.fault(2, tid=THREAD + 1)
+    events.asleep(0)
+    events.asleep(THREAD)
+    # The second one woke up unseen.
+    assert told(events) == (1, [])
+
+
+def test_pending_is_unknown_where_nobody_looked() -> None:
+    events = started()
+    events.fault(1)
+    assert told(events) == (None, [])
+
+
+def test_a_thread_that_died_in_its_fault_is_pending() -> None:
+    events = started()
+    events.fault(1)
+    events.fault_return(died=True)
+    assert told(events) == (1, [])
+
+
+def test_a_died_thread_beside_an_unknown_one() -> None:
+    events = started()
+    events.fault(1)
+    events.fault_return(died=True)
+    events.fault(2, tid=THREAD + 1)
+    assert told(events) == (None, [])
+
+
+Step = tuple[int, str]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["fault", "message", "wake", "return"])), max_size=25),
+    st.lists(st.integers(0, 40), max_size=5),
+)
+def test_threads_do_not_mix(history: list[Step], cuts: list[int]) -> None:
+    """Each thread alone, added up, is all of them together, wherever the batches end."""
+
+    def play(only: set[int]) -> Events:
+        events = started()
+        state = [0] * 4
+        for thread, what in history:
+            # What a kernel can say: a message while the thread sleeps, once; a wake ends it.
+            allowed = {"fault": state[thread] == 0, "message": state[thread] == 1}.get(what, state[thread] > 0)
+            if not allowed:
+                continue
+            state[thread] = {"fault": 1, "message": 2}.get(what, 0)
+            if thread not in only:
+                events.add(0)
+                continue
+            tid = THREAD + thread
+            if what == "fault":
+                events.fault(thread, tid=tid)
+            elif what == "message":
+                events.message(thread, tid=tid)
+            elif what == "wake":
+                events.wake(thread, tid)
+            else:
+                events.fault_return(tid)
+        return events
+
+    def waits(array: np.ndarray, cuts: list[int]) -> list[int]:
+        (row,) = counts(fed(array, [cut for cut in cuts if cut < len(array)]))
+        found = row["waits"]
+        assert isinstance(found, list)
+        return found
+
+    together = waits(play({0, 1, 2, 3}).array(), cuts)
+    assert together == sorted(itertools.chain(*(waits(play({one}).array(), []) for one in range(4))))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_every_fault_of_a_storm_has_its_wait(count: int) -> None:
+    events = started()
+    for number in range(count):
+        events.served(number % 8)
+    assert told(events) == (0, [2] * count)
