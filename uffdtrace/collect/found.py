@@ -15,7 +15,7 @@ import numpy as np
 from uffdtrace.collect.program import Program
 from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import proc
-from uffdtrace.model.events import EVENT, Array, Memory, Mode, Type
+from uffdtrace.model.events import EVENT, Array, Ioctl, Memory, Mode, Type
 
 _MEMORY = {"anon": Memory.ANON, "shmem": Memory.SHMEM, "hugetlb": Memory.HUGETLB}
 
@@ -63,34 +63,48 @@ def ranges(userfaultfds: list[Array]) -> list[Array]:
         if not owner or len(contexts) != 1:
             continue
         for found in proc.registered(owner):
-            own.append(_range_found(contexts[0], owner, found))
+            place = {"ctx": contexts[0], "tgid": owner, "start": found.start, "end": found.end}
+            own.append(_event(Type.RANGE_FOUND, aux=found.modes, flags=int(_MEMORY[found.memory]), **place))
             if found.modes & Mode.WP:
                 for start, end in proc.protected_runs(owner, found.start, found.end):
                     own.append(_event(Type.PAGES_FOUND, ctx=contexts[0], tgid=owner, start=start, end=end))
     return own
 
 
-def _range_found(ctx: int, owner: int, found: proc.Registered) -> Array:
-    memory = int(_MEMORY[found.memory])
-    return _event(
-        Type.RANGE_FOUND, ctx=ctx, tgid=owner, start=found.start, end=found.end, aux=found.modes, flags=memory
-    )
+class Backing:
+    """Says what memory a fresh registration is, for events tell it only when something happens there."""
 
+    def __init__(self) -> None:
+        self._owners: dict[int, int] = {}
 
-def memory(ranges_of: dict[tuple[int, int], list[tuple[int, int]]]) -> list[Array]:
-    """RANGE_FOUND events for ranges whose memory no event has told yet.
+    @property
+    def owners(self) -> set[int]:
+        """The processes whose memory was registered."""
+        return {owner for owner in self._owners.values() if owner}
 
-    `ranges_of` maps (ctx, owner) to [start, end) pairs. A mapping may reach
-    beyond the range or end within it: only what both have is said.
-    """
-    own: list[Array] = []
-    for (ctx, owner), wanted in ranges_of.items():
-        for found in proc.registered(owner):
-            for start, end in wanted:
-                low, high = max(start, found.start), min(end, found.end)
-                if low < high:
-                    own.append(_range_found(ctx, owner, proc.Registered(low, high, found.modes, found.memory)))
-    return own
+    def of(self, events: Array) -> list[Array]:
+        """MEMORY_FOUND events for the registrations among a batch."""
+        types = events["type"]
+        for seen in events[types == Type.USERFAULTFD]:
+            self._owners[int(seen["ctx"])] = int(seen["aux"])
+        done = (types == Type.IOCTL_RETURN) & (events["kind"] == Ioctl.REGISTER) & (events["ret"] == 0)
+        registered: dict[int, list[Array]] = {}
+        for one in events[done]:
+            owner = self._owners.get(int(one["ctx"]))
+            if owner:
+                registered.setdefault(owner, []).append(one)
+        own: list[Array] = []
+        for owner, ones in registered.items():
+            areas = proc.areas(owner)
+            for one in ones:
+                start, end = int(one["start"]), int(one["end"])
+                kinds = {area.memory for area in areas if area.start < end and area.end > start}
+                if len(kinds) == 1:
+                    flags = int(_MEMORY[kinds.pop()])
+                    own.append(
+                        _event(Type.MEMORY_FOUND, ctx=int(one["ctx"]), tgid=owner, start=start, end=end, flags=flags)
+                    )
+        return own
 
 
 def asleep(owners: list[int]) -> list[Array]:

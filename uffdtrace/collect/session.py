@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Callable
 
+import numpy as np
+
 from uffdtrace import __version__
 from uffdtrace.collect import bcc, found
 from uffdtrace.collect.program import Program
@@ -19,12 +21,14 @@ from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import layout, offers, preflight, probes, proc
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
-from uffdtrace.model.events import PAGE_SIZE, Array, Loss
+from uffdtrace.model.events import EVENT, PAGE_SIZE
 from uffdtrace.model.model import Model
 from uffdtrace.model.report import build
 from uffdtrace.trace.writer import Writer
 
 _POLL_S = 0.05
+# As many events as are accounted for between two looks at the ring.
+_BATCH = 1 << 15
 Say = Callable[[str], None]
 
 
@@ -76,9 +80,9 @@ class Session:
         self._say = say
         self._model = Model()
         self._stop = Stop()
-        self._dropped: dict[Loss, int] = {}
-        self._overwritten = 0
-        self._asked = 0
+        self._backing = found.Backing()
+        self._backlog = np.empty(0, dtype=EVENT)
+        self._dropped = 0
 
     def run(self, release: Callable[[], None] | None, ended: Callable[[], bool], wait_fd: int) -> dict[str, Any]:
         """Trace until `ended()`, a signal or the duration; the report.
@@ -145,13 +149,12 @@ class Session:
                 self._stop.reason = "the duration was over"
             else:
                 self._wait(wait_fd)
-            self._take(stream.drain(), writer)
-            self._ask_memory(stream)
-        owners = {home.owner for home in self._model.userfaultfds if home.owner} | {self._process.pid}
-        stream.push(found.asleep(sorted(owners)))
+            self._take(stream, writer)
+        stream.push(found.asleep(sorted(self._backing.owners | {self._process.pid})))
         self._program.detach()
-        self._take(stream.drain(everything=True), writer)
-        self._overwritten = stream.overwritten
+        self._take(stream, writer, everything=True)
+        # Nothing more can come.
+        self._dropped = sum(self._program.losses().values()) + stream.overwritten
         ending = self._ending(offered)
         trace["duration_s"] = round(time.monotonic() - began, 3)
         trace["stop_reason"] = self._stop.reason
@@ -165,36 +168,37 @@ class Session:
 
     def _wait(self, wait_fd: int) -> None:
         """Until there may be more to read. The ring wakes nobody: that would cost the target."""
-        select.select([wait_fd], [], [], _POLL_S)
+        if not len(self._backlog):
+            select.select([wait_fd], [], [], _POLL_S)
 
     def _look_back(self, stream: Stream) -> None:
         """What the process registered before we came."""
         stream.push(found.ranges(found.descriptors(self._program, stream, self._process.pid)))
 
-    def _ask_memory(self, stream: Stream) -> None:
-        """Events tell a range's memory when something happens to it; until then smaps does."""
-        wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for row in self._model.ranges.all[self._asked :]:
-            home = self._model.userfaultfd_of(row)
-            if not row.memory and home.owner:
-                wanted.setdefault((home.ctx, home.owner), []).append((row.start, row.end))
-        self._asked = len(self._model.ranges.all)
-        if wanted:
-            stream.push(found.memory(wanted))
-
-    def _take(self, events: Array, writer: Writer) -> None:
+    def _take(self, stream: Stream, writer: Writer, everything: bool = False) -> None:
+        """Drain and write what there is; account for some of it, so that a storm finds us draining."""
+        events = stream.drain(everything)
         if len(events):
+            own = self._backing.of(events)
+            if everything:
+                events = np.concatenate([events, *own])
+            else:
+                stream.push(own)
             writer.events(events)
-            self._model.feed(events)
-        dropped = self._program.losses()
+            self._backlog = np.concatenate([self._backlog, events])
+        batch = len(self._backlog) if everything else _BATCH
+        if len(self._backlog):
+            self._model.feed(self._backlog[:batch])
+            self._backlog = self._backlog[batch:]
+        dropped = sum(self._program.losses().values()) + stream.overwritten
         if dropped != self._dropped:
             self._dropped = dropped
-            writer.loss({"events_dropped": sum(dropped.values())})
+            writer.loss({"events_dropped": dropped})
 
     def _ending(self, offered: int | None) -> dict[str, Any]:
         missed = self._program.misses()
         return {
-            "events_dropped": sum(self._program.losses().values()) + self._overwritten,
+            "events_dropped": self._dropped,
             "probes_missed": {attachment.place: count for attachment, count in missed},
             "doubtful": sorted({name for attachment, _ in missed for name in attachment.row.numbers}),
             "counters": [[*key, *slots] for key, slots in self._program.counters().items()],

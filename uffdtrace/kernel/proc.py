@@ -76,6 +76,38 @@ def touch_fdinfo(pid: int, fd: int) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Area:
+    """A mapping: bytes [start, end) and `anon`, `shmem` or `hugetlb`, as userfaultfd tells them apart."""
+
+    start: int
+    end: int
+    memory: str
+
+
+def areas(pid: int) -> list[Area]:
+    """Its mappings, without walking its page tables as smaps would; empty if it is gone."""
+    found = []
+    try:
+        with (PROC / str(pid) / "maps").open(errors="replace") as maps:
+            for line in maps:
+                addresses, _, _, _, inode = line.split()[:5]
+                start, end = (int(part, 16) for part in addresses.split("-"))
+                found.append(Area(start, end, "anon" if inode == "0" else _file_memory(pid, addresses)))
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return found
+
+
+def _file_memory(pid: int, addresses: str) -> str:
+    """A file that can be registered is shmem or hugetlb: those of hugetlbfs have huge blocks."""
+    try:
+        block = (PROC / str(pid) / "map_files" / addresses).stat().st_blksize
+    except OSError:
+        return "shmem"
+    return "hugetlb" if block > _PAGE else "shmem"
+
+
 def registered(pid: int) -> list[Registered]:
     """Its registered mappings, from smaps; empty if it is gone."""
     found = []

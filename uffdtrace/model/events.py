@@ -47,6 +47,7 @@ class Type(IntEnum):
     RANGE_FOUND = 32
     PAGES_FOUND = 33
     ASLEEP = 34
+    MEMORY_FOUND = 35
 
 
 # Meaning of the fields that differ per type; `ctx` is the kernel's
@@ -79,6 +80,7 @@ FIELDS = {
     Type.RELEASE: "the userfaultfd was closed",
     Type.RANGE_FOUND: "found registered at attach: start, end, aux=Mode, flags=Memory",
     Type.PAGES_FOUND: "found protected at attach: start, end",
+    Type.MEMORY_FOUND: "what backs start..end, seen after its registration: flags=Memory",
     Type.ASLEEP: "tid still slept in handle_userfault when the trace ended",
 }
 

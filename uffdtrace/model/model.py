@@ -246,6 +246,8 @@ class Model:
                     self.ranges.space(home.ctx).cut(*page_bounds(start, end))
         elif kind == Type.RANGE_FOUND:
             self._found(ctx, start, end, Mode(int(event["aux"]) & 7), Memory(int(event["flags"]) & 7))
+        elif kind == Type.MEMORY_FOUND:
+            self._backed(ctx, start, end, Memory(int(event["flags"]) & 7))
         elif kind == Type.PAGES_FOUND:
             self._slice(ctx, start, end, Op.ARM)
         elif kind == Type.IOCTL and int(event["kind"]) == Ioctl.REGISTER:
@@ -281,8 +283,11 @@ class Model:
         self._current.pop(ctx, None)
 
     def _found(self, ctx: int, start: int, end: int, modes: Mode, memory: Memory) -> None:
-        """A mapping seen in smaps: registered before the trace, or known but for its memory."""
+        """A mapping that was registered before the trace."""
         self._register(ctx, start, end, modes, Memory(0))
+        self._backed(ctx, start, end, memory)
+
+    def _backed(self, ctx: int, start: int, end: int, memory: Memory) -> None:
         for piece in self.ranges.space(ctx).overlapping(start, end):
             self.ranges.all[piece.range_number].root().memory |= memory
 

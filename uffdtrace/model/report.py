@@ -130,6 +130,8 @@ def build(model: Model, trace: dict[str, Any], process: dict[str, Any], ending: 
         missed = sum(ending["probes_missed"].values()) + model.lost_returns
     if model.lost_returns:
         lower += ["holes", "lost"]
+    if any(row.pending is None for row in model.rows()):
+        lower.append("pending")
     ranges = [_range(row, model.userfaultfd_of(row), ending.get("features_offered")) for row in model.rows()]
     verdicts = [found["verdict"] for found in ranges]
     return {

@@ -32,7 +32,8 @@ _PAGE_OPS = {
 }
 EVIDENCE = np.array([int(kind) for kind in _PAGE_OPS], dtype=np.uint8)
 _STRUCTURAL = np.array(
-    [Type.USERFAULTFD, Type.UNMAP, Type.EXIT, Type.RELEASE, Type.RANGE_FOUND, Type.PAGES_FOUND], dtype=np.uint8
+    [Type.USERFAULTFD, Type.UNMAP, Type.EXIT, Type.RELEASE, Type.RANGE_FOUND, Type.PAGES_FOUND, Type.MEMORY_FOUND],
+    dtype=np.uint8,
 )
 _PAGE_MASK = ~np.uint64(PAGE_SIZE - 1)
 
