@@ -19,14 +19,15 @@ from guest.results import Guest, Json, Trace
 
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
-REFUSED_SECONDS = 20
+REFUSED_SECONDS = 60
 
 
 @pytest.mark.parametrize("point", ["registered", "armed"])
 def test_attach_counts_what_the_workload_counted(guest: Guest, point: str) -> None:
     trace = guest.trace(f"attach-{point}")
-    # Armed before the trace: null where it cannot be known, but never a wrong number.
-    unknown = BEFORE_ATTACH if point == "armed" else ()
+    # Armed before the trace, or perhaps (5.10's pagemap does not tell): null where it
+    # cannot be known, but never a wrong number.
+    unknown = BEFORE_ATTACH if point == "armed" or guest.suite == "bullseye" else ()
     truth = trace.truth["seed"]
     assert truth["status"] == "ran", truth
     outcome = compare(trace.report, truth, unknown=unknown)

@@ -10,6 +10,7 @@ from uffdtrace.model.events import (
     EVENT,
     PAGE_SIZE,
     WRITEPROTECT_MODE_WP,
+    Array,
     Ioctl,
     Kind,
     Memory,
@@ -44,9 +45,9 @@ class Events:
         self.ctx, self.mm, self.features, self.monitor = ctx, mm, features, monitor
         self.memory = Memory.ANON
         self.order = 0
-        self._records: list[np.ndarray] = []
+        self._records: list[Array] = []
 
-    def array(self) -> np.ndarray:
+    def array(self) -> Array:
         return np.concatenate(self._records) if self._records else np.empty(0, dtype=EVENT)
 
     def __len__(self) -> int:
@@ -233,11 +234,11 @@ class Events:
         self.add(Type.PAGES_FOUND, **self._span(at, pages))
 
 
-def fed(events: np.ndarray, cuts: list[int] | None = None, finish: bool = True) -> Model:
+def fed(events: Array, cuts: list[int] | None = None, finish: bool = True) -> Model:
     """A model that took the events in batches that end at `cuts`."""
     model = Model()
     begin = 0
-    for cut in sorted(set(cuts or [])) + [len(events)]:
+    for cut in [*sorted(set(cuts or [])), len(events)]:
         model.feed(events[begin:cut])
         begin = cut
     if finish:
@@ -260,7 +261,7 @@ def counts(model: Model) -> list[dict[str, object]]:
             "holes": row.holes,
             "pending": row.pending,
             "undecided": row.undecided,
-            **{name: row.count(name) for name in COUNTS},
+            **{name: row.count(name) for name in COUNTS if name != "unarmed"},
             "causes": {cause.label: row.cause(cause) for cause in Cause if row.cause(cause)},
             "waits": sorted(int(wait[2]) for waits in row.latencies for wait in waits),
         }

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from unit.events import BASE
 
-from uffdtrace.model.events import PAGE_SIZE, Feature, Ioctl, MessageFlag, Mode, Type
+from uffdtrace.model.events import PAGE_SIZE, Array, Feature, Ioctl, MessageFlag, Mode, Type
 
 EVIDENCE = (Type.FRESH_PAGE, Type.ZERO_PAGE, Type.UNPROTECTED_WRITE)
 
@@ -90,9 +89,10 @@ class Page:
     zero_in: Range | None = None
     # What is known to have taken the protection away.
     why: str = ""
+    number: int = -1
 
     def arm(self) -> None:
-        self.home.root().armed.add(id_of(self))
+        self.home.root().armed.add(self.number)
         self.armed, self.told, self.lost, self.why = True, False, "", ""
         self.lost_in = self.zero_in = None
 
@@ -100,8 +100,6 @@ class Page:
         self.armed = self.told = False
         self.lost = self.why = ""
         self.lost_in = self.zero_in = None
-
-    number: int = -1
 
     def lose(self, how: str, cause: str) -> None:
         if self.lost:
@@ -114,10 +112,6 @@ class Page:
     def written(self, cause: str) -> None:
         # Whoever was told of a write does not miss its retry, but will miss the next one.
         self.lose("blind" if self.told else "observed", self.why or cause)
-
-
-def id_of(page: Page) -> int:
-    return page.number
 
 
 @dataclass
@@ -145,8 +139,8 @@ class Reference:
         # A count of one range was undone by an event in the range that replaced it.
         self.undone_elsewhere = False
 
-    def run(self, events: np.ndarray) -> list[dict[str, Any]]:
-        records = [{name: int(event[name]) for name in events.dtype.names} for event in events]
+    def run(self, events: Array) -> list[dict[str, Any]]:
+        records = [{name: int(event[name]) for name in events.dtype.names or ()} for event in events]
         undecided = self._undecided(records)
         for index, event in enumerate(records):
             self._take(records, index, event, index in undecided)
@@ -237,7 +231,7 @@ class Reference:
         elif kind == Type.FRESH_PAGE:
             # Only an empty page gets a fresh one: no zero page had come.
             self._no_zero_page(page)
-            if page.why == "zero-page-after-arm":
+            if page.why == "zero-page-after-arm" and not page.lost:
                 page.why = ""
             page.home.root().fresh_page += 1
             page.written("hole")
@@ -270,7 +264,6 @@ class Reference:
         pages = self.pages[event["ctx"]]
         for number in range(first, last):
             if number in pages:
-                pages[number].number = number
                 if event["kind"] == 1:
                     pages[number].arm()
                 else:
@@ -300,7 +293,6 @@ class Reference:
                 page = self.pages[ctx].get(number)
                 if page is None:
                     continue
-                page.number = number
                 if protects:
                     page.arm()
                 elif not page.armed:

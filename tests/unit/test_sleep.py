@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.events import STEP_NS, THREAD, Events, counts, fed
 
-from uffdtrace.model.events import Kind
+from uffdtrace.model.events import Array, Kind
 
 
 def started() -> Events:
@@ -187,7 +186,7 @@ def test_threads_do_not_mix(history: list[Step], cuts: list[int]) -> None:
                 events.fault_return(tid)
         return events
 
-    def waits(array: np.ndarray, cuts: list[int]) -> list[int]:
+    def waits(array: Array, cuts: list[int]) -> list[int]:
         (row,) = counts(fed(array, [cut for cut in cuts if cut < len(array)]))
         found = row["waits"]
         assert isinstance(found, list)

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from unit.events import CTX, Events, page
 
-from uffdtrace.model.events import EVENT, Memory, Type
+from uffdtrace.model.events import EVENT, Array, Memory, Type
 from uffdtrace.model.ranges import ModelError
 from uffdtrace.reporters import offline
 from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, SCHEMA, TraceError
@@ -27,11 +27,34 @@ from uffdtrace.trace.reader import Reader
 from uffdtrace.trace.writer import Writer
 
 OURS = (TraceError, ModelError)
-WHAT: dict[str, Any] = {"trace": {"kernel": "6.1"}, "process": {"pid": 7, "comm": "tracker", "cmdline": ["tracker"]}}
-ENDING = {"events_dropped": 0, "probes_missed": {}, "duration_s": 1.5, "stop_reason": "the process exited"}
+WHAT: dict[str, Any] = {
+    "trace": {
+        "file": "trace",
+        "started": "2026-01-02T03:04:05.678+00:00",
+        "duration_s": None,
+        "kernel": "6.1.0",
+        "arch": "x86_64",
+        "backend": "fentry",
+        "stop_reason": None,
+        "uffdtrace": "1",
+    },
+    "process": {"pid": 7, "comm": "tracker", "cmdline": ["tracker"]},
+    "page_size": 4096,
+    "features_offered": None,
+    "probes": [{"row": "faults", "place": "handle_userfault", "kind": "fentry"}],
+}
+ENDING = {
+    "events_dropped": 0,
+    "probes_missed": {},
+    "doubtful": [],
+    "counters": [],
+    "features_offered": None,
+    "duration_s": 1.5,
+    "stop_reason": "the process exited",
+}
 
 
-def history() -> np.ndarray:
+def history() -> Array:
     events = Events()
     events.userfaultfd()
     events.register(0, 4)
@@ -41,7 +64,7 @@ def history() -> np.ndarray:
     return events.array()
 
 
-def write(path: Path, *batches: np.ndarray, ending: dict[str, Any] | None = None) -> Path:
+def write(path: Path, *batches: Array, ending: dict[str, Any] | None = None) -> Path:
     writer = Writer(path, WHAT)
     for events in batches:
         writer.events(events)
@@ -58,7 +81,7 @@ def meta(**more: Any) -> bytes:
     return MAGIC + chunk(META, json.dumps({"schema": SCHEMA, **WHAT, **more}).encode())
 
 
-def read_all(path: Path) -> tuple[Reader, np.ndarray]:
+def read_all(path: Path) -> tuple[Reader, Array]:
     reader = Reader(path)
     batches = list(reader.events())
     return reader, np.concatenate(batches) if batches else np.empty(0, dtype=EVENT)
@@ -234,7 +257,16 @@ def test_bytes_flipped(tmp_path: Path, flips: list[tuple[float, int]]) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\0", b"\x7fELF" + bytes(100), b"PERFILE2" + bytes(500), MAGIC, MAGIC + bytes(16), b"uffdtrc", os.urandom(5000)],
+    [
+        b"",
+        b"\0",
+        b"\x7fELF" + bytes(100),
+        b"PERFILE2" + bytes(500),
+        MAGIC,
+        MAGIC + bytes(16),
+        b"uffdtrc",
+        os.urandom(5000),
+    ],
 )
 def test_foreign_files(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "foreign").write_bytes(data)
@@ -355,14 +387,14 @@ def test_many_absurd_ranges(tmp_path: Path) -> None:
 
 def test_many_long_operations(tmp_path: Path) -> None:
     """Few bytes that stand for many pages."""
-    events = np.zeros(200_000, dtype=EVENT)
+    events = np.zeros(60_000, dtype=EVENT)
     events["type"], events["ctx"], events["flags"] = Type.DISCARD, CTX, Memory.ANON
     events["start"], events["end"] = page(0), page(1024)
     begin = Events()
     begin.userfaultfd()
     begin.register(0, 1024)
     begin.arm(0, 1024)
-    assert read_apart(write(tmp_path / "trace", begin.array(), events)).startswith("read")
+    assert read_apart(write(tmp_path / "trace", begin.array(), events), 2 << 30).startswith("read")
 
 
 IMPOSSIBLE = [
@@ -430,7 +462,7 @@ _records = st.fixed_dictionaries(
 )
 
 
-def random_events(records: list[dict[str, int]]) -> np.ndarray:
+def random_events(records: list[dict[str, int]]) -> Array:
     events = np.zeros(len(records), dtype=EVENT)
     for place, record in enumerate(records):
         for name, value in record.items():
@@ -467,7 +499,7 @@ def test_an_ending_that_says_nonsense(tmp_path: Path, name: str, value: object) 
 
     from uffdtrace.reporters import text
 
-    ending = {"events_dropped": 1, **({} if name == "events_dropped" else {}), name: value}
+    ending = {"events_dropped": 1, name: value}
     found = either_way(write(tmp_path / "trace", history(), ending=ending))
     if found is not None:
         text.render(found, StringIO())
@@ -483,7 +515,9 @@ def test_a_head_that_says_nonsense(tmp_path: Path, name: str, value: object) -> 
     parts: dict[str, Any] = json.loads(json.dumps(WHAT))
     where = {"cmdline": "process", "comm": "process", "pid": "process", "kernel": "trace"}.get(name)
     (parts[where] if where else parts)[name] = value
-    (tmp_path / "trace").write_bytes(meta(**parts) + chunk(EVENTS, history().tobytes()) + chunk(DONE, b"{}"))
+    (tmp_path / "trace").write_bytes(
+        meta(**parts) + chunk(EVENTS, history().tobytes()) + chunk(DONE, json.dumps(ENDING).encode())
+    )
     found = either_way(tmp_path / "trace")
     if found is not None:
         text.render(found, StringIO())

@@ -436,6 +436,8 @@ int on_fault(void *ctx, u64 vmf, u64 reason)
 	event.value = read64(area.vma + VMA_START);
 	event.end = read64(area.vma + VMA_END);
 	event.flags = memory_of(&area);
+	event.flags |= (area.flags & VM_UFFD_MISSING ? MODE_MISSING : 0) << MODES_SHIFT;
+	event.flags |= (area.flags & VM_UFFD_WP ? MODE_WP : 0) << MODES_SHIFT;
 	/* These return at once: nobody sleeps, nobody is told. */
 	if (!(event.aux & FAULT_FLAG_ALLOW_RETRY) || event.aux & FAULT_FLAG_RETRY_NOWAIT ||
 	    read32(area.ctx + CTX_FEATURES) & FEATURE_SIGBUS) {

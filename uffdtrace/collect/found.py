@@ -14,17 +14,17 @@ import numpy as np
 
 from uffdtrace.collect.program import Program
 from uffdtrace.collect.ring import Stream
-from uffdtrace.kernel import proc
+from uffdtrace.kernel import offers, proc
 from uffdtrace.model.events import EVENT, Array, Ioctl, Memory, Mode, Type
 
 _MEMORY = {"anon": Memory.ANON, "shmem": Memory.SHMEM, "hugetlb": Memory.HUGETLB}
 
 
-def _event(kind: Type, **fields: int) -> Array:
+def _event(what: Type, **fields: int) -> Array:
     event = np.zeros(1, dtype=EVENT)
     # The clock of bpf_ktime_get_ns().
     event["time"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    event["type"] = kind
+    event["type"] = what
     for name, value in fields.items():
         event[name] = value
     return event
@@ -59,13 +59,15 @@ def ranges(userfaultfds: list[Array]) -> list[Array]:
         if int(event["ctx"]) not in contexts:
             contexts.append(int(event["ctx"]))
     own: list[Array] = []
+    tells = offers.pagemap_tells_protection()
     for (owner, _), contexts in by_owner.items():
         if not owner or len(contexts) != 1:
             continue
         for found in proc.registered(owner):
             place = {"ctx": contexts[0], "tgid": owner, "start": found.start, "end": found.end}
-            own.append(_event(Type.RANGE_FOUND, aux=found.modes, flags=int(_MEMORY[found.memory]), **place))
-            if found.modes & Mode.WP:
+            flags = int(_MEMORY[found.memory])
+            own.append(_event(Type.RANGE_FOUND, aux=found.modes, flags=flags, kind=int(tells), **place))
+            if tells and found.modes & Mode.WP:
                 for start, end in proc.protected_runs(owner, found.start, found.end):
                     own.append(_event(Type.PAGES_FOUND, ctx=contexts[0], tgid=owner, start=start, end=end))
     return own

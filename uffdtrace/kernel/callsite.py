@@ -34,7 +34,7 @@ def _read_kernel(path: Path, address: int, size: int) -> bytes | None:
                 if kind == _PT_LOAD and virtual <= address and address + size <= virtual + length:
                     core.seek(start + address - virtual)
                     return core.read(size)
-    except (OSError, struct.error):
+    except (OSError, ValueError, struct.error):
         return None
     return None
 

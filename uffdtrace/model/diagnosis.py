@@ -34,7 +34,13 @@ class Case:
     @property
     def never_armed(self) -> bool:
         # Under WP_ASYNC PAGEMAP_SCAN arms without a call that could be seen.
-        return self.wp and not self.row.count("armed_pages") and not self.asynchronous
+        armed = self.row.count("armed_pages") or self.row.before
+        return self.wp and not armed and not self.asynchronous
+
+    @property
+    def unknown_before(self) -> int:
+        """Pages populated without protection of which it is not known whether they had been armed."""
+        return self.row.count("unarmed") if self.row.before and not self.asynchronous else 0
 
     @property
     def unwritten_holes(self) -> int:
@@ -106,7 +112,7 @@ RULES: tuple[Rule, ...] = (
         "zero-page-after-arm",
         "error",
         _cause(Cause.ZERO_PAGE_AFTER_ARM),
-        "{pages} were empty when armed, then read: the kernel mapped the zero page without protection, and the write"
+        "{pages} {were} empty when armed, then read: the kernel mapped the zero page without protection, and the write"
         " that followed sent no message.",
         _POPULATE,
     ),
@@ -114,7 +120,7 @@ RULES: tuple[Rule, ...] = (
         "discarded",
         "error",
         _cause(Cause.DISCARDED),
-        "{pages} were dropped after arming (MADV_DONTNEED, MADV_FREE, a balloon), which drops the protection with"
+        "{pages} {were} dropped after arming (MADV_DONTNEED, MADV_FREE, a balloon), which drops the protection with"
         " them, and were then written without a message.",
         "ask for UFFD_FEATURE_EVENT_REMOVE and treat a removed page as written, or hold back discards while the range"
         " is armed",
@@ -155,7 +161,7 @@ RULES: tuple[Rule, ...] = (
         "mode-replaced",
         "error",
         _cause(Cause.MODE_REPLACED),
-        "{pages} were armed when a second UFFDIO_REGISTER without UFFDIO_REGISTER_MODE_WP replaced the range's modes,"
+        "{pages} {were} armed when a second UFFDIO_REGISTER without UFFDIO_REGISTER_MODE_WP replaced the range's modes,"
         " and were then written without a message.",
         "name every mode in every UFFDIO_REGISTER: a later one replaces the modes, it does not add to them",
     ),
@@ -163,7 +169,7 @@ RULES: tuple[Rule, ...] = (
         "unexplained",
         "error",
         _cause(Cause.UNKNOWN),
-        "{pages} were armed and present, yet written without a message; the events do not show what took the"
+        "{pages} {were} armed and present, yet written without a message; the events do not show what took the"
         " protection away.",
         "look for KSM (MADV_MERGEABLE), swapoff, a fork, or protection left from an earlier registration",
     ),
@@ -171,7 +177,7 @@ RULES: tuple[Rule, ...] = (
         "never-armed",
         "error",
         lambda case: case.row.pages if case.never_armed else 0,
-        "{pages} are registered with UFFDIO_REGISTER_MODE_WP, but UFFDIO_WRITEPROTECT was never called on them: no"
+        "{pages} {are} registered with UFFDIO_REGISTER_MODE_WP, but UFFDIO_WRITEPROTECT was never called on them: no"
         " write can be seen.",
         "call UFFDIO_WRITEPROTECT with UFFDIO_WRITEPROTECT_MODE_WP after UFFDIO_REGISTER: registering protects nothing",
     ),
@@ -179,22 +185,30 @@ RULES: tuple[Rule, ...] = (
         "pending",
         "warning",
         lambda case: case.row.pending or 0,
-        "{faults} were not resolved when the trace ended: the threads sleep in handle_userfault().",
+        "{faults} {were} not resolved when the trace ended: the threads sleep in handle_userfault().",
         "see that the monitor reads every message and answers each with UFFDIO_WRITEPROTECT, COPY, CONTINUE or WAKE",
     ),
     Rule(
         "holes-left",
         "warning",
         lambda case: case.unwritten_holes,
-        "{pages} were empty when armed and are still unprotected: the next write to each of them will be lost.",
+        "{pages} {were} empty when armed and are still unprotected: the next write to each of them will be lost.",
         _POPULATE,
     ),
     Rule(
         "undecided",
         "warning",
         lambda case: case.row.undecided,
-        "{pages} were populated while UFFDIO_WRITEPROTECT ran over them; whether they are protected cannot be shown.",
+        "{pages} {were} populated while UFFDIO_WRITEPROTECT ran over them; whether they are protected cannot be shown.",
         "stop the writers while the range is armed, or populate it before",
+    ),
+    Rule(
+        "armed-before-trace",
+        "warning",
+        lambda case: case.unknown_before,
+        "{pages} {were} populated without protection in a range that was registered before the trace: if they had been"
+        " armed by then, their writes were lost, and nobody can tell.",
+        "trace from the tracker's start with uffdtrace run, or attach before it arms the range",
     ),
     Rule(
         "async",
@@ -224,7 +238,13 @@ def findings(case: Case) -> list[dict[str, object]]:
         for rule in RULES:
             pages = rule.pages(case) if rule.severity == severity else 0
             if pages:
-                names = {"pages": _noun(pages, "page"), "faults": _noun(pages, "fault"), "unpopulated": unpopulated}
+                names = {
+                    "pages": _noun(pages, "page"),
+                    "faults": _noun(pages, "fault"),
+                    "were": "was" if pages == 1 else "were",
+                    "are": "is" if pages == 1 else "are",
+                    "unpopulated": unpopulated,
+                }
                 found.append(
                     {
                         "id": rule.id,

@@ -55,8 +55,8 @@ class Type(IntEnum):
 # Addresses are bytes in the target, [start, end).
 FIELDS = {
     Type.USERFAULTFD: "a descriptor seen: start=mm, end=features, aux=tgid of the memory's owner or 0",
-    Type.FAULT: "handle_userfault: start=address, aux=fault flags, value=vm_start, end=vm_end, kind=Kind, flags=Memory,"
-    " ret=1 where the fault cannot sleep",
+    Type.FAULT: "handle_userfault: start=address, aux=fault flags, value=vm_start, end=vm_end, kind=Kind, flags=Memory"
+    " and modes, ret=1 where the fault cannot sleep",
     Type.MESSAGE: "read by the monitor: start=address, aux=message flags, kind=Kind, tid=the faulting thread,"
     " tgid=the monitor",
     Type.WAKE: "a fault resolved: start=address, tid=the faulting thread",
@@ -78,7 +78,8 @@ FIELDS = {
     Type.UNMAP: "ctx=mm: munmap of start..end",
     Type.EXIT: "ctx=mm: the address space is going away",
     Type.RELEASE: "the userfaultfd was closed",
-    Type.RANGE_FOUND: "found registered at attach: start, end, aux=Mode, flags=Memory",
+    Type.RANGE_FOUND: "found registered at attach: start, end, aux=Mode, flags=Memory,"
+    " kind=1 if protected pages would be found",
     Type.PAGES_FOUND: "found protected at attach: start, end",
     Type.MEMORY_FOUND: "what backs start..end, seen after its registration: flags=Memory",
     Type.ASLEEP: "tid still slept in handle_userfault when the trace ended",
@@ -102,6 +103,8 @@ class Memory(IntFlag):
 
 
 MEMORY_ORDER_SHIFT = 8
+# In a FAULT's flags, the area's modes: MISSING and WP, MINOR's bit is not the same everywhere.
+MODES_SHIFT = 16
 
 
 class Mode(IntFlag):
@@ -214,6 +217,7 @@ def c_header() -> str:
     for prefix, enum in (
         ("EVENT", Type),
         ("KIND", Kind),
+        ("MODE", Mode),
         ("MEMORY", Memory),
         ("IOCTL", Ioctl),
         ("MESSAGE_FLAG", MessageFlag),
@@ -223,5 +227,5 @@ def c_header() -> str:
         lines += [f"#define {prefix}_{member.name} {int(member)}" for member in enum]
         lines += [f"#define {prefix}_COUNT {len(enum)}"]
     lines += [f"#define COUNTER_SLOTS {COUNTER_SLOTS}"]
-    lines += [f"#define MEMORY_ORDER_SHIFT {MEMORY_ORDER_SHIFT}"]
+    lines += [f"#define MEMORY_ORDER_SHIFT {MEMORY_ORDER_SHIFT}", f"#define MODES_SHIFT {MODES_SHIFT}"]
     return "\n".join(lines) + "\n"

@@ -29,3 +29,12 @@ def returns_of(events: Array, call: Type, result: Type) -> tuple[Array, Array]:
     index = order[calls]
     by_time = np.argsort(index)
     return index[by_time], found[by_time]
+
+
+def not_within(ready: int, index: Array, found: Array) -> int:
+    """The largest place up to `ready` that is within no call: what happens in one must be seen with it."""
+    while True:
+        across = index[(index < ready) & (found >= ready)]
+        if not across.size:
+            return ready
+        ready = int(across.min())

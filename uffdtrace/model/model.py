@@ -11,6 +11,7 @@ from uffdtrace.model import join
 from uffdtrace.model.events import (
     EVENT,
     MEMORY_ORDER_SHIFT,
+    MODES_SHIFT,
     PAGE_SIZE,
     Array,
     Feature,
@@ -20,13 +21,14 @@ from uffdtrace.model.events import (
     Mode,
     Type,
 )
-from uffdtrace.model.pages import CHANGES, Op, apply, apply_range
-from uffdtrace.model.ranges import Piece, Range, Ranges, page_bounds
+from uffdtrace.model.pages import CHANGES, COUNTS, Op, apply, apply_range, carry
+from uffdtrace.model.ranges import ModelError, Piece, Range, Ranges, page_bounds
 from uffdtrace.model.sleep import Sleepers
 from uffdtrace.model.work import EVIDENCE, EXPAND_PAGES, Work
 
 # A call that does not return must not hold the account back for ever.
 _MOST_WAITING = 1 << 21
+_MOST_EXPANDED = 1 << 22
 _NO_HOLES = Feature.WP_UNPOPULATED | Feature.WP_ASYNC
 # UFFDIO_API was called (fs/userfaultfd.c, UFFD_FEATURE_INITIALIZED): no feature of the user's.
 _INITIALIZED = 1 << 31
@@ -98,6 +100,7 @@ class Model:
                 waiting = index[found == join.OPEN]
                 if waiting.size:
                     ready = min(ready, int(waiting[0]))
+            ready = join.not_within(ready, *protects)
         self._waiting = events[ready:].copy()
         if not ready:
             return
@@ -139,6 +142,35 @@ class Model:
     # ---- runs of operations on pages ---------------------------------------
 
     def _run(self, work: Work, begin: int, end: int, numbers: Array) -> None:
+        while begin < end:
+            stop = self._first_unseen(work.events[begin:end])
+            self._run_seen(work, begin, end if stop is None else begin + stop, numbers)
+            if stop is None:
+                return
+            begin += stop
+            self._adopt(work.events[begin])
+
+    def _first_unseen(self, events: Array) -> int | None:
+        """The first fault in a range whose registration was not seen."""
+        faults = np.flatnonzero(events["type"] == Type.FAULT)
+        contexts = events["ctx"][faults]
+        unseen: list[int] = []
+        for ctx in np.unique(contexts).tolist():
+            mine = faults[contexts == ctx]
+            _, numbers = self.ranges.space(ctx).locate(events["start"][mine])
+            unseen += mine[numbers < 0][:1].tolist()
+        return min(unseen) if unseen else None
+
+    def _adopt(self, fault: Array) -> None:
+        """Such a fault's area tells the range's bounds and modes."""
+        start, end = int(fault["value"]), int(fault["end"])
+        modes = Mode(int(fault["flags"]) >> MODES_SHIFT & 7) | _MODE_OF[Kind(int(fault["kind"]) % len(Kind))]
+        if not start <= int(fault["start"]) < end:
+            raise ModelError(f"the trace has a fault at {int(fault['start']):#x} outside of its area")
+        self._register(int(fault["ctx"]), start, end, modes, Memory(0))
+        self._before(int(fault["ctx"]), start, end)
+
+    def _run_seen(self, work: Work, begin: int, end: int, numbers: Array) -> None:
         if begin == end:
             return
         contexts = work.events["ctx"][begin:end]
@@ -146,19 +178,8 @@ class Model:
         for ctx in different:
             # One userfaultfd is the rule, and a slice copies nothing.
             chosen = slice(begin, end) if len(different) == 1 else np.flatnonzero(contexts == ctx) + begin
-            self._adopt(ctx, work.events[chosen])
             if ctx in self._current:
                 self._run_one(work, chosen, self._current[ctx], numbers)
-
-    def _adopt(self, ctx: int, events: Array) -> None:
-        """A fault in a range whose registration was not seen: the area tells its bounds."""
-        faults = events[events["type"] == Type.FAULT]
-        if not len(faults):
-            return
-        _, numbers = self.ranges.space(ctx).locate(faults["start"])
-        for fault in faults[numbers < 0]:
-            mode = _MODE_OF[Kind(int(fault["kind"]) % len(Kind))]
-            self._register(ctx, int(fault["value"]), int(fault["end"]), mode, Memory(0))
 
     def _run_one(self, work: Work, chosen: Array | slice, home: Userfaultfd, numbers: Array) -> None:
         space = self.ranges.space(home.ctx)
@@ -180,9 +201,11 @@ class Model:
         for one in np.unique(number[undecided & known]).tolist():
             self.ranges.all[one].root().undecided += int((undecided & (number == one)).sum())
         dropped = undecided | (home.has(Feature.WP_ASYNC) & np.isin(types, EVIDENCE))
-        active = np.flatnonzero((ops != Op.NOTHING) & (pages <= EXPAND_PAGES) & ~dropped)
-        if active.size:
-            self._expand(space.locate, events[active], start[active], pages[active], ops[active])
+        active = np.flatnonzero((ops != Op.NOTHING) & ((pages <= EXPAND_PAGES) | messages) & ~dropped)
+        # A trace may claim more than fits in memory at once.
+        for part in np.split(active, np.flatnonzero(np.diff(np.cumsum(pages[active]) // _MOST_EXPANDED)) + 1):
+            if part.size:
+                self._expand(space.locate, events[part], start[part], pages[part], ops[part])
 
     def _whole_pages(self, start: Array, pages: Array, number: Array, messages: Array) -> None:
         """A message on hugetlb memory names all of its huge page."""
@@ -210,6 +233,7 @@ class Model:
         self.ranges.changes(owners[inside], effects)
 
     def _tally(self, name: str, numbers: Array, kinds: Array, mask: Array) -> None:
+        mask = mask & (kinds < len(Kind))
         if not mask.any():
             return
         pairs = np.bincount(numbers[mask] * len(Kind) + kinds[mask])
@@ -243,23 +267,30 @@ class Model:
         elif kind == Type.UNMAP:
             for home in self._current.values():
                 if home.mm == ctx and start < end:
-                    self.ranges.space(home.ctx).cut(*page_bounds(start, end))
+                    self.ranges.cut(self.ranges.space(home.ctx), *page_bounds(start, end))
         elif kind == Type.RANGE_FOUND:
-            self._found(ctx, start, end, Mode(int(event["aux"]) & 7), Memory(int(event["flags"]) & 7))
+            self._found(
+                ctx, start, end, Mode(int(event["aux"]) & 7), Memory(int(event["flags"]) & 7), bool(event["kind"])
+            )
         elif kind == Type.MEMORY_FOUND:
             self._backed(ctx, start, end, Memory(int(event["flags"]) & 7))
         elif kind == Type.PAGES_FOUND:
             self._slice(ctx, start, end, Op.ARM)
+            self._before(ctx, start, end)
         elif kind == Type.IOCTL and int(event["kind"]) == Ioctl.REGISTER:
             self._home(ctx).callers.add(int(event["tgid"]))
             self._register(ctx, first, last, Mode(int(work.mode[index]) & 7), Memory(0))
         elif kind == Type.IOCTL and int(event["kind"]) == Ioctl.UNREGISTER:
-            self.ranges.space(ctx).cut(*page_bounds(first, last))
+            self.ranges.cut(self.ranges.space(ctx), *page_bounds(first, last))
         else:
             _, number = self.ranges.space(ctx).locate(work.start[index : index + 1])
             numbers[index] = number[0]
             known = number >= 0
             self._describe(work.events[index : index + 1][known], number[known])
+            evidence = kind in EVIDENCE
+            asynchronous = ctx in self._current and self._current[ctx].has(Feature.WP_ASYNC)
+            if evidence and (asynchronous or work.undecided[index]):
+                return
             self._slice(ctx, first, last, Op(int(work.op[index])))
             if work.op[index] == Op.MOVE:
                 source = int(event["value"])
@@ -282,10 +313,17 @@ class Model:
         self.ranges.spaces.pop(ctx, None)
         self._current.pop(ctx, None)
 
-    def _found(self, ctx: int, start: int, end: int, modes: Mode, memory: Memory) -> None:
+    def _found(self, ctx: int, start: int, end: int, modes: Mode, memory: Memory, tells: bool) -> None:
         """A mapping that was registered before the trace."""
         self._register(ctx, start, end, modes, Memory(0))
         self._backed(ctx, start, end, memory)
+        if not tells:
+            self._before(ctx, start, end)
+
+    def _before(self, ctx: int, start: int, end: int) -> None:
+        for piece in self.ranges.space(ctx).overlapping(start, end):
+            row = self.ranges.all[piece.range_number].root()
+            row.before = row.before or bool(row.modes & Mode.WP)
 
     def _backed(self, ctx: int, start: int, end: int, memory: Memory) -> None:
         for piece in self.ranges.space(ctx).overlapping(start, end):
@@ -301,13 +339,17 @@ class Model:
     def _replace(self, ctx: int, piece: Piece, modes: Mode) -> None:
         """Registered again with other modes: what was armed goes on in the new range."""
         pages = (piece.end - piece.start) // PAGE_SIZE
-        places, numbers = self.ranges.space(ctx).locate(np.array([piece.start], dtype=np.uint64))
-        states = self.ranges.pool.states[places[0] : places[0] + pages]
-        states[:] = self.ranges.pool.states[piece.place : piece.place + pages]
-        changes = apply_range(states, Op.CARRY)
-        if not modes & Mode.WP:
-            changes += apply_range(states, Op.MODE_REPLACED)
-        self.ranges.all[numbers[0]].root().changes += changes @ CHANGES
+        old = self.ranges.pool.states[piece.place : piece.place + pages].copy()
+        for new in self.ranges.space(ctx).overlapping(piece.start, piece.end):
+            first = (max(new.start, piece.start) - new.start) // PAGE_SIZE + new.place
+            skip = (max(new.start, piece.start) - piece.start) // PAGE_SIZE
+            count = (min(new.end, piece.end) - max(new.start, piece.start)) // PAGE_SIZE
+            states = self.ranges.pool.states[first : first + count]
+            states[:], armed = carry(old[skip : skip + count], states)
+            row = self.ranges.all[new.range_number].root()
+            row.changes[COUNTS.index("armed_pages")] += armed
+            if not modes & Mode.WP:
+                self._count(new, apply_range(states, Op.MODE_REPLACED))
 
     def _slice(self, ctx: int, start: int, end: int, op: Op) -> None:
         for piece in self.ranges.space(ctx).overlapping(start, end):

@@ -61,8 +61,20 @@ class Op(IntEnum):
     MOVED_AWAY = 20
     MODE_REPLACED = 21
     UNPROTECTED_ZERO_WRITE = 22
-    CARRY = 23
 
+
+_POPULATES = frozenset(
+    (
+        Op.FRESH,
+        Op.HUGE,
+        Op.HUGE_REST,
+        Op.ZERO,
+        Op.FILE_READ,
+        Op.FILE_WRITE,
+        Op.UNPROTECTED_WRITE,
+        Op.UNPROTECTED_ZERO_WRITE,
+    )
+)
 
 # Bits of a state.
 ARMED = 1
@@ -72,11 +84,23 @@ TOLD = 8  # the monitor read a write's message in this arming
 BARE = 16  # populated without protection, and counted as skipped
 EVER_ARMED = 32
 NOTIFIED = 64
-WHY_SHIFT = 7
+ELSEWHERE = 128  # its loss, or its skipping, is in the counts of an earlier range
+FILED = 256  # populated with a file's page without protection, and counted
+WHY_SHIFT = 9
 STATES = 1 << (WHY_SHIFT + 4)
 
 # What a step can change in a range's counts, in this order; then one per Cause.
-COUNTS = ("zero_page", "fresh_page", "huge_page", "file_page", "observed", "blind", "armed_pages", "notified_pages")
+COUNTS = (
+    "zero_page",
+    "fresh_page",
+    "huge_page",
+    "file_page",
+    "observed",
+    "blind",
+    "armed_pages",
+    "notified_pages",
+    "unarmed",
+)
 WIDTH = len(COUNTS) + len(Cause)
 
 _Change = dict[str, int]
@@ -107,12 +131,7 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
         # nobody will see the next one.
         lose(why or cause, BLIND if bits & TOLD else OBSERVED)
 
-    if op is Op.CARRY:
-        # Into the range that a second registration made of this one.
-        if bits & ARMED:
-            add("armed_pages")
-        bits = bits & ~(EVER_ARMED | NOTIFIED) | (EVER_ARMED if bits & ARMED else 0)
-    elif op is Op.ARM:
+    if op is Op.ARM:
         if not bits & EVER_ARMED:
             add("armed_pages")
         bits = bits & NOTIFIED | EVER_ARMED | ARMED
@@ -129,19 +148,19 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
     elif bits & ARMED:
         if op is Op.WP_FAULT:
             # It was protected after all: what looked like a loss lost a race.
-            if bits & (OBSERVED | BLIND):
+            if bits & (OBSERVED | BLIND) and not bits & ELSEWHERE:
                 add("observed" if bits & OBSERVED else "blind", -1)
                 add(why.label, -1)
-            if bits & BARE and why is not Cause.DISCARDED:
+            if bits & BARE and why is Cause.ZERO_PAGE_AFTER_ARM and not bits & ELSEWHERE:
                 add("zero_page", -1)
-            bits &= ~(OBSERVED | BLIND | BARE)
+            bits &= ~(OBSERVED | BLIND | BARE | FILED | ELSEWHERE)
             why = Cause.NONE
         elif op in (Op.FRESH, Op.HUGE, Op.HUGE_REST):
-            if bits & BARE:
+            if bits & BARE and not bits & ELSEWHERE:
                 # The page was empty: the read that meant to map the zero page was too late.
                 add("zero_page", -1)
             add("fresh_page" if op is Op.FRESH else "huge_page")
-            if why is Cause.ZERO_PAGE_AFTER_ARM:
+            if why is Cause.ZERO_PAGE_AFTER_ARM and not bits & (OBSERVED | BLIND):
                 why = Cause.NONE
             bits &= ~BARE
             if op is Op.HUGE_REST:
@@ -158,20 +177,21 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
                 why = why or Cause.ZERO_PAGE_AFTER_ARM
         elif op is Op.ZERO_CANCELLED:
             if bits & BARE:
-                add("zero_page", -1)
+                if not bits & ELSEWHERE:
+                    add("zero_page", -1)
                 bits &= ~BARE
                 why = Cause.NONE if why is Cause.ZERO_PAGE_AFTER_ARM else why
         elif op in (Op.FILE_READ, Op.FILE_WRITE):
-            if not bits & BARE:
+            if not bits & FILED:
                 add("file_page")
-                bits |= BARE
+                bits |= FILED
             if op is Op.FILE_WRITE:
                 written(Cause.UNKNOWN)
         elif op in (Op.UNPROTECTED_WRITE, Op.UNPROTECTED_ZERO_WRITE):
             written(Cause.UNKNOWN if op is Op.UNPROTECTED_WRITE else Cause.ZERO_PAGE_AFTER_ARM)
             bits &= ~BARE
         elif op in (Op.DISCARD, Op.MOVED_AWAY):
-            bits &= ~BARE
+            bits &= ~(BARE | FILED)
             if not bits & (OBSERVED | BLIND):
                 why = Cause.DISCARDED if op is Op.DISCARD else Cause.MOVE
         elif op is Op.COPY:
@@ -187,7 +207,24 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
         elif op is Op.MODE_REPLACED and not bits & (OBSERVED | BLIND):
             # The page stays read-only: the next write still faults.
             why = Cause.MODE_REPLACED
+    elif op in _POPULATES and not bits & EVER_ARMED:
+        # Of no account, unless it was armed before the trace.
+        add("unarmed")
     return bits | int(why) << WHY_SHIFT, change
+
+
+def carry(before: Array, kept: Array) -> tuple[Array, int]:
+    """States of pages that a second registration takes into another range; how many it arms there.
+
+    `kept` are the states that the pages had when they were in that range before.
+    """
+    kept = kept & (EVER_ARMED | NOTIFIED)
+    moved = before & ~np.uint16(EVER_ARMED | NOTIFIED)
+    counted = (moved & (OBSERVED | BLIND | BARE | FILED)) != 0
+    armed = (moved & ARMED) != 0
+    new = int((armed & ((kept & EVER_ARMED) == 0)).sum())
+    marks = np.where(armed, EVER_ARMED, 0) | np.where(counted, ELSEWHERE, 0)
+    return moved | kept | marks.astype(np.uint16), new
 
 
 def _tables() -> tuple[Array, Array, Array]:
@@ -197,6 +234,7 @@ def _tables() -> tuple[Array, Array, Array]:
     columns = {name: place for place, name in enumerate(COUNTS)}
     columns.update({cause.label: len(COUNTS) + cause for cause in Cause})
     seen = {0}
+    kept = np.array([0, EVER_ARMED, NOTIFIED, EVER_ARMED | NOTIFIED], dtype=np.uint16)
     reached = [0]
     for state in reached:
         for op in Op:
@@ -206,9 +244,11 @@ def _tables() -> tuple[Array, Array, Array]:
                 row[columns[name]] += by
             following[op, state] = after
             effect[op, state] = known.setdefault(tuple(row), len(known))
-            if after not in seen:
-                seen.add(after)
-                reached.append(after)
+            states, _ = carry(np.full(4, after, dtype=np.uint16), kept)
+            for one in (after, *states.tolist()):
+                if one not in seen:
+                    seen.add(one)
+                    reached.append(one)
     return following, effect, np.array(list(known), dtype=np.int64)
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from uffdtrace.model.events import PAGE_SIZE, Array, Kind, Memory, Mode
-from uffdtrace.model.pages import CHANGES, COUNTS, WIDTH, Cause
+from uffdtrace.model.pages import CHANGES, COUNTS, WIDTH, Cause, Op, apply_range
 
-# What a trace may claim: 2^36 pages are 256 TiB, more than x86-64 can map.
-MOST_PAGES = 1 << 36
+# User addresses end here with five-level page tables; more no trace can claim.
+_HIGHEST = 1 << 56
 
 
 class ModelError(Exception):
@@ -44,6 +44,11 @@ class Range:
     pending: int | None = 0
     # Pages populated while they were being armed: before or after, nobody can tell.
     undecided: int = 0
+    # Registered before the trace, and armed then, or nobody can tell: what was
+    # armed and populated before is unknown.
+    before: bool = False
+    # Pieces that are registered no more.
+    retired: list[Piece] = field(default_factory=list)
     merged_into: Range | None = None
 
     @property
@@ -69,6 +74,8 @@ class Range:
         self.latencies += other.latencies
         self.pending = None if self.pending is None or other.pending is None else self.pending + other.pending
         self.undecided += other.undecided
+        self.before |= other.before
+        self.retired += other.retired
         self.order = max(self.order, other.order)
         other.merged_into = self
 
@@ -170,9 +177,13 @@ def _part(piece: Piece, start: int, end: int) -> Piece:
     return Piece(start, end, piece.place + (start - piece.start) // PAGE_SIZE, piece.range_number)
 
 
+def _outside(piece: Piece, start: int, end: int) -> list[Piece]:
+    return [_part(piece, low, high) for low, high in _without((piece.start, piece.end), start, end)]
+
+
 def page_bounds(start: int, end: int) -> tuple[int, int]:
     """An interval as the kernel would accept it, or ModelError: a trace file is untrusted."""
-    if not 0 <= start < end or end - start > MOST_PAGES * PAGE_SIZE:
+    if not 0 <= start < end <= _HIGHEST:
         raise ModelError(f"the trace names an impossible range {start:#x}-{end:#x}")
     return start & ~(PAGE_SIZE - 1), (end + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
 
@@ -199,7 +210,7 @@ class Ranges:
             if self.all[piece.range_number].root().modes == modes:
                 fresh = [part for one in fresh for part in _without(one, low, high)]
             else:
-                replaced += space.cut(low, high)
+                replaced += self.cut(space, low, high)
         for low, high in fresh:
             self._add(space, low, high, modes, memory)
         return replaced
@@ -208,8 +219,26 @@ class Ranges:
         number = self._number_for(space, start, end, modes)
         home = self.all[number].root()
         home.memory |= memory
-        space.pieces.append(Piece(start, end, self.pool.take((end - start) // PAGE_SIZE), number))
+        fresh = [(start, end)]
+        for old in home.retired:
+            low, high = max(start, old.start), min(end, old.end)
+            if low < high:
+                # Here before: pages that were armed or notified then count once.
+                again = _part(old, low, high)
+                apply_range(self.pool.states[again.place : again.place + (high - low) // PAGE_SIZE], Op.RELEASE)
+                space.pieces.append(Piece(low, high, again.place, number))
+                fresh = [part for one in fresh for part in _without(one, low, high)]
+        home.retired = [part for old in home.retired for part in _outside(old, start, end)]
+        for low, high in fresh:
+            space.pieces.append(Piece(low, high, self.pool.take((high - low) // PAGE_SIZE), number))
         space.changed()
+
+    def cut(self, space: Space, start: int, end: int) -> list[Piece]:
+        """Take [start, end) out of what is registered; the pieces taken."""
+        taken = space.cut(start, end)
+        for piece in taken:
+            self.all[piece.range_number].root().retired.append(piece)
+        return taken
 
     def _number_for(self, space: Space, start: int, end: int, modes: Mode) -> int:
         """The range that [start, end) belongs to: what it touches, or a new one."""

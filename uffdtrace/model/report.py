@@ -43,6 +43,12 @@ def _kinds(counts: list[int]) -> dict[str, int]:
 
 def _range(row: Range, home: Userfaultfd, offered: int | None) -> dict[str, Any]:
     case = Case(row, home, offered)
+    # Populated without protection here, but perhaps armed before the trace.
+    unknown = case.unknown_before
+
+    def known(count: int) -> int | None:
+        return None if unknown else count
+
     return {
         "start": hex(row.start),
         "end": hex(row.end),
@@ -51,16 +57,16 @@ def _range(row: Range, home: Userfaultfd, offered: int | None) -> dict[str, Any]
         "memory": _memory(row),
         "modes": [mode.name.lower() for mode in Mode if row.modes & mode and mode.name],
         "userfaultfd": home.number,
-        "armed_pages": row.count("armed_pages"),
-        "holes": row.holes,
+        "armed_pages": known(row.count("armed_pages")),
+        "holes": None if unknown else row.holes,
         "messages": _kinds(row.messages),
         "notified_pages": row.count("notified_pages"),
         "faults": _kinds(row.faults),
         "pending": row.pending,
-        "skipped": {name: row.count(name) for name in _SKIPPED},
+        "skipped": {name: known(row.count(name)) for name in _SKIPPED},
         "lost": {
-            "observed": row.count("observed"),
-            "blind": row.count("blind"),
+            "observed": known(row.count("observed")),
+            "blind": known(row.count("blind")),
             "causes": {cause.label: row.cause(cause) for cause in Cause if row.cause(cause)},
         },
         "latency_us": _latency(row),

@@ -62,7 +62,8 @@ class Sleepers:
         still = (woken == 0) & (returned == 0) & ~superseded
         keep = still[segments] if count else np.zeros(len(events), bool)
         self._open, self._open_ranges = events[keep], numbers[keep]
-        served = (read > 0) & (woken > 0)
+        # Where the message was read only after the wake-up, nobody waited for it.
+        served = (read > 0) & (woken >= read)
         waits = np.stack([read - began, woken - read, woken - began], axis=1)[served]
         return numbers[faults][served], waits
 

@@ -114,7 +114,7 @@ class Work:
                 self.undecided[begin + 1 : begin + 1 + len(window)] |= (
                     np.isin(window["type"], EVIDENCE)
                     & (window["ctx"] == call["ctx"])
-                    & (window["start"] >= call["start"])
+                    & (window["end"] > call["start"])
                     & (window["start"] < call["end"])
                 )
 

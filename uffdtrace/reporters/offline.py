@@ -7,6 +7,7 @@ from typing import Any
 
 from uffdtrace.model.model import Model
 from uffdtrace.model.report import build
+from uffdtrace.trace.file import TraceError
 from uffdtrace.trace.reader import Reader
 
 CUT_SHORT = "cut short: the collector was killed, what came before is whole"
@@ -14,6 +15,13 @@ CUT_SHORT = "cut short: the collector was killed, what came before is whole"
 
 def read(path: Path) -> dict[str, Any]:
     """The report of a trace file; TraceError or ModelError (of model.ranges) where it cannot be made."""
+    try:
+        return _read(path)
+    except MemoryError:
+        raise TraceError(f"{path} claims more than this machine's memory holds: it is broken or foreign") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
     reader = Reader(path)
     model = Model()
     first = last = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import TextIOWrapper
 from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD
@@ -52,12 +53,17 @@ def _number(count: Any) -> str:
     return "?" if count is None else f"{count:,}"
 
 
-def _lost(found: dict[str, Any]) -> int:
-    return int(found["lost"]["observed"]) + int(found["lost"]["blind"])
+def _sum(*counts: int | None) -> int | None:
+    """What several counts make together; None where one is not known."""
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def _lost(found: dict[str, Any]) -> int | None:
+    return _sum(found["lost"]["observed"], found["lost"]["blind"])
 
 
 def _worst_first(ranges: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(ranges, key=lambda found: (VERDICTS.index(found["verdict"]), -_lost(found)))
+    return sorted(ranges, key=lambda found: (VERDICTS.index(found["verdict"]), -(_lost(found) or 0)))
 
 
 def _messages(found: dict[str, Any]) -> str:
@@ -81,7 +87,7 @@ def _table(ranges: list[dict[str, Any]]) -> Table:
             f"{size(found['pages'], found['page_size'])} {found['memory'] or '?'}\n{'+'.join(found['modes'])}",
             _messages(found),
             _number(found["holes"]),
-            _number(sum(found["skipped"].values())),
+            _number(_sum(*found["skipped"].values())),
             Text(_number(_lost(found)), style="bold red" if _lost(found) else ""),
             Text(found["verdict"], style=_STYLES.get(found["verdict"], "")),
         )
@@ -90,7 +96,7 @@ def _table(ranges: list[dict[str, Any]]) -> Table:
 
 def _rest(ranges: list[dict[str, Any]]) -> str:
     messages = sum(sum(found["messages"].values()) for found in ranges)
-    lost = sum(map(_lost, ranges))
+    lost = sum(_lost(found) or 0 for found in ranges)
     return f"and {len(ranges):,} more ranges: {messages:,} messages, {lost:,} lost (all in --format json)"
 
 
@@ -130,6 +136,9 @@ def _losses(console: Console, report: dict[str, Any]) -> None:
 
 def render(report: dict[str, Any], stream: TextIO) -> None:
     """Write the report to a stream; in colour where the stream is a terminal."""
+    if isinstance(stream, TextIOWrapper):
+        # A name from a target may be more than the terminal can show.
+        stream.reconfigure(errors="replace")
     console = Console(file=stream, highlight=False)
     trace, process = report["trace"], report["process"]
     command = printable(" ".join(process.get("cmdline") or [process.get("comm", "?")]))

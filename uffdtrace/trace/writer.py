@@ -20,11 +20,15 @@ class Writer:
     def __init__(self, path: Path, meta: dict[str, Any]) -> None:
         self.path = path
         try:
-            if path.exists():
-                # As perf does with perf.data.
-                path.replace(path.with_name(path.name + ".old"))
-            # The addresses in it are the target's business.
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            if path.exists() and not path.is_file():
+                # A device or a pipe is the user's to choose, and not ours to move.
+                self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            else:
+                if path.is_file():
+                    # As perf does with perf.data.
+                    path.replace(path.with_name(path.name + ".old"))
+                # The addresses in it are the target's business.
+                self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise TraceError(f"cannot create {path}: {error.strerror}: choose another file with -o") from None
         self._write(MAGIC)

@@ -1,0 +1,400 @@
+"""kernel.proc and the refusals, against real processes and a real userfaultfd."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import mmap
+import os
+import platform
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from uffdtrace.kernel import offers, preflight, proc
+from uffdtrace.model.events import Feature
+
+pytestmark = pytest.mark.host
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKLOADS = ROOT / "tests" / "workloads"
+PAGE = mmap.PAGESIZE
+_SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
+_API, _REGISTER, _WRITEPROTECT = 0xC018AA3F, 0xC020AA00, 0xC018AA06
+_MODE_WP = 2
+
+need_userfaultfd = pytest.mark.skipif(offers.features() is None, reason="this user may not call userfaultfd()")
+need_wp = pytest.mark.skipif(
+    not (offers.features() or 0) & Feature.PAGEFAULT_FLAG_WP, reason="no write protection in this kernel"
+)
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 5) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if what():
+            return True
+        time.sleep(0.01)
+    return what()
+
+
+# ---- a child with registered memory ----------------------------------------------
+
+
+def _tracked(pages: int, armed: tuple[int, int], shared: bool, fault: bool, ready: int) -> None:
+    """In the child: register, populate, arm a part, perhaps write to it; then wait."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.syscall(_SYS_USERFAULTFD[platform.machine()], os.O_CLOEXEC | os.O_NONBLOCK)
+    features = int(Feature.WP_HUGETLBFS_SHMEM) if shared else 0
+    fcntl.ioctl(fd, _API, struct.pack("<QQQ", 0xAA, features, 0))
+    kind = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
+    memory = mmap.mmap(-1, pages * PAGE, kind | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in range(pages):
+        memory[page * PAGE] = 1
+    fcntl.ioctl(fd, _REGISTER, struct.pack("<QQQQ", address, pages * PAGE, _MODE_WP, 0))
+    first, count = armed
+    fcntl.ioctl(fd, _WRITEPROTECT, struct.pack("<QQQ", address + first * PAGE, count * PAGE, 1))
+    if fault:
+        threading.Thread(target=lambda: ctypes.memset(address + first * PAGE, 7, 1), daemon=True).start()
+    os.write(ready, struct.pack("<QI", address, fd))
+    signal.pause()
+
+
+class Child:
+    def __init__(self, pages: int = 16, armed: tuple[int, int] = (4, 3), shared: bool = False, fault: bool = False):
+        read, write = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                _tracked(pages, armed, shared, fault, write)
+            finally:
+                os._exit(1)
+        os.close(write)
+        with os.fdopen(read, "rb") as answer:
+            said = answer.read(12)
+        assert len(said) == 12, "the child failed"
+        self.address, self.fd = struct.unpack("<QI", said)
+        self.end = self.address + pages * PAGE
+
+    def close(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+@pytest.fixture
+def child(request: pytest.FixtureRequest) -> Iterator[Child]:
+    made = Child(**getattr(request, "param", {}))
+    yield made
+    made.close()
+
+
+@need_wp
+def test_a_registered_mapping(child: Child) -> None:
+    (found,) = proc.registered(child.pid)
+    assert (found.start, found.end, found.modes, found.memory) == (child.address, child.end, _MODE_WP, "anon")
+
+
+@need_wp
+@pytest.mark.skipif(not (offers.features() or 0) & Feature.WP_HUGETLBFS_SHMEM, reason="no WP on shmem")
+@pytest.mark.parametrize("child", [{"shared": True}], indirect=True)
+def test_a_registered_shared_mapping(child: Child) -> None:
+    (found,) = proc.registered(child.pid)
+    assert (found.modes, found.memory) == (_MODE_WP, "shmem")
+
+
+@need_wp
+@pytest.mark.parametrize("child", [{"armed": (4, 3)}, {"armed": (0, 16)}, {"armed": (15, 1)}], indirect=True)
+def test_what_is_protected(child: Child, request: pytest.FixtureRequest) -> None:
+    first, count = request.node.callspec.params["child"]["armed"]
+    runs = list(proc.protected_runs(child.pid, child.address, child.end))
+    assert runs == [(child.address + first * PAGE, child.address + (first + count) * PAGE)]
+    # Only what was asked for.
+    middle = child.address + (first * PAGE)
+    assert list(proc.protected_runs(child.pid, middle, middle + PAGE)) == [(middle, middle + PAGE)]
+
+
+@need_wp
+@pytest.mark.parametrize("child", [{"armed": (1, 14)}], indirect=True)
+def test_a_run_across_chunks_is_found_whole_or_in_parts(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc, "_PAGEMAP_CHUNK", 4)
+    pages = [
+        page
+        for start, end in proc.protected_runs(child.pid, child.address, child.end)
+        for page in range(start, end, PAGE)
+    ]
+    assert pages == list(range(child.address + PAGE, child.address + 15 * PAGE, PAGE))
+
+
+@need_wp
+def test_userfaultfds(child: Child) -> None:
+    assert proc.userfaultfds(child.pid) == [child.fd]
+    assert proc.touch_fdinfo(child.pid, child.fd)
+    assert not proc.touch_fdinfo(child.pid, 9999)
+
+
+@need_wp
+@pytest.mark.parametrize("child", [{"fault": True}], indirect=True)
+def test_who_sleeps_in_a_fault(child: Child) -> None:
+    assert wait_for(lambda: len(proc.asleep_in_fault(child.pid)) == 1)
+    assert proc.asleep_in_fault(child.pid) != [child.pid]
+
+
+@need_wp
+def test_nobody_sleeps_in_a_fault(child: Child) -> None:
+    assert proc.asleep_in_fault(child.pid) == []
+
+
+def test_this_process() -> None:
+    found = proc.process(os.getpid())
+    assert found.pid == os.getpid() and found.cmdline and found.comm
+    assert os.getpid() in proc.pids()
+    assert proc.is_alive(os.getpid())
+    assert proc.registered(os.getpid()) == []
+    assert proc.userfaultfds(os.getpid()) == []
+
+
+@pytest.fixture
+def gone() -> int:
+    """A pid that nobody has: reaped."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return pid
+
+
+def test_a_process_that_is_gone(gone: int) -> None:
+    with pytest.raises(proc.NoProcess) as caught:
+        proc.process(gone)
+    assert str(gone) in str(caught.value)
+    assert not proc.is_alive(gone)
+    assert (proc.registered(gone), proc.userfaultfds(gone), proc.asleep_in_fault(gone)) == ([], [], [])
+    assert not proc.touch_fdinfo(gone, 3)
+
+
+def test_the_pages_of_a_process_that_is_gone(gone: int) -> None:
+    # It may end between one look at /proc and the next.
+    assert list(proc.protected_runs(gone, 0x10000, 0x20000)) == []
+
+
+@pytest.fixture
+def zombie() -> Iterator[int]:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    yield pid
+    os.waitpid(pid, 0)
+
+
+def test_a_zombie(zombie: int) -> None:
+    assert not proc.is_alive(zombie)
+    assert proc.process(zombie).cmdline == []
+    assert (proc.registered(zombie), proc.userfaultfds(zombie), proc.asleep_in_fault(zombie)) == ([], [], [])
+    assert list(proc.protected_runs(zombie, 0x10000, 0x20000)) == []
+
+
+def test_a_process_whose_first_thread_ended_lives() -> None:
+    code = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=lambda: (print('up', flush=True), time.sleep(60))).start()\n"
+        "time.sleep(0.1)\n"
+        "ctypes.CDLL(None).syscall(60 if __import__('platform').machine() == 'x86_64' else 93, 0)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout and process.stdout.readline()
+            stat = Path(f"/proc/{process.pid}/stat")
+            assert wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z")
+            assert proc.is_alive(process.pid)
+        finally:
+            process.kill()
+
+
+def test_strange_names() -> None:
+    code = "import sys\nopen('/proc/self/comm', 'wb').write(b') R \\xff\\n')\nprint(flush=True)\nsys.stdin.read()\n"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline()
+        assert proc.is_alive(process.pid)
+        assert proc.process(process.pid).comm.startswith(") R ")
+        process.kill()
+
+
+# ---- the kernel ------------------------------------------------------------------
+
+
+def test_features() -> None:
+    found = offers.features()
+    if os.geteuid() == 0 and platform.machine() in _SYS_USERFAULTFD:
+        assert found is not None
+    assert found is None or found & Feature.EVENT_UNMAP or found == 0
+
+
+def test_asking_leaves_nothing_open() -> None:
+    before = os.listdir("/proc/self/fd")
+    offers.features()
+    preflight.try_program()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_preflight_answers() -> None:
+    assert preflight.lockdown() in (None, "none", "integrity", "confidentiality")
+    assert preflight.preemptible() in (True, False)
+
+
+# ---- the workload ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("workload")
+    made = subprocess.run(["make", "-C", str(WORKLOADS), f"OUT={out}"], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    return out / "workload"
+
+
+@need_wp
+def test_the_workload_as_it_armed_its_memory(workload: Path) -> None:
+    with subprocess.Popen(
+        [workload, "run", "--only", "seed", "--stop-at", "armed"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout and process.stdin
+            pid = json.loads(process.stdout.readline())["pid"]
+            (found,) = proc.registered(pid)
+            assert found.modes & _MODE_WP and found.memory == "anon"
+            runs = list(proc.protected_runs(pid, found.start, found.end))
+            # Some pages were populated before, some were not: the hole is the scenario.
+            protected = sum(end - start for start, end in runs)
+            assert 0 < protected < found.end - found.start
+            assert len(proc.userfaultfds(pid)) == 1
+            process.stdin.write(b"\n")
+            process.stdin.close()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
+# ---- refusals --------------------------------------------------------------------
+
+
+def uffdtrace(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    began = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-m", "uffdtrace", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+    ran.seconds = time.monotonic() - began  # type: ignore[attr-defined]
+    return ran
+
+
+def refused(ran: subprocess.CompletedProcess[str], status: int = 1) -> str:
+    assert ran.returncode == status, ran
+    assert ran.stdout == ""
+    assert "Traceback" not in ran.stderr
+    lines = ran.stderr.splitlines()
+    assert status == 2 or len(lines) == 1, ran.stderr
+    assert ran.seconds < 3  # type: ignore[attr-defined]
+    return lines[-1]
+
+
+need_root = pytest.mark.skipif(os.geteuid() != 0, reason="root is asked for first")
+
+
+def may_trace() -> bool:
+    try:
+        preflight.check_privileges()
+        preflight.check_tracing()
+    except preflight.Refusal:
+        return False
+    return True
+
+
+no_bpf = pytest.mark.skipif(may_trace(), reason="this machine lets us trace: nothing to refuse")
+
+
+@need_root
+def test_attach_to_nobody(gone: int) -> None:
+    assert str(gone) in refused(uffdtrace("attach", str(gone)))
+
+
+@need_root
+@pytest.mark.parametrize("pid", ["4194304", "99999999999999999999"])
+def test_attach_beyond_every_pid(pid: str) -> None:
+    assert pid in refused(uffdtrace("attach", pid))
+
+
+@need_root
+def test_attach_to_a_thread() -> None:
+    """A number from `ps -L` or `top -H` is a thread's."""
+    code = (
+        "import threading, time\n"
+        "thread = threading.Thread(target=time.sleep, args=(60,))\n"
+        "thread.start()\n"
+        "print(thread.native_id, flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            refused(uffdtrace("attach", process.stdout.readline().strip()))
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("pid", ["0", "-1", "x", ""])
+def test_attach_to_what_is_no_pid(pid: str) -> None:
+    refused(uffdtrace("attach", pid), 2)
+
+
+@no_bpf
+def test_attach_where_tracing_is_forbidden(tmp_path: Path) -> None:
+    output = tmp_path / "trace"
+    refused(uffdtrace("attach", "-o", str(output), str(os.getpid())))
+    assert not output.exists()
+
+
+@no_bpf
+def test_run_where_tracing_is_forbidden(tmp_path: Path) -> None:
+    output, witness = tmp_path / "trace", tmp_path / "witness"
+    refused(uffdtrace("run", "-o", str(output), "--", "touch", str(witness)))
+    assert not output.exists() and not witness.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["run", "--backend", "x", "--", "true"], ["attach"], ["attach", "-d", "0", "1"]]
+)
+def test_usage(arguments: list[str]) -> None:
+    refused(uffdtrace(*arguments), 2)
+
+
+def test_run_what_does_not_exist() -> None:
+    refused(uffdtrace("run", "--", "/no/such/command"))
+
+
+@pytest.mark.parametrize("arguments", [["attach", "1"], ["run", "--", "true"]])
+@need_root
+def test_another_user(arguments: list[str], tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c",
+         "import os, sys; import uffdtrace.cli; os.setgid(65534); os.setuid(65534); uffdtrace.cli.main(sys.argv[1:])",
+         *arguments],
+        capture_output=True, text=True, timeout=30, cwd="/", env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert len(ran.stderr.splitlines()) == 1 and "root" in ran.stderr
+
+
+def test_report_of_nothing(tmp_path: Path) -> None:
+    assert "no trace file" in refused(uffdtrace("report", str(tmp_path / "none")))

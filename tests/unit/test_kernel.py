@@ -1,0 +1,306 @@
+"""What is asked of a kernel's code, symbols and types, of kernels made by hand."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uffdtrace.kernel import callsite, probes
+from uffdtrace.kernel.btf import Function
+from uffdtrace.kernel.callsite import calls_in, find_call
+from uffdtrace.kernel.probes import TABLE, Attachment, Backend, ProbeError, Where, plan
+from uffdtrace.kernel.symbols import SymbolError, Symbols
+
+# ---- machine code ----------------------------------------------------------------
+
+BASE = 0xFFFFFFFF81000000
+TARGET = 0xFFFFFFFF81234560
+NOP = b"\x90"
+
+
+def call(offset: int, target: int = TARGET) -> bytes:
+    return b"\xe8" + struct.pack("<i", target - (BASE + offset + 5))
+
+
+def test_a_call_is_found_where_it_stands() -> None:
+    code = NOP * 7 + call(7) + NOP * 3 + call(15, TARGET + 1) + call(20) + b"\xc3"
+    assert calls_in(code, BASE, TARGET) == [7, 20]
+
+
+def test_a_call_backwards() -> None:
+    assert calls_in(NOP * 100 + call(100, BASE - 5000), BASE, BASE - 5000) == [100]
+
+
+def test_a_call_at_the_very_end_and_one_that_is_cut() -> None:
+    code = NOP * 3 + call(3)
+    assert calls_in(code, BASE, TARGET) == [3]
+    for length in range(len(code)):
+        assert calls_in(code[:length], BASE, TARGET) == []
+
+
+@pytest.mark.parametrize("code", [b"", b"\xe8", b"\xe8\0\0\0", b"\xe8" * 40])
+def test_what_holds_no_such_call(code: bytes) -> None:
+    assert calls_in(code, BASE, TARGET) == []
+
+
+@given(st.binary(max_size=64), st.integers(0, 64))
+def test_no_bytes_are_an_error(code: bytes, at: int) -> None:
+    found = calls_in(code[:at] + call(min(at, len(code))) + code[at:], BASE, TARGET)
+    assert min(at, len(code)) in found
+
+
+def core(path: Path, address: int, code: bytes) -> Path:
+    """A /proc/kcore with one segment."""
+    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF", 4, 62, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    segment = struct.pack("<IIQQQQQQ", 1, 7, 4096, address, 0, len(code), len(code), 4096)
+    path.write_bytes((header + segment).ljust(4096, b"\0") + code)
+    return path
+
+
+def kallsyms(path: Path, text: str) -> Symbols:
+    path.write_text(text)
+    return Symbols(path)
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        (NOP * 7 + call(7), ("reader", 7)),
+        (NOP * 12, None),
+        (call(0) + call(5), None),
+        # Beyond the next symbol it is another function's.
+        (NOP * 64 + call(64), None),
+    ],
+    ids=["one", "none", "two", "beyond"],
+)
+def test_the_only_call(tmp_path: Path, code: bytes, found: tuple[str, int] | None) -> None:
+    symbols = kallsyms(tmp_path / "k", f"{BASE:x} t reader\n{BASE + 64:x} t next\n{TARGET:x} T waiter\n")
+    file = core(tmp_path / "core", BASE, code.ljust(4096, NOP))
+    assert find_call(symbols, "reader", "waiter", file) == found
+
+
+def test_no_kernel_memory_to_read(tmp_path: Path) -> None:
+    symbols = kallsyms(tmp_path / "k", f"{BASE:x} t reader\n{BASE + 64:x} t next\n{TARGET:x} T waiter\n")
+    assert find_call(symbols, "reader", "waiter", tmp_path / "none") is None
+    for data in (b"", b"\x7fELF"):
+        (tmp_path / "core").write_bytes(data)
+        assert find_call(symbols, "reader", "waiter", tmp_path / "core") is None
+
+
+# ---- symbols ---------------------------------------------------------------------
+
+TABLE_TEXT = """\
+0000000000000000 A fixed_percpu_data
+ffffffff81000000 T _text
+ffffffff81000100 t reader
+ffffffff81000100 t alias_of_reader
+ffffffff81000180 t twice
+ffffffff81000200 t after
+ffffffff81000300 t twice
+ffffffff81000400 t reader.cold
+ffffffffc0000000 t in_module\t[kvm]
+ffffffffc0000100 t twice_module\t[kvm]
+ffffffffc0000200 t twice_module\t[xfs]
+ffffffffc0000300 t last\t[xfs]
+"""
+
+
+@pytest.fixture
+def symbols(tmp_path: Path) -> Symbols:
+    return kallsyms(tmp_path / "kallsyms", TABLE_TEXT)
+
+
+@pytest.mark.parametrize(
+    ("name", "addresses"),
+    [
+        ("reader", [0xFFFFFFFF81000100]),
+        ("reader.cold", [0xFFFFFFFF81000400]),
+        ("twice", [0xFFFFFFFF81000180, 0xFFFFFFFF81000300]),
+        ("in_module", [0xFFFFFFFFC0000000]),
+        ("twice_module", [0xFFFFFFFFC0000100, 0xFFFFFFFFC0000200]),
+        ("last", [0xFFFFFFFFC0000300]),
+        ("read", []),
+        ("eader", []),
+        ("", []),
+        ("t", []),
+    ],
+)
+def test_addresses(symbols: Symbols, name: str, addresses: list[int]) -> None:
+    assert symbols.addresses(name) == addresses
+    assert symbols.has(name) is (len(addresses) == 1)
+    assert symbols.address(name) == (addresses[0] if len(addresses) == 1 else None)
+
+
+def test_room_ends_at_the_next_address(symbols: Symbols) -> None:
+    assert symbols.room_after("reader") == 0x80
+    assert symbols.room_after("after") == 0x100
+    for name in ("twice", "none", "last"):
+        assert symbols.room_after(name) == 0
+
+
+def test_a_table_that_hides_its_addresses(tmp_path: Path) -> None:
+    hidden = kallsyms(tmp_path / "k", "0000000000000000 t reader\n0000000000000000 t after\n")
+    with pytest.raises(SymbolError, match="root"):
+        hidden.address("reader")
+
+
+def test_no_table(tmp_path: Path) -> None:
+    with pytest.raises(SymbolError, match="CONFIG_KALLSYMS"):
+        Symbols(tmp_path / "none")
+
+
+# ---- the plan --------------------------------------------------------------------
+
+# Functions of a kernel that has all of the table's first choices.
+_ALL = {
+    candidate.function: candidate.parameters
+    for row in TABLE
+    for candidate in reversed(row.candidates)
+    if candidate.where is not Where.CALL and candidate.parameters
+}
+
+
+class FakeBtf:
+    def __init__(self, functions: dict[str, tuple[str, ...]], by_value: tuple[str, ...] = ()) -> None:
+        self._functions, self._by_value = functions, by_value
+
+    def function(self, name: str) -> Function | None:
+        parameters = self._functions.get(name)
+        return None if parameters is None else Function(name, parameters, name in self._by_value)
+
+
+class FakeSymbols:
+    def __init__(self, btf: FakeBtf, ambiguous: tuple[str, ...] = ()) -> None:
+        self._btf, self._ambiguous = btf, ambiguous
+
+    def has(self, name: str) -> bool:
+        return self._btf.function(name) is not None and name not in self._ambiguous
+
+
+def served(
+    without: tuple[str, ...] = (),
+    by_value: tuple[str, ...] = (),
+    ambiguous: tuple[str, ...] = (),
+    wanted: Backend = Backend.AUTO,
+    preemptible: bool = False,
+    **changed: tuple[str, ...],
+) -> dict[str, list[Attachment]]:
+    functions = {**_ALL, "add_wait_queue": ("wq_head", "wq_entry"), **changed}
+    btf: Any = FakeBtf({name: value for name, value in functions.items() if name not in without}, by_value)
+    symbols: Any = FakeSymbols(btf, ambiguous)
+    found: dict[str, list[Attachment]] = {}
+    for attachment in plan(btf, symbols, wanted, preemptible):
+        found.setdefault(attachment.row.name, []).append(attachment)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Callers whose call is found, with its offset."""
+    known = {"userfaultfd_read_iter": 0x123}
+    monkeypatch.setattr(probes, "find_call", lambda _, caller, __: (caller, known[caller]) if caller in known else None)
+    return known
+
+
+def test_every_row_is_served_by_fentry_where_nothing_speaks_against_it() -> None:
+    found = served()
+    assert set(found) == {row.name for row in TABLE}
+    kprobes = {name for name, rows in found.items() if not all(row.fentry for row in rows)}
+    # A call inside a function takes no fentry.
+    assert kprobes == {"messages"}
+    assert all(len(rows) == 1 for rows in found.values())
+    (messages,) = found["messages"]
+    assert messages.place == "userfaultfd_read_iter+0x123"
+
+
+def test_do_anonymous_page_inlined() -> None:
+    (one,) = served(without=("do_anonymous_page",))["anonymous-faults"]
+    assert (one.candidate.function, one.candidate.handler) == ("handle_mm_fault", "on_mm_fault")
+    (one,) = served(ambiguous=("do_anonymous_page",))["anonymous-faults"]
+    assert one.candidate.function == "handle_mm_fault"
+
+
+def test_a_struct_by_value_takes_a_kprobe() -> None:
+    found = served(by_value=("change_protection",))
+    for name in ("protection", "protection-returns"):
+        (one,) = found[name]
+        assert not one.fentry and "by value" in one.exception
+    assert found["faults"][0].fentry
+
+
+@pytest.mark.parametrize("wanted", Backend)
+@pytest.mark.parametrize("preemptible", [False, True])
+def test_the_kind_of_probe(wanted: Backend, preemptible: bool) -> None:
+    (one,) = served(wanted=wanted, preemptible=preemptible)["faults"]
+    assert one.fentry is (wanted is Backend.FENTRY or (wanted is Backend.AUTO and not preemptible))
+    assert one.exception == ""
+
+
+def test_both_kinds_where_either_may_lose() -> None:
+    assert [one.fentry for one in served(preemptible=True)["fault-returns"]] == [False, True]
+    assert [one.fentry for one in served()["fault-returns"]] == [True]
+    assert [one.fentry for one in served(preemptible=True, wanted=Backend.KPROBE)["fault-returns"]] == [False]
+
+
+def test_the_reader_before_6_10(calls: dict[str, int]) -> None:
+    calls.clear()
+    calls["userfaultfd_read"] = 0x44
+    (one,) = served()["messages"]
+    assert one.place == "userfaultfd_read+0x44"
+
+
+def test_the_last_resort_for_messages(calls: dict[str, int]) -> None:
+    calls.clear()
+    (one,) = served()["messages"]
+    assert (one.place, one.fentry, one.positions) == ("add_wait_queue", True, (1,))
+
+
+def test_positions_are_this_kernels() -> None:
+    (one,) = served(handle_userfault=("reason", "other", "vmf"))["faults"]
+    assert (one.positions, one.parameter_count) == ((2, 0), 3)
+
+
+def test_an_argument_that_is_not_in_a_register() -> None:
+    seven = ("a", "b", "c", "d", "e", "f", "vmf")
+    (one,) = served(do_anonymous_page=seven)["anonymous-faults"]
+    assert one.candidate.function == "handle_mm_fault"
+
+
+def test_the_handler_that_fits_the_arguments() -> None:
+    (one,) = served(userfaultfd_unmap_prep=("vma", "start", "end", "unmaps"))["unmaps"]
+    assert one.candidate.handler == "on_unmap_vma"
+    (one,) = served(userfaultfd_unmap_prep=("mm", "start", "end", "unmaps"))["unmaps"]
+    assert one.candidate.handler == "on_unmap"
+
+
+@pytest.mark.parametrize(
+    "missing", [("handle_userfault",), ("folio_add_new_anon_rmap", "page_add_new_anon_rmap"), ("exit_mmap",)]
+)
+def test_a_required_function_that_is_missing_is_named(missing: tuple[str, ...]) -> None:
+    with pytest.raises(ProbeError) as caught:
+        served(without=missing)
+    assert all(name in str(caught.value) for name in missing)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", [candidate.function for row in TABLE if row.required for candidate in row.candidates[-1:]]
+)
+def test_no_error_names_nothing(name: str, calls: dict[str, int]) -> None:
+    calls.clear()
+    alternatives = tuple(
+        candidate.function for row in TABLE if row.candidates[-1].function == name for candidate in row.candidates
+    )
+    with pytest.raises(ProbeError, match=name) as caught:
+        served(without=alternatives)
+    # What rests on it must be said, or the sentence has a hole.
+    assert ", and  rest" not in str(caught.value)
+
+
+def test_the_window_is_bounded() -> None:
+    assert callsite._WINDOW >= 4096

@@ -1,0 +1,266 @@
+"""The BPF ring buffer and the message slots, played on memory files of the kernel's layout."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from uffdtrace.collect.ring import Ring, Slots, Stream
+from uffdtrace.model.events import EVENT, Array
+
+PAGE = mmap.PAGESIZE
+RECORD = 8 + EVENT.itemsize
+BUSY = 1 << 31
+PAGES = 2
+
+
+def event(when: int, tid: int = 0) -> bytes:
+    record = np.zeros(1, dtype=EVENT)
+    record["time"], record["tid"] = when, tid
+    return record.tobytes()
+
+
+class KernelRing:
+    """The kernel's side: a memory file has no second map of the data, so both are written."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("ring")
+        self.size = PAGES * PAGE
+        os.ftruncate(self.fd, 2 * PAGE + 2 * self.size)
+        self.produced = 0
+
+    def _place(self, at: int, data: bytes) -> None:
+        for number, value in enumerate(data):
+            for copy in (0, self.size):
+                os.pwrite(self.fd, bytes([value]), 2 * PAGE + copy + (at + number) % self.size)
+
+    def reserve(self, when: int, tid: int = 0) -> int:
+        at = self.produced
+        self._place(at, struct.pack("<II", EVENT.itemsize | BUSY, 0) + event(when, tid))
+        self.produced += RECORD
+        os.pwrite(self.fd, struct.pack("<Q", self.produced), PAGE)
+        return at
+
+    def commit(self, at: int) -> None:
+        self._place(at, struct.pack("<I", EVENT.itemsize))
+
+    def output(self, when: int, tid: int = 0) -> None:
+        self.commit(self.reserve(when, tid))
+
+    @property
+    def consumed(self) -> int:
+        return int(struct.unpack("<Q", os.pread(self.fd, 8, 0))[0])
+
+
+@pytest.fixture
+def kernel() -> Iterator[KernelRing]:
+    ring = KernelRing()
+    yield ring
+    os.close(ring.fd)
+
+
+def times(events: Array) -> list[int]:
+    return [int(when) for when in events["time"]]
+
+
+def test_nothing(kernel: KernelRing) -> None:
+    assert len(Ring(kernel.fd, PAGES).drain()) == 0
+
+
+def test_what_came_is_read_once(kernel: KernelRing) -> None:
+    ring = Ring(kernel.fd, PAGES)
+    kernel.output(1, 11)
+    kernel.output(2, 12)
+    found = ring.drain()
+    assert (times(found), found["tid"].tolist(), found.dtype) == ([1, 2], [11, 12], EVENT)
+    assert kernel.consumed == 2 * RECORD
+    assert len(ring.drain()) == 0
+
+
+def test_round_and_round(kernel: KernelRing) -> None:
+    """The size is no multiple of a record: records wrap at every possible place."""
+    ring = Ring(kernel.fd, PAGES)
+    when = 0
+    for count in [1, 5, 40, 100, 112, 3, 113] * 6:
+        expected = list(range(when, when + count))
+        for when in expected:
+            kernel.output(when)
+        when += 1
+        assert times(ring.drain()) == expected
+    assert kernel.consumed == kernel.produced > 10 * kernel.size
+
+
+def test_a_full_ring(kernel: KernelRing) -> None:
+    ring = Ring(kernel.fd, PAGES)
+    for round_ in range(3):
+        expected = list(range(kernel.size // RECORD))
+        for when in expected:
+            kernel.output(when)
+        assert times(ring.drain()) == expected, round_
+
+
+def test_what_is_not_complete_holds_the_rest_back(kernel: KernelRing) -> None:
+    ring = Ring(kernel.fd, PAGES)
+    kernel.output(1)
+    open_ = kernel.reserve(2)
+    kernel.output(3)
+    assert times(ring.drain()) == [1]
+    assert len(ring.drain()) == 0
+    kernel.commit(open_)
+    assert times(ring.drain()) == [2, 3]
+
+
+def test_events_are_a_copy(kernel: KernelRing) -> None:
+    ring = Ring(kernel.fd, PAGES)
+    kernel.output(1)
+    found = ring.drain()
+    for when in range(2, 150):
+        kernel.output(when)
+        ring.drain()
+    assert times(found) == [1]
+
+
+class KernelSlots:
+    def __init__(self, cpus: int, count: int) -> None:
+        self.cpus, self.count = cpus, count
+        self.messages, self.heads = os.memfd_create("messages"), os.memfd_create("heads")
+        os.ftruncate(self.messages, -(-cpus * count * EVENT.itemsize // PAGE) * PAGE)
+        os.ftruncate(self.heads, -(-cpus * 8 // PAGE) * PAGE)
+        self.head = [0] * cpus
+
+    def output(self, cpu: int, when: int) -> None:
+        place = cpu * self.count + self.head[cpu] % self.count
+        os.pwrite(self.messages, event(when), place * EVENT.itemsize)
+        self.head[cpu] += 1
+        os.pwrite(self.heads, struct.pack("<Q", self.head[cpu]), cpu * 8)
+
+    def reader(self) -> Slots:
+        return Slots(self.messages, self.heads, self.cpus, self.count)
+
+
+@pytest.fixture
+def slots() -> Iterator[KernelSlots]:
+    made = KernelSlots(3, 8)
+    yield made
+    os.close(made.messages)
+    os.close(made.heads)
+
+
+def test_slots_are_read_once(slots: KernelSlots) -> None:
+    reader = slots.reader()
+    assert len(reader.drain()) == 0
+    slots.output(0, 1)
+    slots.output(2, 2)
+    slots.output(2, 3)
+    assert times(reader.drain()) == [1, 2, 3]
+    assert len(reader.drain()) == 0
+    assert reader.overwritten == 0
+
+
+def test_slots_go_round(slots: KernelSlots) -> None:
+    reader = slots.reader()
+    for base in range(0, 60, 6):
+        for when in range(base, base + 6):
+            slots.output(1, when)
+        assert times(reader.drain()) == list(range(base, base + 6))
+    assert reader.overwritten == 0
+
+
+def test_just_full_loses_nothing(slots: KernelSlots) -> None:
+    reader = slots.reader()
+    for when in range(8):
+        slots.output(1, when)
+    assert times(reader.drain()) == list(range(8))
+    assert reader.overwritten == 0
+
+
+@pytest.mark.parametrize("count", [9, 16, 17, 100])
+def test_what_was_overwritten_is_counted(slots: KernelSlots, count: int) -> None:
+    reader = slots.reader()
+    for when in range(count):
+        slots.output(1, when)
+    slots.output(0, 1000)
+    assert times(reader.drain()) == [1000, *range(count - 8, count)]
+    assert reader.overwritten == count - 8
+    slots.output(1, count)
+    assert times(reader.drain()) == [count]
+    assert reader.overwritten == count - 8
+
+
+def test_what_is_overwritten_while_it_is_read_is_counted(slots: KernelSlots, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = slots.reader()
+    for when in range(8):
+        slots.output(1, when)
+    arange = np.arange
+
+    def meanwhile(*arguments: int) -> Array:
+        # After the head was read, before the slots are copied.
+        monkeypatch.undo()
+        for when in (100, 101, 102):
+            slots.output(1, when)
+        return arange(*arguments)
+
+    monkeypatch.setattr(np, "arange", meanwhile)
+    assert times(reader.drain()) == [3, 4, 5, 6, 7]
+    assert reader.overwritten == 3
+    assert times(reader.drain()) == [100, 101, 102]
+    assert reader.overwritten == 3
+
+
+def now() -> int:
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+
+def own(when: int) -> Array:
+    return np.frombuffer(event(when), dtype=EVENT)
+
+
+def test_a_stream_is_in_order_of_time(kernel: KernelRing, slots: KernelSlots) -> None:
+    stream = Stream(Ring(kernel.fd, PAGES), slots.reader())
+    kernel.output(10)
+    kernel.output(5)
+    slots.output(0, 7)
+    slots.output(1, 3)
+    stream.push([own(6), own(1)])
+    assert times(stream.drain()) == [1, 3, 5, 6, 7, 10]
+    assert len(stream.drain(everything=True)) == 0
+
+
+def test_events_of_the_same_time_keep_their_order(kernel: KernelRing, slots: KernelSlots) -> None:
+    stream = Stream(Ring(kernel.fd, PAGES), slots.reader())
+    for tid in range(50):
+        kernel.output(5, tid)
+    assert stream.drain()["tid"].tolist() == list(range(50))
+
+
+def test_what_is_young_waits_for_what_may_be_older(kernel: KernelRing, slots: KernelSlots) -> None:
+    stream = Stream(Ring(kernel.fd, PAGES), slots.reader())
+    young = now() + 60_000_000_000
+    kernel.output(young)
+    kernel.output(5)
+    assert times(stream.drain()) == [5]
+    slots.output(0, young - 1)
+    assert times(stream.drain(everything=True)) == [young - 1, young]
+
+
+def test_looking_does_not_take(kernel: KernelRing, slots: KernelSlots) -> None:
+    stream = Stream(Ring(kernel.fd, PAGES), slots.reader())
+    kernel.output(9)
+    assert times(stream.peek()) == [9]
+    assert len(stream.peek()) == 0
+    kernel.output(8)
+    assert times(stream.drain(everything=True)) == [8, 9]
+
+
+def test_a_stream_tells_what_was_overwritten(kernel: KernelRing, slots: KernelSlots) -> None:
+    stream = Stream(Ring(kernel.fd, PAGES), slots.reader())
+    for when in range(20):
+        slots.output(0, when)
+    stream.drain()
+    assert stream.overwritten == 12
