@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from uffdtrace.collect import bcc
 from uffdtrace.kernel.preflight import Refusal
 

@@ -78,3 +78,6 @@ def open_pidfd(pid: int) -> int:
         return os.pidfd_open(pid)
     except ProcessLookupError:
         raise proc.NoProcess(f"no process {pid}: see ps for what runs") from None
+    except OSError:
+        # A thread's number: ENOENT since 6.9, EINVAL before.
+        raise proc.NoProcess(f"{pid} is a thread, not a process: attach to its process, see ps -o pid,tid -L") from None

@@ -123,7 +123,13 @@ def registered(pid: int) -> list[Registered]:
                     flags = line.split()[1:]
                     modes = sum(bit for flag, bit in _MODES.items() if flag in flags)
                     if modes:
-                        memory = "hugetlb" if "ht" in flags else "shmem" if name.startswith("/") else "anon"
+                        memory = (
+                            "hugetlb"
+                            if "ht" in flags
+                            else "shmem"
+                            if name.startswith(("/", "[anon_shmem:"))
+                            else "anon"
+                        )
                         found.append(Registered(start, end, modes, memory))
     except (FileNotFoundError, ProcessLookupError):
         return []
@@ -132,11 +138,18 @@ def registered(pid: int) -> list[Registered]:
 
 def protected_runs(pid: int, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Runs [start, end) of pages with the uffd-wp bit, from pagemap; none before 5.14."""
-    with (PROC / str(pid) / "pagemap").open("rb", buffering=0) as pagemap:
+    try:
+        pagemap = (PROC / str(pid) / "pagemap").open("rb", buffering=0)
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    with pagemap:
         for chunk in range(start, end, _PAGEMAP_CHUNK * _PAGE):
             pages = min(_PAGEMAP_CHUNK, (end - chunk) // _PAGE)
-            pagemap.seek(chunk // _PAGE * 8)
-            entries = np.frombuffer(pagemap.read(pages * 8), dtype="<u8")
+            try:
+                pagemap.seek(chunk // _PAGE * 8)
+                entries = np.frombuffer(pagemap.read(pages * 8), dtype="<u8")
+            except ProcessLookupError:
+                return
             marked = np.r_[False, (entries & _PAGEMAP_UFFD_WP) != 0, False]
             edges = np.flatnonzero(marked[1:] != marked[:-1])
             for first, last in zip(edges[::2].tolist(), edges[1::2].tolist()):
@@ -159,9 +172,14 @@ def asleep_in_fault(pid: int) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether it still runs: a zombie does not."""
+    """Whether it still runs: a zombie does not, unless only its first thread ended."""
     try:
         stat = (PROC / str(pid) / "stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+    if stat.rpartition(")")[2].split()[0] not in ("Z", "X"):
+        return True
+    try:
+        return len(os.listdir(PROC / str(pid) / "task")) > 1
+    except (FileNotFoundError, ProcessLookupError):
+        return False

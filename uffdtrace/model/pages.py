@@ -121,7 +121,7 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
     def lose(cause: Cause, how: int) -> None:
         nonlocal bits, why
         if not bits & (OBSERVED | BLIND):
-            bits |= how
+            bits = bits & ~ELSEWHERE | how
             add("observed" if how == OBSERVED else "blind")
             add(cause.label)
             why = cause
