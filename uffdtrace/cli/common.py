@@ -17,7 +17,6 @@ from uffdtrace.kernel.probes import Backend, ProbeError
 from uffdtrace.kernel.proc import NoProcess
 from uffdtrace.kernel.symbols import SymbolError
 from uffdtrace.model.ranges import ModelError
-from uffdtrace.reporters import text
 from uffdtrace.trace.file import TraceError
 
 _ERRORS = (BtfError, LayoutError, Refusal, ProbeError, NoProcess, SymbolError, ModelError, TraceError)
@@ -95,8 +94,11 @@ def show(report: dict[str, Any], form: str, err: bool = False) -> None:
     """Print a report to stdout, or to stderr where stdout is another program's."""
     stream = sys.stderr if err else sys.stdout
     if form == "json":
-        json.dump(report, stream, indent=2)
-        stream.write("\n")
+        # At once: standard error would write every line by itself.
+        stream.write(json.dumps(report, indent=2) + "\n")
     else:
+        # Only here: rich takes longer to import than all the rest.
+        from uffdtrace.reporters import text
+
         text.render(report, stream)
     stream.flush()

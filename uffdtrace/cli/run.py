@@ -15,7 +15,7 @@ from uffdtrace.kernel import preflight
 from uffdtrace.kernel.probes import Backend
 
 
-@click.command("run", context_settings={"ignore_unknown_options": True})
+@click.command("run", context_settings={"allow_interspersed_args": False})
 @trace_options
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @errors_in_one_line

@@ -244,11 +244,12 @@ def _tables() -> tuple[Array, Array, Array]:
                 row[columns[name]] += by
             following[op, state] = after
             effect[op, state] = known.setdefault(tuple(row), len(known))
+            if after in seen:
+                continue
             states, _ = carry(np.full(4, after, dtype=np.uint16), kept)
-            for one in (after, *states.tolist()):
-                if one not in seen:
-                    seen.add(one)
-                    reached.append(one)
+            fresh = {after, *states.tolist()} - seen
+            seen |= fresh
+            reached += sorted(fresh)
     return following, effect, np.array(list(known), dtype=np.int64)
 
 

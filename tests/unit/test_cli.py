@@ -1,0 +1,44 @@
+"""What the command line takes for its own, and what it says when it cannot go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from uffdtrace.cli import main, run
+from uffdtrace.kernel.preflight import Refusal
+
+
+def test_options_after_the_command_are_the_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`uffdtrace run ./tracker -o x` writes no trace to x."""
+    seen: list[list[str]] = []
+
+    def refuse(arguments: list[str]) -> None:
+        seen.append(arguments)
+        raise Refusal("enough seen")
+
+    monkeypatch.setattr(run.preflight, "check_privileges", lambda: None)
+    monkeypatch.setattr(run.preflight, "check_tracing", lambda: None)
+    monkeypatch.setattr(run, "Command", refuse)
+    for separator in ([], ["--"]):
+        done = CliRunner().invoke(main, ["run", "-d", "1", *separator, "true", "-o", "x", "--backend", "none"])
+        assert (done.exit_code, done.output) == (1, "uffdtrace: enough seen\n")
+    assert seen == [["true", "-o", "x", "--backend", "none"]] * 2
+
+
+def test_an_option_of_ours_that_does_not_exist_is_a_usage_error() -> None:
+    assert CliRunner().invoke(main, ["run", "--frobnicate", "--", "true"]).exit_code == 2
+
+
+@pytest.mark.parametrize("verb", ["attach", "run", "report"])
+def test_help_has_examples(verb: str) -> None:
+    assert "Examples:" in CliRunner().invoke(main, [verb, "--help"]).output
+
+
+def test_report_without_a_trace_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["report"])
+    assert done.exit_code == 1
+    assert done.output.startswith("uffdtrace: no trace file uffdtrace.data: ") and done.output.count("\n") == 1
