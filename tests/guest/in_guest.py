@@ -191,6 +191,23 @@ def attach(guest: Guest, point: str) -> Result:
     return {"exit_status": status, "workload_exit_status": workload_status, "stopped": line.strip()}
 
 
+def stopped(guest: Guest, name: str, *options: str, interrupt: bool = False) -> Result:
+    """A trace that ends while its target goes on."""
+    stderr = guest.path(f"stderr-{name}.txt")
+    target = [guest.workload, "run", "--only", "seed", "--stop-at", "armed", "--out", "/dev/null"]
+    with started(guest, target, subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE) as workload:
+        pid = json.loads(first_line(workload, FINISH_SECONDS))["pid"]
+        tracer = [*guest.uffdtrace, "attach", str(pid), "-o", guest.path(f"trace-{name}.data"), "--format", "json"]
+        with open(guest.path(f"report-{name}.json"), "w") as out, open(stderr, "w") as err:
+            with started(guest, [*tracer, *options], out, err) as collector:
+                until_ready(collector, stderr)
+                if interrupt:
+                    collector.send_signal(signal.SIGINT)
+                status = finish(collector, FINISH_SECONDS)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return {"exit_status": status, "state": state}
+
+
 def refused(guest: Guest, command: list[str], **options: Any) -> Result:
     began = time.monotonic()
     done = subprocess.run(
@@ -258,6 +275,8 @@ def main() -> None:
     steps["kill"] = lambda: kill(guest)
     for point in ("registered", "armed"):
         steps[f"attach-{point}"] = lambda point=point: attach(guest, point)  # type: ignore[misc]
+    steps["attach-interrupted"] = lambda: stopped(guest, "attach-interrupted", interrupt=True)
+    steps["attach-duration"] = lambda: stopped(guest, "attach-duration", "-d", "1")
     steps["refused-pid"] = lambda: refuse_no_such_process(guest)
     steps["refused-command"] = lambda: refuse_no_such_command(guest)
     steps["refused-user"] = lambda: refuse_non_root(guest)

@@ -35,6 +35,20 @@ def test_attach_counts_what_the_workload_counted(guest: Guest, point: str) -> No
         pytest.fail("\n".join(outcome.differences), pytrace=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("attach-interrupted", "interrupted (Ctrl-C)"), ("attach-duration", "the duration was over")],
+)
+def test_a_trace_that_ends_before_its_target(guest: Guest, name: str, reason: str) -> None:
+    step = guest.step(name)
+    assert step["exit_status"] == 0, guest.trace(name).stderr
+    report = guest.trace(name).report
+    assert report["trace"]["stop_reason"] == reason
+    assert [found["modes"] for found in report["ranges"]] == [["wp"]]
+    # It waits for its next order, in read(2), and was not stopped.
+    assert step["state"] == "S"
+
+
 def test_killed_collector_leaves_a_readable_trace(guest: Guest) -> None:
     killed = guest.step("kill")
     assert killed["exit_status"] == 0, killed["stderr"]

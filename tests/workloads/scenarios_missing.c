@@ -88,6 +88,6 @@ void idle(void)
 
 	track_missing(MODE_MISSING, &m);
 	/* Nothing that happens here tells what memory this is: a tracer must have time to look. */
-	sleep(2);
+	sleep(6);
 	monitor_stop(&m);
 }

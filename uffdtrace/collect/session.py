@@ -28,7 +28,7 @@ from uffdtrace.trace.writer import Writer
 
 _POLL_S = 0.05
 # As many events as are accounted for between two looks at the ring.
-_BATCH = 1 << 15
+_BATCH = 1 << 13
 Say = Callable[[str], None]
 
 

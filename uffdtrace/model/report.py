@@ -67,7 +67,7 @@ def _range(row: Range, home: Userfaultfd, offered: int | None) -> dict[str, Any]
         "lost": {
             "observed": known(row.count("observed")),
             "blind": known(row.count("blind")),
-            "causes": {cause.label: row.cause(cause) for cause in Cause if row.cause(cause)},
+            "causes": None if unknown else {cause.label: row.cause(cause) for cause in Cause if row.cause(cause)},
         },
         "latency_us": _latency(row),
         "verdict": verdict(case),
