@@ -8,12 +8,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "pagemap.h"
 #include "run.h"
 #include "scenarios.h"
+#include "settings.h"
 #include "truth.h"
 
 #define TIMEOUT_S 180
-#define NR_HUGEPAGES "/proc/sys/vm/nr_hugepages"
 
 enum { CHILD_DONE, CHILD_FAILED };
 
@@ -164,33 +165,9 @@ static void usage(void)
 	exit(2);
 }
 
-static long get_nr_hugepages(void)
-{
-	FILE *f = fopen(NR_HUGEPAGES, "r");
-	long n = -1;
-
-	if (f) {
-		if (fscanf(f, "%ld", &n) != 1)
-			n = -1;
-		fclose(f);
-	}
-	return n;
-}
-
-static void set_nr_hugepages(long n)
-{
-	FILE *f = fopen(NR_HUGEPAGES, "w");
-
-	if (f) {
-		fprintf(f, "%ld\n", n);
-		fclose(f);
-	}
-}
-
 static int run(int argc, char **argv)
 {
 	const char *only = NULL, *skip = NULL;
-	long hugepages = get_nr_hugepages();
 	bool good = true;
 
 	for (int i = 0; i < argc; i += 2) {
@@ -215,6 +192,8 @@ static int run(int argc, char **argv)
 	check_list(only);
 	check_list(skip);
 
+	pagemap_start();
+	settings_save();
 	for (const struct scenario *s = scenarios; s->name; s++) {
 		if (only && !in_list(only, s->name))
 			continue;
@@ -222,8 +201,7 @@ static int run(int argc, char **argv)
 			continue;
 		good &= run_one(s);
 	}
-	if (hugepages >= 0 && get_nr_hugepages() != hugepages)
-		set_nr_hugepages(hugepages);
+	settings_restore();
 	return good ? 0 : 1;
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* The tracked mappings and what /proc says about their pages. */
+/* The tracked mappings, and what happens to them besides userfaultfd's own calls. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -10,11 +10,8 @@
 
 #include "pagemap.h"
 #include "run.h"
+#include "settings.h"
 #include "uffd.h"
-
-#define PM_PRESENT (1ULL << 63)
-#define PM_SWAP (1ULL << 62)
-#define PM_UFFD_WP (1ULL << 57)
 
 /* Reserves room with gaps on both sides, so that nothing merges or neighbours. */
 static char *reserve(size_t bytes, size_t align)
@@ -48,7 +45,18 @@ struct range *map_anon(size_t pages)
 	if (start == MAP_FAILED)
 		fail("mmap: %s", strerror(errno));
 	advise(start, pages, MADV_NOHUGEPAGE);
-	return truth_new_range(start, pages, MEMORY_ANON);
+	return truth_new_range(start, pages, 0, MEMORY_ANON);
+}
+
+struct range *map_anon_with_room(size_t pages, size_t room)
+{
+	char *start = reserve((pages + room) * PAGE, PAGE);
+
+	start = mmap(start, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	if (start == MAP_FAILED)
+		fail("mmap: %s", strerror(errno));
+	advise(start, pages, MADV_NOHUGEPAGE);
+	return truth_new_range(start, pages, room, MEMORY_ANON);
 }
 
 struct range *map_huge(size_t pages)
@@ -58,16 +66,22 @@ struct range *map_huge(size_t pages)
 	if (start == MAP_FAILED)
 		fail("mmap: %s", strerror(errno));
 	advise(start, pages, MADV_HUGEPAGE);
-	return truth_new_range(start, pages, MEMORY_ANON);
+	return truth_new_range(start, pages, 0, MEMORY_ANON);
 }
 
 struct range *map_hugetlb(size_t pages)
 {
-	char *start = place(pages, HUGE_PAGE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1);
+	long wanted = 2 * pages / PAGES_PER_HUGE;
+	char *start;
+
+	/* Not root, or no hugetlb: mmap() then says so. */
+	if (setting_get(NR_HUGEPAGES) < wanted)
+		setting_set(NR_HUGEPAGES, wanted);
+	start = place(pages, HUGE_PAGE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1);
 
 	if (start == MAP_FAILED)
 		unsupported("mmap with MAP_HUGETLB: %s", strerror(errno));
-	return truth_new_range(start, pages, MEMORY_HUGETLB);
+	return truth_new_range(start, pages, 0, MEMORY_HUGETLB);
 }
 
 struct range *map_shmem(size_t pages, char **other)
@@ -87,7 +101,7 @@ struct range *map_shmem(size_t pages, char **other)
 			fail("mmap: %s", strerror(errno));
 		advise(*other, pages, MADV_NOHUGEPAGE);
 	}
-	return truth_new_range(start, pages, MEMORY_SHMEM);
+	return truth_new_range(start, pages, 0, MEMORY_SHMEM);
 }
 
 void populate_every(struct range *r, size_t first, size_t pages, size_t step)
@@ -111,68 +125,62 @@ void discard(struct range *r, size_t first, size_t pages)
 {
 	if (madvise(r->start + first * PAGE, pages * PAGE, MADV_DONTNEED))
 		fail("MADV_DONTNEED: %s", strerror(errno));
-	truth_discarded(r, first, pages);
+	if (r->memory == MEMORY_ANON)
+		truth_emptied(r, first, pages, CAUSE_DISCARDED);
+}
+
+/* Its pages may still wait in another CPU's batch, where reclaim does not find them. */
+void page_out(struct range *r, size_t first, size_t pages)
+{
+	for (int tries = 0; tries < 200; tries++) {
+		if (madvise(r->start + first * PAGE, pages * PAGE, MADV_PAGEOUT))
+			unsupported("MADV_PAGEOUT: %s", strerror(errno));
+		if (!pagemap_present(r, first, pages))
+			return;
+		usleep(5000);
+	}
+	fail("%zu of %zu pages stay in memory", pagemap_present(r, first, pages), pages);
 }
 
 void unmap_from(struct range *r, size_t first)
 {
 	if (munmap(r->start + first * PAGE, (r->pages - first) * PAGE))
 		fail("munmap: %s", strerror(errno));
-	truth_disarmed(r, first, r->pages - first);
+	truth_unwatched(r, first, r->pages - first);
 }
 
-static uint64_t *read_pagemap(const struct range *r, size_t first, size_t pages)
+void map_over(struct range *r, size_t first, size_t pages)
 {
-	uint64_t *entries = malloc(pages * sizeof(*entries));
-	off_t offset = ((unsigned long)r->start / PAGE + first) * sizeof(*entries);
-	size_t done = 0, bytes = pages * sizeof(*entries);
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
 
-	if (!entries || fd < 0)
-		fail("pagemap: %s", strerror(errno));
-	while (done < bytes) {
-		ssize_t n = pread(fd, (char *)entries + done, bytes - done, offset + done);
-
-		if (n <= 0)
-			fail("pagemap: %s", n ? strerror(errno) : "short read");
-		done += n;
-	}
-	close(fd);
-	return entries;
+	if (mmap(r->start + first * PAGE, pages * PAGE, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
+		fail("mmap: %s", strerror(errno));
+	truth_unwatched(r, first, pages);
 }
 
-size_t pagemap_holes(const struct range *r, size_t first, size_t pages, bool *hole)
+char *move_mapping(struct range *r)
 {
-	uint64_t *entries = read_pagemap(r, first, pages);
-	size_t holes = 0;
+	size_t bytes = r->pages * PAGE;
+	char *to = reserve(bytes, PAGE);
 
-	for (size_t i = 0; i < pages; i++) {
-		hole[i] = !(entries[i] & (PM_PRESENT | PM_SWAP));
-		holes += hole[i];
-	}
-	free(entries);
-	return holes;
+	if (mremap(r->start, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to)
+		fail("mremap: %s", strerror(errno));
+	if (r->features & UFFD_FEATURE_EVENT_REMAP)
+		truth_again(r, to, r->modes);
+	else
+		truth_unwatched(r, 0, r->pages);
+	return to;
 }
 
-void pagemap_expect(const struct range *r, size_t first, size_t pages, size_t protected)
+void grow(struct range *r, size_t pages)
 {
-	uint64_t *entries = read_pagemap(r, first, pages);
-	size_t set = 0;
+	size_t bytes = r->pages * PAGE;
 
-	for (size_t i = 0; i < pages; i++)
-		set += !!(entries[i] & PM_UFFD_WP);
-	free(entries);
-	if (r->memory != MEMORY_HUGETLB && set && set != protected)
-		fail("pagemap shows %zu of %zu pages protected, not %zu", set, pages, protected);
-}
-
-bool page_is_present(const struct range *r, size_t i)
-{
-	uint64_t *entry = read_pagemap(r, i, 1);
-	bool present = *entry & PM_PRESENT;
-
-	free(entry);
-	return present;
+	if (munmap(r->start + bytes, pages * PAGE))
+		fail("munmap: %s", strerror(errno));
+	if (mremap(r->start, bytes, bytes + pages * PAGE, 0) == MAP_FAILED)
+		fail("mremap: %s", strerror(errno));
+	truth_grown(r, pages);
 }
 
 unsigned long huge_kb(const struct range *r)

@@ -17,13 +17,19 @@ struct scenario {
 extern const struct scenario scenarios[];
 
 /* Opens a userfaultfd, registers r on it and starts m. */
-static inline void track(struct range *r, uint64_t modes, uint64_t features, struct monitor *m)
-{
-	int uffd = uffd_open(features);
-
-	uffd_register(uffd, features, r, modes);
-	monitor_start(m, uffd);
-}
+void track(struct range *r, uint64_t modes, uint64_t features, struct monitor *m);
+/* An anonymous range so tracked with MODE_WP, and stopping points. */
+struct range *track_wp(size_t pages, uint64_t features, struct monitor *m);
+/* The same, its first `full` pages populated, and all of it armed. */
+struct range *track_armed(size_t pages, size_t full, uint64_t features, struct monitor *m);
+void arm_all(struct range *r);
+void write_and_stop(struct range *r, struct monitor *m);
+/* Huge page by huge page: which of them one write populates is the kernel's choice. */
+void write_blocks(struct range *r);
+/* Where reclaim finds all that this thread populates: in no other CPU's batch. */
+void stay_on_one_cpu(void);
+/* More messages than armed pages. */
+void expect_repeated_messages(struct range *r);
 
 void populated(void);
 void empty(void);
@@ -76,5 +82,67 @@ void pending(void);
 void kernel_write(void);
 void remote_write(void);
 void fork_wp(void);
+void shmem_fork(void);
+void fork_event(void);
+
+void mixed(void);
+void exposed(void);
+void discarded_unpopulated(void);
+void huge_discarded_unpopulated(void);
+void discarded_free(void);
+void free_kept(void);
+void shmem_discarded(void);
+void copy_over_armed(void);
+void shmem_copy_marker(void);
+void shmem_copy_wp(void);
+void hugetlb_copy_marker(void);
+void continue_marker(void);
+void continue_wp(void);
+void move(void);
+void mprotected(void);
+void copy_wp_read_only(void);
+
+void swapped(void);
+void swapped_before_arm(void);
+void swapped_off(void);
+void ksm_merge(void);
+void ksm_unwritten(void);
+void ksm_merged_first(void);
+
+void map_fixed(void);
+void unmapped_event(void);
+void remapped(void);
+void remapped_event(void);
+void grown(void);
+void stale_unregister(void);
+void stale_close(void);
+void wp_dropped(void);
+void re_registered_wp(void);
+
+void never_read(void);
+void monitor_fault(void);
+void monitor_process_fault(void);
+void slow_service(void);
+void prompt_service(void);
+void closed_with_waiters(void);
+void closed_after(void);
+void unregistered_with_waiters(void);
+void unregistered_after(void);
+void cannot_wait(void);
+void user_mode_only(void);
+void sigbus_feature(void);
+void holes_left(void);
+void rearmed_holes(void);
+
+void eagain_storm(void);
+void eagain_once(void);
+void eexist(void);
+void zeropage_eexist(void);
+void copy_into_holes(void);
+void partial_copy(void);
+void gap(void);
+void adjacent(void);
+void half(void);
+void arm_failed(void);
 
 #endif

@@ -4,71 +4,45 @@
 #include "run.h"
 #include "scenarios.h"
 
-static struct range *track_wp(size_t pages, struct monitor *m)
-{
-	struct range *r = map_anon(pages);
-
-	track(r, MODE_WP, 0, m);
-	point("registered");
-	return r;
-}
-
 void part_armed(void)
 {
 	struct monitor m = {0};
-	struct range *r = track_wp(PAGES, &m);
+	struct range *r = track_wp(PAGES, 0, &m);
 
 	/* Every other page, so that each third holds pages of both kinds. */
 	populate_every(r, 0, PAGES, 2);
 	point("populated");
 	arm(r, PAGES / 3, PAGES / 3);
 	point("armed");
-	write_pages(r, 0, PAGES);
-	point("written");
-	monitor_stop(&m);
+	write_and_stop(r, &m);
 }
 
 void part_released(void)
 {
 	struct monitor m = {0};
-	struct range *r = track_wp(PAGES, &m);
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
 
-	populate(r, 0, PAGES);
-	point("populated");
-	arm(r, 0, PAGES);
-	point("armed");
 	release(r, PAGES / 3, PAGES / 3);
 	pagemap_expect(r, 0, PAGES, PAGES - PAGES / 3);
-	write_pages(r, 0, PAGES);
-	point("written");
-	monitor_stop(&m);
+	write_and_stop(r, &m);
 }
 
 void part_unregistered(void)
 {
 	struct monitor m = {0};
-	struct range *r = track_wp(PAGES, &m);
+	struct range *r = track_armed(PAGES, PAGES / 2, 0, &m);
 
-	populate(r, 0, PAGES / 2);
-	point("populated");
-	arm(r, 0, PAGES);
-	point("armed");
 	uffd_unregister_from(r, PAGES * 3 / 4);
-	write_pages(r, 0, PAGES);
-	point("written");
-	monitor_stop(&m);
+	write_and_stop(r, &m);
 }
 
 void unmapped(void)
 {
 	struct monitor m = {0};
-	struct range *r = track_wp(PAGES, &m);
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
 
-	populate(r, 0, PAGES);
-	point("populated");
-	arm(r, 0, PAGES);
-	point("armed");
 	unmap_from(r, PAGES * 3 / 4);
+	truth_finding(r, "unmapped-without-event", PAGES / 4);
 	write_pages(r, 0, PAGES * 3 / 4);
 	point("written");
 	monitor_stop(&m);
@@ -77,16 +51,9 @@ void unmapped(void)
 void reregistered(void)
 {
 	struct monitor m = {0};
-	struct range *r = track_wp(PAGES, &m);
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
 
-	populate(r, 0, PAGES);
-	point("populated");
-	arm(r, 0, PAGES);
-	point("armed");
-	r = uffd_reregister(r, MODE_MISSING);
-	write_pages(r, 0, PAGES);
-	point("written");
-	monitor_stop(&m);
+	write_and_stop(uffd_reregister(r, MODE_MISSING), &m);
 }
 
 void small_ranges(void)
@@ -138,4 +105,122 @@ void two_userfaultfds(void)
 	point("written");
 	for (int i = 0; i < 2; i++)
 		monitor_stop(&m[i]);
+}
+
+void map_fixed(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
+
+	map_over(r, PAGES / 2, PAGES / 2);
+	truth_finding(r, "unmapped-without-event", PAGES / 2);
+	write_and_stop(r, &m);
+}
+
+void unmapped_event(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_armed(PAGES, PAGES, UFFD_FEATURE_EVENT_UNMAP, &m);
+
+	unmap_from(r, PAGES * 3 / 4);
+	write_pages(r, 0, PAGES * 3 / 4);
+	point("written");
+	monitor_stop(&m);
+	if (m.events != 1)
+		fail("%u events for one munmap", m.events);
+}
+
+void remapped(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
+	char *to = move_mapping(r);
+
+	truth_finding(r, "mremap-without-event", PAGES);
+	for (size_t i = 0; i < PAGES; i++)
+		*(volatile char *)(to + i * PAGE) = 2;
+	point("written");
+	monitor_stop(&m);
+}
+
+void remapped_event(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_armed(PAGES, PAGES, UFFD_FEATURE_EVENT_REMAP, &m);
+
+	r = truth_find(move_mapping(r));
+	pagemap_expect(r, 0, PAGES, PAGES);
+	write_and_stop(r, &m);
+	if (m.events != 1)
+		fail("%u events for one mremap", m.events);
+}
+
+void grown(void)
+{
+	struct monitor m = {0};
+	struct range *r = map_anon_with_room(PAGES, PAGES / 4);
+
+	track(r, MODE_WP, 0, &m);
+	point("registered");
+	populate(r, 0, PAGES);
+	point("populated");
+	arm_all(r);
+	grow(r, PAGES / 4);
+	truth_finding(r, "grown", PAGES / 4);
+	write_and_stop(r, &m);
+}
+
+/* Registered once more by uffd, armed by nobody: what was armed before may still send messages. */
+static void write_unarmed(struct range *r, int uffd, struct monitor *m)
+{
+	struct range *again = truth_new_range(r->start, r->pages, 0, r->memory);
+	size_t stale = 0;
+
+	uffd_register(uffd, 0, again, MODE_WP);
+	write_and_stop(again, m);
+	for (size_t i = 0; i < again->pages; i++)
+		stale += again->page[i].notified;
+	if (stale)
+		truth_finding(again, "stale-protection", stale);
+}
+
+void stale_unregister(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
+
+	uffd_unregister_from(r, 0);
+	write_unarmed(r, r->uffd, &m);
+}
+
+void stale_close(void)
+{
+	struct monitor old = {0}, new = {0};
+	struct range *r = track_armed(PAGES, PAGES, 0, &old);
+	int uffd;
+
+	monitor_stop(&old);
+	uffd_close(r->uffd);
+	uffd = uffd_open(0);
+	monitor_start(&new, uffd);
+	write_unarmed(r, uffd, &new);
+}
+
+void wp_dropped(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
+
+	uffd_reregister(r, MODE_MISSING);
+	monitor_stop(&m);
+}
+
+void re_registered_wp(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
+
+	r = uffd_reregister(r, MODE_MISSING | MODE_WP);
+	pagemap_expect(r, 0, PAGES, PAGES);
+	write_and_stop(r, &m);
 }

@@ -5,7 +5,6 @@
 #include "scenarios.h"
 
 #define BIG (8UL * 1024 * 1024 / PAGE)
-#define HUGE_KB (HUGE_PAGE / 1024)
 
 static struct range *track_huge(struct monitor *m)
 {
@@ -27,26 +26,8 @@ void huge_populated(void)
 	if (kb != BIG * PAGE / 1024)
 		fail("only %lu kB came as huge pages", kb);
 	point("populated");
-	arm(r, 0, BIG);
-	point("armed");
-	write_pages(r, 0, BIG);
-	point("written");
-	monitor_stop(&m);
-}
-
-/* Whether this write populated its whole huge page is the kernel's choice. */
-static void write_blocks(struct range *r)
-{
-	for (size_t block = 0; block < BIG; block += PAGES_PER_HUGE) {
-		unsigned long before = huge_kb(r);
-
-		write_pages(r, block, 1);
-		if (huge_kb(r) == before + HUGE_KB)
-			truth_huge(r, block, block);
-		pagemap_expect(r, block, PAGES_PER_HUGE, 0);
-		write_pages(r, block + 1, PAGES_PER_HUGE - 1);
-	}
-	point("written");
+	arm_all(r);
+	write_and_stop(r, &m);
 }
 
 void huge_hole(void)
@@ -54,8 +35,7 @@ void huge_hole(void)
 	struct monitor m = {0};
 	struct range *r = track_huge(&m);
 
-	arm(r, 0, BIG);
-	point("armed");
+	arm_all(r);
 	write_blocks(r);
 	if (!r->page[0].huge)
 		fail("a write to a hole did not populate a huge page");
@@ -67,8 +47,7 @@ void huge_zero(void)
 	struct monitor m = {0};
 	struct range *r = track_huge(&m);
 
-	arm(r, 0, BIG);
-	point("armed");
+	arm_all(r);
 	for (size_t block = 0; block < BIG; block += PAGES_PER_HUGE) {
 		read_pages(r, block, 1);
 		if (!page_is_present(r, block + 1) || huge_kb(r))
@@ -88,11 +67,8 @@ void shmem(void)
 	point("registered");
 	populate(r, 0, PAGES / 2);
 	point("populated");
-	arm(r, 0, PAGES);
-	point("armed");
-	write_pages(r, 0, PAGES);
-	point("written");
-	monitor_stop(&m);
+	arm_all(r);
+	write_and_stop(r, &m);
 }
 
 void shmem_missing(void)
@@ -102,9 +78,7 @@ void shmem_missing(void)
 
 	track(r, MODE_MISSING, 0, &m);
 	point("registered");
-	write_pages(r, 0, PAGES);
-	point("written");
-	monitor_stop(&m);
+	write_and_stop(r, &m);
 }
 
 void minor(void)
@@ -119,51 +93,28 @@ void minor(void)
 		*(volatile char *)(other + i * PAGE) = 1;
 	point("populated");
 	read_pages(r, 0, PAGES / 2);
-	write_pages(r, 0, PAGES);
-	point("written");
-	monitor_stop(&m);
-}
-
-static struct range *map_four_huge(void)
-{
-	FILE *f = fopen("/proc/sys/vm/nr_hugepages", "r+");
-	long pages = 0;
-
-	/* Not root, or no hugetlb: mmap() then says so. */
-	if (f) {
-		if (fscanf(f, "%ld", &pages) == 1 && pages < 8) {
-			rewind(f);
-			fputs("8\n", f);
-		}
-		fclose(f);
-	}
-	return map_hugetlb(4 * PAGES_PER_HUGE);
+	write_and_stop(r, &m);
 }
 
 void hugetlb_missing(void)
 {
 	struct monitor m = {0};
-	struct range *r = map_four_huge();
+	struct range *r = map_hugetlb(4 * PAGES_PER_HUGE);
 
 	track(r, MODE_MISSING, 0, &m);
 	point("registered");
-	write_pages(r, 0, r->pages);
-	point("written");
-	monitor_stop(&m);
+	write_and_stop(r, &m);
 }
 
 void hugetlb_wp(void)
 {
 	struct monitor m = {0};
-	struct range *r = map_four_huge();
+	struct range *r = map_hugetlb(4 * PAGES_PER_HUGE);
 
 	track(r, MODE_WP, 0, &m);
 	point("registered");
 	populate(r, 0, r->pages / 2);
 	point("populated");
-	arm(r, 0, r->pages);
-	point("armed");
-	write_pages(r, 0, r->pages);
-	point("written");
-	monitor_stop(&m);
+	arm_all(r);
+	write_and_stop(r, &m);
 }

@@ -20,8 +20,7 @@ static void armed_while_empty(enum on_missing answer)
 	struct monitor m = {.missing = answer};
 	struct range *r = track_missing(MODE_MISSING | MODE_WP, &m);
 
-	arm(r, 0, PAGES);
-	point("armed");
+	arm_all(r);
 	write_pages(r, 0, PAGES);
 	pagemap_expect(r, 0, PAGES, 0);
 	point("written");
@@ -48,13 +47,10 @@ void missing_wp_zeropage_read(void)
 	struct monitor m = {.missing = ZEROPAGE};
 	struct range *r = track_missing(MODE_MISSING | MODE_WP, &m);
 
-	arm(r, 0, PAGES);
-	point("armed");
+	arm_all(r);
 	read_pages(r, 0, PAGES);
 	pagemap_expect(r, 0, PAGES, 0);
-	write_pages(r, 0, PAGES);
-	point("written");
-	monitor_stop(&m);
+	write_and_stop(r, &m);
 }
 
 void missing(void)
@@ -62,9 +58,7 @@ void missing(void)
 	struct monitor m = {.missing = COPY};
 	struct range *r = track_missing(MODE_MISSING, &m);
 
-	write_pages(r, 0, PAGES);
-	point("written");
-	monitor_stop(&m);
+	write_and_stop(r, &m);
 }
 
 void missing_copy_wp_only(void)
@@ -77,9 +71,7 @@ void missing_copy_wp_only(void)
 	read_pages(r, PAGES / 2, PAGES / 2);
 	pagemap_expect(r, 0, PAGES, PAGES / 2);
 	point("armed");
-	write_pages(r, 0, PAGES);
-	point("written");
-	monitor_stop(&m);
+	write_and_stop(r, &m);
 }
 
 void idle(void)

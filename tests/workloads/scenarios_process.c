@@ -16,19 +16,6 @@
 
 #define CHUNK 16
 
-static struct range *half_armed(size_t full, struct monitor *m)
-{
-	struct range *r = map_anon(PAGES);
-
-	track(r, MODE_WP, 0, m);
-	point("registered");
-	populate(r, 0, full);
-	point("populated");
-	arm(r, 0, PAGES);
-	point("armed");
-	return r;
-}
-
 static void *read_zeros(void *arg)
 {
 	struct range *r = arg;
@@ -47,7 +34,7 @@ static void *read_zeros(void *arg)
 void kernel_write(void)
 {
 	struct monitor m = {0};
-	struct range *r = half_armed(PAGES / 2, &m);
+	struct range *r = track_armed(PAGES, PAGES / 2, 0, &m);
 
 	thread_join(thread_start(read_zeros, r));
 	point("written");
@@ -94,7 +81,7 @@ void remote_write(void)
 		remote_writer(target, there[0], back[1]);
 	}
 	close(back[1]);
-	r = half_armed(PAGES / 2, &m);
+	r = track_armed(PAGES, PAGES / 2, 0, &m);
 	if (write(there[1], &r->start, sizeof(r->start)) != sizeof(r->start))
 		fail("pipe: %s", strerror(errno));
 	if (read(back[0], &done, 1) != 1)
@@ -106,10 +93,8 @@ void remote_write(void)
 	monitor_stop(&m);
 }
 
-void fork_wp(void)
+static void fork_and_wait(void)
 {
-	struct monitor m = {0};
-	struct range *r = half_armed(PAGES, &m);
 	pid_t pid = fork();
 	int status;
 
@@ -119,8 +104,43 @@ void fork_wp(void)
 		_exit(0);
 	if (waitpid(pid, &status, 0) != pid || status)
 		fail("the forked child ended with %#x", status);
+}
+
+void fork_wp(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
+
+	fork_and_wait();
+	truth_finding(r, "fork-without-event", 1);
 	pagemap_expect(r, 0, PAGES, PAGES);
-	write_pages(r, 0, PAGES);
-	point("written");
-	monitor_stop(&m);
+	write_and_stop(r, &m);
+}
+
+void shmem_fork(void)
+{
+	struct monitor m = {0};
+	struct range *r = map_shmem(PAGES, NULL);
+
+	track(r, MODE_WP, 0, &m);
+	point("registered");
+	populate(r, 0, PAGES / 2);
+	point("populated");
+	arm_all(r);
+	fork_and_wait();
+	truth_finding(r, "fork-without-event", 1);
+	pagemap_expect(r, 0, PAGES, PAGES);
+	write_and_stop(r, &m);
+}
+
+void fork_event(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_armed(PAGES, PAGES, UFFD_FEATURE_EVENT_FORK, &m);
+
+	fork_and_wait();
+	if (m.events != 1)
+		fail("%u events for one fork", m.events);
+	pagemap_expect(r, 0, PAGES, PAGES);
+	write_and_stop(r, &m);
 }

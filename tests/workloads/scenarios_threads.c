@@ -17,21 +17,6 @@
 #define sigev_notify_thread_id _sigev_un._tid
 #endif
 
-static struct range *armed_range(size_t pages, size_t full, struct monitor *m)
-{
-	struct range *r = map_anon(pages);
-
-	track(r, MODE_WP, 0, m);
-	point("registered");
-	if (full) {
-		populate(r, 0, full);
-		point("populated");
-	}
-	arm(r, 0, pages);
-	point("armed");
-	return r;
-}
-
 static void race(struct range *r, struct monitor *m)
 {
 	struct work w = {.range = r, .pages = r->pages};
@@ -45,28 +30,28 @@ void racing_writers(void)
 {
 	struct monitor m = {0};
 
-	race(armed_range(200, 200, &m), &m);
+	race(track_armed(200, 200, 0, &m), &m);
 }
 
 void racing_writers_single(void)
 {
 	struct monitor m = {.batch = 1};
 
-	race(armed_range(200, 200, &m), &m);
+	race(track_armed(200, 200, 0, &m), &m);
 }
 
 void racing_holes(void)
 {
 	struct monitor m = {0};
 
-	race(armed_range(2000, 0, &m), &m);
+	race(track_armed(2000, 0, 0, &m), &m);
 }
 
 static void storm_of(size_t threads)
 {
 	enum { HOLES = 60000 };
 	struct monitor m = {0};
-	struct range *r = armed_range(HOLES, 0, &m);
+	struct range *r = track_armed(HOLES, 0, 0, &m);
 	struct work work[threads];
 	size_t share = HOLES / threads;
 
@@ -151,7 +136,7 @@ void signals(void)
 		.sa_flags = SA_SIGINFO | SA_RESTART,
 	};
 	struct monitor m = {.delay_us = 5000};
-	struct range *r = armed_range(200, 200, &m);
+	struct range *r = track_armed(200, 200, 0, &m);
 	struct work work = {.range = r, .pages = 200};
 
 	if (sigaction(SIGALRM, &action, NULL))
@@ -159,6 +144,7 @@ void signals(void)
 	thread_join(thread_start(write_under_signals, &work));
 	point("written");
 	monitor_stop(&m);
+	expect_repeated_messages(r);
 }
 
 /* Returns with the threads still asleep in their faults. */
@@ -168,7 +154,7 @@ void pending(void)
 	/* They outlive this function. */
 	static struct monitor m = {.wp = KEEP};
 	static struct work work[SLEEPERS];
-	struct range *r = armed_range(PAGES, PAGES, &m);
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
 
 	for (size_t i = 0; i < SLEEPERS; i++) {
 		work[i] = (struct work){.range = r, .first = i, .pages = 1};

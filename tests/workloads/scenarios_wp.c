@@ -4,36 +4,11 @@
 #include "run.h"
 #include "scenarios.h"
 
-static void write_and_stop(struct range *r, struct monitor *m)
-{
-	write_pages(r, 0, r->pages);
-	point("written");
-	monitor_stop(m);
-}
-
-static struct range *track_wp(size_t pages, uint64_t features, struct monitor *m)
-{
-	struct range *r = map_anon(pages);
-
-	track(r, MODE_WP, features, m);
-	point("registered");
-	return r;
-}
-
-static void arm_all(struct range *r)
-{
-	arm(r, 0, r->pages);
-	point("armed");
-}
-
 static void partly_populated(size_t pages, size_t full)
 {
 	struct monitor m = {0};
-	struct range *r = track_wp(pages, 0, &m);
+	struct range *r = track_armed(pages, full, 0, &m);
 
-	populate(r, 0, full);
-	point("populated");
-	arm_all(r);
 	write_and_stop(r, &m);
 }
 
@@ -45,9 +20,8 @@ void populated(void)
 void empty(void)
 {
 	struct monitor m = {0};
-	struct range *r = track_wp(PAGES, 0, &m);
+	struct range *r = track_armed(PAGES, 0, 0, &m);
 
-	arm_all(r);
 	write_and_stop(r, &m);
 }
 
@@ -70,9 +44,8 @@ void read_before(void)
 static void read_then_written(uint64_t features)
 {
 	struct monitor m = {0};
-	struct range *r = track_wp(PAGES, features, &m);
+	struct range *r = track_armed(PAGES, 0, features, &m);
 
-	arm_all(r);
 	read_pages(r, 0, PAGES);
 	pagemap_expect(r, 0, PAGES, features ? PAGES : 0);
 	write_and_stop(r, &m);
@@ -96,11 +69,8 @@ void never_armed(void)
 void two_rounds(void)
 {
 	struct monitor m = {0};
-	struct range *r = track_wp(PAGES, 0, &m);
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
 
-	populate(r, 0, PAGES);
-	point("populated");
-	arm_all(r);
 	write_pages(r, 0, PAGES);
 	arm(r, 0, PAGES);
 	write_every(r, 0, PAGES, 2);
@@ -111,11 +81,8 @@ void two_rounds(void)
 void rounds_of_holes(void)
 {
 	struct monitor m = {0};
-	struct range *r = track_wp(PAGES, 0, &m);
+	struct range *r = track_armed(PAGES, PAGES / 2, 0, &m);
 
-	populate(r, 0, PAGES / 2);
-	point("populated");
-	arm_all(r);
 	write_pages(r, 0, PAGES);
 	arm(r, 0, PAGES);
 	write_and_stop(r, &m);
@@ -124,9 +91,8 @@ void rounds_of_holes(void)
 void wp_unpopulated(void)
 {
 	struct monitor m = {0};
-	struct range *r = track_wp(PAGES, UFFD_FEATURE_WP_UNPOPULATED, &m);
+	struct range *r = track_armed(PAGES, 0, UFFD_FEATURE_WP_UNPOPULATED, &m);
 
-	arm_all(r);
 	write_and_stop(r, &m);
 }
 
@@ -138,33 +104,25 @@ void wp_unpopulated_read(void)
 void wp_async(void)
 {
 	struct monitor m = {0};
-	struct range *r = track_wp(PAGES, UFFD_FEATURE_WP_ASYNC, &m);
+	struct range *r = track_armed(PAGES, PAGES / 2, UFFD_FEATURE_WP_ASYNC, &m);
 
-	populate(r, 0, PAGES / 2);
-	point("populated");
-	arm_all(r);
 	write_and_stop(r, &m);
 }
 
 void wake_only(void)
 {
 	struct monitor m = {.wp = WAKE_THEN_RELEASE};
-	struct range *r = track_wp(PAGES, 0, &m);
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
 
-	populate(r, 0, PAGES);
-	point("populated");
-	arm_all(r);
 	write_and_stop(r, &m);
+	truth_finding(r, "repeated-messages", 0);
 }
 
 void discarded(void)
 {
 	struct monitor m = {0};
-	struct range *r = track_wp(PAGES, 0, &m);
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
 
-	populate(r, 0, PAGES);
-	point("populated");
-	arm_all(r);
 	discard(r, 0, PAGES / 2);
 	pagemap_expect(r, 0, PAGES, PAGES / 2);
 	write_and_stop(r, &m);

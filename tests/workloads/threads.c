@@ -38,32 +38,49 @@ static void answer_wp(struct monitor *m, struct range *r, size_t i)
 		release(r, i, r->unit / PAGE);
 }
 
-static void answer(struct monitor *m, const struct uffd_msg *msg)
+static void answer_fault(struct monitor *m, struct range *r, size_t i, uint64_t flags)
+{
+	if (m->delay_us)
+		usleep(m->delay_us);
+	if (flags & UFFD_PAGEFAULT_FLAG_WP)
+		answer_wp(m, r, i);
+	else if (flags & UFFD_PAGEFAULT_FLAG_MINOR)
+		continue_page(r, i, m->continue_wp);
+	else
+		answer_missing(m, r, i, flags & UFFD_PAGEFAULT_FLAG_WRITE);
+}
+
+static void fault(struct monitor *m, const struct uffd_msg *msg)
 {
 	uint64_t flags = msg->arg.pagefault.flags;
 	char *address = (char *)(unsigned long)msg->arg.pagefault.address;
 	struct range *r = truth_find(address);
 	size_t i;
 
-	if (msg->event != UFFD_EVENT_PAGEFAULT)
-		fail("unexpected event %#x", msg->event);
 	if (!r || r->uffd != m->uffd)
 		fail("message for a foreign address %p", (void *)address);
 	i = (address - r->start) / r->unit * (r->unit / PAGE);
 
-	if (m->delay_us)
-		usleep(m->delay_us);
-	if (flags & UFFD_PAGEFAULT_FLAG_WP) {
+	if (flags & UFFD_PAGEFAULT_FLAG_WP)
 		truth_message(r, i, KIND_WP);
-		answer_wp(m, r, i);
-	} else if (flags & UFFD_PAGEFAULT_FLAG_MINOR) {
-		truth_message(r, i, KIND_MINOR);
-		continue_page(r, i);
-	} else {
-		truth_message(r, i, KIND_MISSING);
-		answer_missing(m, r, i, flags & UFFD_PAGEFAULT_FLAG_WRITE);
-	}
+	else
+		truth_message(r, i, flags & UFFD_PAGEFAULT_FLAG_MINOR ? KIND_MINOR : KIND_MISSING);
+	if (!m->on_message || !m->on_message(m, msg, r, i))
+		answer_fault(m, r, i, flags);
 	m->messages++;
+}
+
+static void event(struct monitor *m, const struct uffd_msg *msg)
+{
+	bool done = m->on_message && m->on_message(m, msg, NULL, 0);
+
+	if (!done && msg->event == UFFD_EVENT_FORK) {
+		if (m->keep_forked)
+			m->forked = msg->arg.fork.ufd;
+		else
+			close(msg->arg.fork.ufd);
+	}
+	m->events++;
 }
 
 static void *monitor_main(void *arg)
@@ -87,7 +104,7 @@ static void *monitor_main(void *arg)
 			if (n < 0 && errno != EAGAIN)
 				fail("read of the userfaultfd: %s", strerror(errno));
 			for (ssize_t i = 0; i * (ssize_t)sizeof(messages[0]) < n; i++)
-				answer(m, &messages[i]);
+				(messages[i].event == UFFD_EVENT_PAGEFAULT ? fault : event)(m, &messages[i]);
 		} else if (fds[1].revents) {
 			return NULL;
 		}

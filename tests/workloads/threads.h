@@ -6,6 +6,7 @@
 #include <pthread.h>
 
 #include "truth.h"
+#include "uffd.h"
 
 enum on_missing { COPY, COPY_WP, ZEROPAGE };
 enum on_wp { RELEASE, WAKE_THEN_RELEASE, KEEP };
@@ -16,7 +17,16 @@ struct monitor {
 	unsigned int delay_us; /* before each answer */
 	enum on_missing missing;
 	enum on_wp wp;
-	atomic_uint messages;
+	bool continue_wp; /* CONTINUE with MODE_WP */
+	bool keep_forked; /* keep the userfaultfd of a FORK event, in `forked` */
+	/*
+	 * After the message is counted, before it is answered: true if it is dealt
+	 * with. r is NULL for all but page faults; i is the page in r.
+	 */
+	bool (*on_message)(struct monitor *m, const struct uffd_msg *msg, struct range *r, size_t i);
+	atomic_uint messages; /* page faults answered */
+	atomic_uint events; /* all other messages: FORK, REMAP, REMOVE, UNMAP */
+	int forked;
 	int stop;
 	pthread_t thread;
 };

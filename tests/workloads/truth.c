@@ -7,38 +7,21 @@
 #include "run.h"
 #include "uffd.h"
 
-static const char *const cause_names[CAUSES] = {
-	[CAUSE_HOLE] = "hole",
-	[CAUSE_ZERO_PAGE_AFTER_ARM] = "zero-page-after-arm",
-	[CAUSE_HUGE_PAGE] = "huge-page",
-	[CAUSE_DISCARDED] = "discarded",
-	[CAUSE_COPY_WITHOUT_WP] = "copy-without-wp",
-	[CAUSE_ZEROPAGE] = "zeropage",
-	[CAUSE_CONTINUE_WITHOUT_WP] = "continue-without-wp",
-	[CAUSE_MODE_REPLACED] = "mode-replaced",
-	[CAUSE_UNKNOWN] = "unknown",
-};
-
-static const char *const memory_names[] = {
-	[MEMORY_ANON] = "anon",
-	[MEMORY_SHMEM] = "shmem",
-	[MEMORY_HUGETLB] = "hugetlb",
-};
-
 static struct range *ranges;
 
-struct range *truth_new_range(char *start, size_t pages, enum memory memory)
+struct range *truth_new_range(char *start, size_t pages, size_t room, enum memory memory)
 {
 	struct range *r = calloc(1, sizeof(*r));
 	struct range **end = &ranges;
 
 	if (!r)
 		fail("out of memory");
-	r->page = calloc(pages, sizeof(*r->page));
+	r->page = calloc(pages + room, sizeof(*r->page));
 	if (!r->page)
 		fail("out of memory");
 	r->start = start;
 	r->pages = pages;
+	r->room = room;
 	r->memory = memory;
 	r->unit = memory == MEMORY_HUGETLB ? HUGE_PAGE : PAGE;
 	r->uffd = -1;
@@ -48,7 +31,6 @@ struct range *truth_new_range(char *start, size_t pages, enum memory memory)
 	return r;
 }
 
-/* The same addresses, from now on counted as another range. */
 struct range *truth_find(const void *address)
 {
 	struct range *found = NULL;
@@ -59,14 +41,26 @@ struct range *truth_find(const void *address)
 	return found;
 }
 
-static enum cause why_lost(const struct page *p)
+struct range *truth_next(const struct range *r)
 {
-	if (p->replaced)
-		return CAUSE_MODE_REPLACED;
-	if (p->discarded)
-		return CAUSE_DISCARDED;
-	if (p->zeropaged)
-		return CAUSE_ZEROPAGE;
+	return r ? r->next : ranges;
+}
+
+bool truth_has_markers(const struct range *r)
+{
+	return r->memory != MEMORY_ANON || r->features & (UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC);
+}
+
+enum cause truth_loss(const struct range *r, const struct page *p)
+{
+	if (!p->armed || r->features & UFFD_FEATURE_WP_ASYNC)
+		return CAUSE_NONE;
+	if (p->blind)
+		return p->blind;
+	if (!p->written || p->wp_read)
+		return CAUSE_NONE;
+	if (p->dropped)
+		return p->dropped;
 	if (p->bare && p->read)
 		return CAUSE_ZERO_PAGE_AFTER_ARM;
 	if (p->bare && p->huge)
@@ -77,15 +71,14 @@ static enum cause why_lost(const struct page *p)
 }
 
 /* Ends one arming of one page. */
-static void settle(const struct range *r, struct page *p)
+static void settle(struct range *r, struct page *p)
 {
-	if (!p->armed)
-		return;
-	p->armed = false;
-	if (r->features & UFFD_FEATURE_WP_ASYNC)
-		return;
+	enum cause cause = truth_loss(r, p);
+	enum how how = p->blind ? BLIND : OBSERVED;
+	bool skipped = p->armed && p->bare && !p->filled && !(r->features & UFFD_FEATURE_WP_ASYNC);
 
-	if (p->bare && !p->filled) {
+	p->armed = false;
+	if (skipped) {
 		if (p->read)
 			p->skipped[SKIPPED_ZERO]++;
 		else if (p->huge)
@@ -93,25 +86,44 @@ static void settle(const struct range *r, struct page *p)
 		else if (p->written)
 			p->skipped[SKIPPED_FRESH]++;
 	}
-
-	if (p->blind) {
-		p->blinded++;
-		p->causes[p->blind]++;
-	} else if (p->written && !p->wp_read) {
-		p->observed++;
-		p->causes[why_lost(p)]++;
-	}
+	if (!cause)
+		return;
+	p->times[how]++;
+	p->lost[how] |= 1U << cause;
+	p->causes[cause]++;
+	if (cause == CAUSE_COPY_WITHOUT_WP || cause == CAUSE_CONTINUE_WITHOUT_WP)
+		r->marker_erased += truth_has_markers(r);
 }
 
-struct range *truth_again(struct range *old)
+struct range *truth_again(struct range *old, char *start, uint64_t modes)
 {
-	struct range *r = truth_new_range(old->start, old->pages, old->memory);
+	struct range *r = truth_new_range(start, old->pages, 0, old->memory);
 
+	r->uffd = old->uffd;
+	r->features = old->features;
+	r->modes = modes;
 	for (size_t i = 0; i < old->pages; i++) {
-		r->page[i].armed = r->page[i].ever_armed = r->page[i].replaced = old->page[i].armed;
-		settle(old, &old->page[i]);
+		struct page *from = &old->page[i], *to = &r->page[i];
+
+		if (!from->armed)
+			continue;
+		if (from->read || from->written || from->blind)
+			fail("page %zu goes on in another range after a touch: not modelled", i);
+		to->armed = to->ever_armed = true;
+		to->bare = from->bare;
+		to->filled = from->filled;
+		to->dropped = modes & UFFDIO_REGISTER_MODE_WP ? from->dropped : CAUSE_MODE_REPLACED;
 	}
+	truth_unwatched(old, 0, old->pages);
 	return r;
+}
+
+void truth_grown(struct range *r, size_t pages)
+{
+	if (pages > r->room)
+		fail("the range has no room for %zu more pages", pages);
+	r->pages += pages;
+	r->room -= pages;
 }
 
 void truth_armed(struct range *r, size_t i, bool hole)
@@ -122,10 +134,9 @@ void truth_armed(struct range *r, size_t i, bool hole)
 	p->read = false;
 	p->written = false;
 	p->filled = false;
-	p->zeropaged = false;
-	p->discarded = false;
 	p->huge = false;
 	p->wp_read = false;
+	p->dropped = CAUSE_NONE;
 	p->blind = CAUSE_NONE;
 	p->bare = hole;
 	p->holes += hole;
@@ -139,7 +150,28 @@ void truth_disarmed(struct range *r, size_t first, size_t pages)
 		settle(r, &r->page[i]);
 }
 
-void truth_discarded(struct range *r, size_t first, size_t pages)
+void truth_unwatched(struct range *r, size_t first, size_t pages)
+{
+	truth_disarmed(r, first, pages);
+	for (size_t i = first; i < first + pages; i++)
+		r->page[i].unwatched = true;
+}
+
+void truth_emptied(struct range *r, size_t first, size_t pages, enum cause cause)
+{
+	truth_dropped(r, first, pages, cause);
+	for (size_t i = first; i < first + pages; i++) {
+		struct page *p = &r->page[i];
+
+		if (!p->armed)
+			continue;
+		p->bare = true;
+		p->filled = false;
+		p->read = false;
+	}
+}
+
+void truth_dropped(struct range *r, size_t first, size_t pages, enum cause cause)
 {
 	for (size_t i = first; i < first + pages; i++) {
 		struct page *p = &r->page[i];
@@ -147,11 +179,8 @@ void truth_discarded(struct range *r, size_t first, size_t pages)
 		if (!p->armed)
 			continue;
 		if (p->written)
-			fail("page %zu discarded after a write: not modelled", i);
-		p->discarded = true;
-		p->bare = true;
-		p->filled = false;
-		p->read = false;
+			fail("page %zu unprotected after a write: not modelled", i);
+		p->dropped = cause;
 	}
 }
 
@@ -163,7 +192,7 @@ void truth_filled(struct range *r, size_t i)
 void truth_zeropaged(struct range *r, size_t i)
 {
 	r->page[i].filled = true;
-	r->page[i].zeropaged = true;
+	r->page[i].dropped = CAUSE_ZEROPAGE;
 }
 
 void truth_blind(struct range *r, size_t i, enum cause cause)
@@ -176,9 +205,11 @@ void truth_blind(struct range *r, size_t i, enum cause cause)
 void truth_huge(struct range *r, size_t block, size_t written)
 {
 	for (size_t i = block; i < block + PAGES_PER_HUGE; i++) {
-		r->page[i].huge = true;
+		struct page *p = &r->page[i];
+
+		p->huge = true;
 		if (i != written)
-			truth_blind(r, i, CAUSE_HUGE_PAGE);
+			truth_blind(r, i, p->dropped ? p->dropped : CAUSE_HUGE_PAGE);
 	}
 }
 
@@ -204,107 +235,33 @@ void truth_message(struct range *r, size_t i, enum kind kind)
 	}
 }
 
-struct sums {
-	unsigned long armed, holes, notified, observed, blind;
-	unsigned long messages[KINDS], skipped[SKIPS], causes[CAUSES];
-};
-
-static struct sums add_up(const struct range *r)
+const struct declared *truth_declared(const struct range *r, const char *id)
 {
-	struct sums s = {0};
+	const struct declared *d = r->declared;
 
-	for (size_t i = 0; i < r->pages; i++) {
-		const struct page *p = &r->page[i];
-
-		s.armed += p->ever_armed;
-		s.holes += p->holes;
-		s.notified += p->notified;
-		s.observed += p->observed;
-		s.blind += p->blinded;
-		for (int k = 0; k < KINDS; k++)
-			s.messages[k] += p->messages[k];
-		for (int k = 0; k < SKIPS; k++)
-			s.skipped[k] += p->skipped[k];
-		for (int k = 0; k < CAUSES; k++)
-			s.causes[k] += p->causes[k];
-	}
-	return s;
+	while (d && strcmp(d->id, id))
+		d = d->next;
+	return d;
 }
 
-static const char *verdict(const struct range *r, const struct sums *s)
+static void declare(struct range *r, const char *id, unsigned long count, bool absent)
 {
-	bool async = r->features & UFFD_FEATURE_WP_ASYNC;
+	struct declared *d = malloc(sizeof(*d));
 
-	if (s->observed)
-		return "lost-writes";
-	if (s->blind)
-		return "blind";
-	if ((r->modes & UFFDIO_REGISTER_MODE_WP) && !s->armed && !async)
-		return "never-armed";
-	if (r->pending)
-		return "pending";
-	if (async)
-		return "async";
-	if (s->armed || s->notified)
-		return "ok";
-	return "idle";
+	if (!d)
+		fail("out of memory");
+	if (truth_declared(r, id))
+		fail("%s declared twice", id);
+	*d = (struct declared){r->declared, id, count, absent};
+	r->declared = d;
 }
 
-static void print_modes(FILE *out, uint64_t modes)
+void truth_finding(struct range *r, const char *id, unsigned long count)
 {
-	static const struct {
-		uint64_t bit;
-		const char *name;
-	} names[] = {
-		{UFFDIO_REGISTER_MODE_MISSING, "missing"},
-		{UFFDIO_REGISTER_MODE_WP, "wp"},
-		{UFFDIO_REGISTER_MODE_MINOR, "minor"},
-	};
-	const char *comma = "";
-
-	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-		if (!(modes & names[i].bit))
-			continue;
-		fprintf(out, "%s\"%s\"", comma, names[i].name);
-		comma = ", ";
-	}
+	declare(r, id, count, false);
 }
 
-static void print_range(FILE *out, const struct range *r)
+void truth_no_finding(struct range *r, const char *id)
 {
-	struct sums s = add_up(r);
-	const char *comma = "";
-
-	fprintf(out, "{\"start\": \"%#lx\", \"end\": \"%#lx\", \"modes\": [", (unsigned long)r->start,
-		(unsigned long)r->start + r->pages * PAGE);
-	print_modes(out, r->modes);
-	fprintf(out, "], \"memory\": \"%s\", \"armed_pages\": %lu, \"holes\": %lu, ", memory_names[r->memory], s.armed,
-		s.holes);
-	fprintf(out, "\"messages\": {\"missing\": %lu, \"wp\": %lu, \"minor\": %lu}, ", s.messages[KIND_MISSING],
-		s.messages[KIND_WP], s.messages[KIND_MINOR]);
-	fprintf(out,
-		"\"notified_pages\": %lu, \"skipped\": {\"zero_page\": %lu, "
-		"\"fresh_page\": %lu, \"huge_page\": %lu, \"file_page\": %lu}, ",
-		s.notified, s.skipped[SKIPPED_ZERO], s.skipped[SKIPPED_FRESH], s.skipped[SKIPPED_HUGE],
-		s.skipped[SKIPPED_FILE]);
-	fprintf(out, "\"lost\": {\"observed\": %lu, \"blind\": %lu, \"causes\": {", s.observed, s.blind);
-	for (int k = 0; k < CAUSES; k++) {
-		if (!s.causes[k])
-			continue;
-		fprintf(out, "%s\"%s\": %lu", comma, cause_names[k], s.causes[k]);
-		comma = ", ";
-	}
-	fprintf(out, "}}, \"pending\": %u, \"verdict\": \"%s\"}", r->pending, verdict(r, &s));
-}
-
-void truth_print(FILE *out)
-{
-	fputc('[', out);
-	for (struct range *r = ranges; r; r = r->next) {
-		truth_disarmed(r, 0, r->pages);
-		print_range(out, r);
-		if (r->next)
-			fputs(", ", out);
-	}
-	fputc(']', out);
+	declare(r, id, 0, true);
 }

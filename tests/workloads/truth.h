@@ -28,11 +28,15 @@ enum cause {
 	CAUSE_COPY_WITHOUT_WP,
 	CAUSE_ZEROPAGE,
 	CAUSE_CONTINUE_WITHOUT_WP,
+	CAUSE_MOVE,
+	CAUSE_KSM_MERGE,
+	CAUSE_SWAPOFF,
 	CAUSE_MODE_REPLACED,
 	CAUSE_UNKNOWN,
 	CAUSES,
 };
 
+enum how { OBSERVED, BLIND, HOWS };
 enum skipped { SKIPPED_ZERO, SKIPPED_FRESH, SKIPPED_HUGE, SKIPPED_FILE, SKIPS };
 
 struct page {
@@ -42,44 +46,66 @@ struct page {
 	bool armed;
 	bool bare; /* no page-table entry keeps the protection */
 	bool filled; /* the monitor populated it, not a skipped fault */
-	bool zeropaged;
-	bool discarded;
-	bool replaced; /* registered again without WP while armed */
 	bool huge; /* a write populated its whole huge page */
 	bool wp_read;
+	uint8_t dropped; /* enum cause: what took the protection away, the last of them */
 	uint8_t blind; /* enum cause */
 
 	/* Over the whole scenario. */
+	bool unwatched; /* no longer registered in this range */
 	bool ever_armed;
 	bool notified;
 	uint16_t messages[KINDS];
 	uint16_t holes;
 	uint16_t skipped[SKIPS];
-	uint16_t observed;
-	uint16_t blinded;
+	uint16_t times[HOWS];
 	uint16_t causes[CAUSES];
+	uint16_t lost[HOWS]; /* a bit per enum cause */
+};
+
+/* A finding that the report must have, or must not have. */
+struct declared {
+	struct declared *next;
+	const char *id;
+	unsigned long count; /* 0: any */
+	bool absent;
 };
 
 struct range {
 	struct range *next;
 	char *start;
 	size_t pages;
+	size_t room; /* pages that it may still grow by */
 	size_t unit; /* bytes that one message or ioctl covers */
 	enum memory memory;
 	int uffd;
 	uint64_t modes;
 	uint64_t features;
 	unsigned int pending;
+	unsigned long marker_erased;
 	struct page *page;
+	struct declared *declared;
 };
 
-struct range *truth_new_range(char *start, size_t pages, enum memory memory);
+/* room: pages that it may grow by later, see truth_grown(). */
+struct range *truth_new_range(char *start, size_t pages, size_t room, enum memory memory);
+/* The newest range over that address. */
 struct range *truth_find(const void *address);
-struct range *truth_again(struct range *old);
+/* The ranges in the order of their making; NULL: the first. */
+struct range *truth_next(const struct range *r);
+/* The range goes on as another one, armed as it is: registered anew, or moved. */
+struct range *truth_again(struct range *old, char *start, uint64_t modes);
+void truth_grown(struct range *r, size_t pages);
 
 void truth_armed(struct range *r, size_t i, bool hole);
+/* Released: still registered. */
 void truth_disarmed(struct range *r, size_t first, size_t pages);
-void truth_discarded(struct range *r, size_t first, size_t pages);
+/* Disarmed, and no longer registered in this range. */
+void truth_unwatched(struct range *r, size_t first, size_t pages);
+/* The page-table entries are gone, and their protection with them. */
+void truth_emptied(struct range *r, size_t first, size_t pages, enum cause cause);
+/* The protection is gone, the pages are not. */
+void truth_dropped(struct range *r, size_t first, size_t pages, enum cause cause);
 void truth_filled(struct range *r, size_t i);
 void truth_zeropaged(struct range *r, size_t i);
 void truth_blind(struct range *r, size_t i, enum cause cause);
@@ -87,6 +113,19 @@ void truth_huge(struct range *r, size_t block, size_t written);
 void truth_read(struct range *r, size_t first, size_t pages);
 void truth_written(struct range *r, size_t first, size_t pages, size_t step);
 void truth_message(struct range *r, size_t i, enum kind kind);
+
+/*
+ * Findings that do not follow from the counts; count 0: not compared. A declared
+ * finding replaces the one that follows from the counts, if there is one.
+ */
+void truth_finding(struct range *r, const char *id, unsigned long count);
+void truth_no_finding(struct range *r, const char *id);
+
+/* Where the kernel leaves markers for empty pages. */
+bool truth_has_markers(const struct range *r);
+/* Whether the arming that goes on has lost the page, and why: p->blind or observed. */
+enum cause truth_loss(const struct range *r, const struct page *p);
+const struct declared *truth_declared(const struct range *r, const char *id);
 
 /* Ends every arming and prints the ranges as a JSON array. */
 void truth_print(FILE *out);

@@ -54,8 +54,8 @@ void uffd_register(int uffd, uint64_t features, struct range *r, uint64_t modes)
 }
 
 /*
- * Replaces the modes, which silently drops the protection: the bits may stay in
- * the page table, and pagemap shows them, but no fault looks at them any more.
+ * Replaces the modes. Without WP that silently drops the protection: the bits may
+ * stay in the page table, and pagemap shows them, but no fault looks at them.
  */
 struct range *uffd_reregister(struct range *r, uint64_t modes)
 {
@@ -63,15 +63,10 @@ struct range *uffd_reregister(struct range *r, uint64_t modes)
 		.range = span(r, 0, r->pages),
 		.mode = modes,
 	};
-	struct range *again;
 
 	if (ioctl(r->uffd, UFFDIO_REGISTER, &reg))
 		fail("second UFFDIO_REGISTER: %s", strerror(errno));
-	again = truth_again(r);
-	again->uffd = r->uffd;
-	again->features = r->features;
-	again->modes = modes;
-	return again;
+	return truth_again(r, r->start, modes);
 }
 
 void uffd_unregister_from(struct range *r, size_t first)
@@ -80,7 +75,20 @@ void uffd_unregister_from(struct range *r, size_t first)
 
 	if (ioctl(r->uffd, UFFDIO_UNREGISTER, &range))
 		fail("UFFDIO_UNREGISTER: %s", strerror(errno));
-	truth_disarmed(r, first, r->pages - first);
+	truth_unwatched(r, first, r->pages - first);
+}
+
+void uffd_close(int uffd)
+{
+	/* First: what it wakes writes at once. */
+	for (struct range *r = truth_next(NULL); r; r = truth_next(r)) {
+		if (r->uffd != uffd)
+			continue;
+		truth_unwatched(r, 0, r->pages);
+		r->uffd = -1;
+	}
+	if (close(uffd))
+		fail("close: %s", strerror(errno));
 }
 
 static void write_protect(struct range *r, size_t first, size_t pages, bool wp)
@@ -94,12 +102,6 @@ static void write_protect(struct range *r, size_t first, size_t pages, bool wp)
 		fail("UFFDIO_WRITEPROTECT: %s", strerror(errno));
 }
 
-/* Where the kernel leaves markers for empty pages. */
-static bool has_markers(const struct range *r)
-{
-	return r->memory != MEMORY_ANON || r->features & (UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC);
-}
-
 void arm(struct range *r, size_t first, size_t pages)
 {
 	bool *hole = calloc(pages, sizeof(*hole));
@@ -107,7 +109,7 @@ void arm(struct range *r, size_t first, size_t pages)
 
 	if (!hole)
 		fail("out of memory");
-	if (!has_markers(r))
+	if (!truth_has_markers(r))
 		holes = pagemap_holes(r, first, pages, hole);
 	write_protect(r, first, pages, true);
 	for (size_t i = 0; i < pages; i++)
@@ -130,26 +132,31 @@ void wake(struct range *r, size_t i)
 		fail("UFFDIO_WAKE: %s", strerror(errno));
 }
 
-void copy_page(struct range *r, size_t i, bool wp)
+void copy_pages(struct range *r, size_t i, size_t n, bool wp)
 {
 	static char source[HUGE_PAGE] __attribute__((aligned(PAGE)));
 	struct uffdio_copy arg = {
 		.dst = (unsigned long)r->start + i * PAGE,
 		.src = (unsigned long)source,
-		.len = r->unit,
+		.len = n * PAGE,
 		.mode = wp ? UFFDIO_COPY_MODE_WP : 0,
 	};
 
 	/* First, for the ioctl wakes a writer that may fault again at once. */
-	for (size_t n = i; n < i + r->unit / PAGE; n++) {
+	for (size_t at = i; at < i + n; at++) {
 		if (wp)
-			truth_armed(r, n, false);
+			truth_armed(r, at, false);
 		else
-			truth_blind(r, n, CAUSE_COPY_WITHOUT_WP);
-		truth_filled(r, n);
+			truth_blind(r, at, CAUSE_COPY_WITHOUT_WP);
+		truth_filled(r, at);
 	}
 	if (ioctl(r->uffd, UFFDIO_COPY, &arg))
 		fail("UFFDIO_COPY: %s", strerror(errno));
+}
+
+void copy_page(struct range *r, size_t i, bool wp)
+{
+	copy_pages(r, i, r->unit / PAGE, wp);
 }
 
 /* The retry of a write makes the page writable; a read leaves it read-only. */
@@ -164,14 +171,42 @@ void zero_page(struct range *r, size_t i, bool write_fault)
 		fail("UFFDIO_ZEROPAGE: %s", strerror(errno));
 }
 
-void continue_page(struct range *r, size_t i)
+void continue_page(struct range *r, size_t i, bool wp)
 {
-	struct uffdio_continue arg = {.range = span(r, i, r->unit / PAGE)};
+	struct uffdio_continue arg = {
+		.range = span(r, i, r->unit / PAGE),
+		.mode = wp ? UFFDIO_CONTINUE_MODE_WP : 0,
+	};
 
-	truth_filled(r, i);
-	truth_blind(r, i, CAUSE_CONTINUE_WITHOUT_WP);
-	if (ioctl(r->uffd, UFFDIO_CONTINUE, &arg))
-		fail("UFFDIO_CONTINUE: %s", strerror(errno));
+	for (size_t at = i; at < i + r->unit / PAGE; at++) {
+		if (wp)
+			truth_armed(r, at, false);
+		else
+			truth_blind(r, at, CAUSE_CONTINUE_WITHOUT_WP);
+		truth_filled(r, at);
+	}
+	if (!ioctl(r->uffd, UFFDIO_CONTINUE, &arg))
+		return;
+	if (wp && errno == EINVAL)
+		unsupported("UFFDIO_CONTINUE refuses UFFDIO_CONTINUE_MODE_WP");
+	fail("UFFDIO_CONTINUE: %s", strerror(errno));
+}
+
+void move_pages(struct range *dst, size_t i, struct range *src, size_t j, size_t n)
+{
+	struct uffdio_move arg = {
+		.dst = (unsigned long)dst->start + i * PAGE,
+		.src = (unsigned long)src->start + j * PAGE,
+		.len = n * PAGE,
+	};
+
+	if (ioctl(dst->uffd, UFFDIO_MOVE, &arg) || arg.move != (int64_t)arg.len)
+		fail("UFFDIO_MOVE: %s after %lld bytes", strerror(errno), (long long)arg.move);
+	for (size_t at = i; at < i + n; at++) {
+		truth_blind(dst, at, CAUSE_MOVE);
+		truth_filled(dst, at);
+	}
+	truth_emptied(src, j, n, CAUSE_MOVE);
 }
 
 unsigned long uffd_unread(int uffd)
