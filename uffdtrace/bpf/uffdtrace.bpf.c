@@ -16,11 +16,13 @@
 #define VM_UFFD_MISSING 0x200UL
 #define VM_UFFD_WP 0x1000UL
 #define VM_HUGETLB 0x400000UL
+#define VM_MERGEABLE 0x80000000UL
 
 /* include/linux/mm_types.h, enum fault_flag (macros before 5.19). */
 #define FAULT_FLAG_WRITE 0x1
 #define FAULT_FLAG_ALLOW_RETRY 0x4
 #define FAULT_FLAG_RETRY_NOWAIT 0x8
+#define FAULT_FLAG_USER 0x40
 #define FAULT_FLAG_UNSHARE 0x400
 #define FAULT_FLAG_ORIG_PTE_VALID 0x800
 
@@ -39,8 +41,14 @@
 /* include/linux/sched/signal.h. */
 #define SIGNAL_GROUP_EXIT 0x4
 
-/* UFFD_FEATURE_SIGBUS. */
+/* include/linux/sched.h. */
+#define PF_EXITING 0x4
+#define PF_DUMPCORE 0x200
+
+/* UFFD_FEATURE_*, UFFD_USER_MODE_ONLY. */
+#define FEATURE_EVENT_FORK 0x2
 #define FEATURE_SIGBUS 0x80
+#define USER_MODE_ONLY 0x1
 
 #define UFFDIO 0xAA
 #define PAGE_MASK (~(u64)(PAGE_SIZE - 1))
@@ -81,6 +89,7 @@ BPF_HASH(marks, u32, struct mark, 65536);
 BPF_HASH(ioctl_calls, u32, struct ioctl_call, 16384);
 BPF_HASH(protect_calls, u32, u64, 16384);
 BPF_HASH(sleepers, u32, struct place, 65536);
+BPF_HASH(merges, u32, u64, 64);
 BPF_HASH(counters, struct place, struct counts, 65536);
 BPF_ARRAY(losses, u64, LOSS_COUNT);
 /*
@@ -376,6 +385,7 @@ int on_release(void *ctx, u64 file)
 	struct event event = {.type = EVENT_RELEASE};
 
 	event.ctx = read64(file + FILE_PRIVATE);
+	event.kind = read32((u64)bpf_get_current_task() + TASK_FLAGS) & PF_EXITING ? 1 : 0;
 	if (is_traced(read64(event.ctx + CTX_MM)))
 		emit_here(&event);
 	return 0;
@@ -419,6 +429,16 @@ int on_protect_return(void *ctx, u64 pages)
 
 /* ---- faults and messages ------------------------------------------------- */
 
+/* handle_userfault()'s own conditions, in its order: these return at once, and nobody is told. */
+static __always_inline bool cannot_sleep(u64 uffd, u32 flags)
+{
+	u64 task = (u64)bpf_get_current_task();
+
+	return read32(task + TASK_FLAGS) & (PF_EXITING | PF_DUMPCORE) || read32(uffd + CTX_FEATURES) & FEATURE_SIGBUS ||
+	       (!(flags & FAULT_FLAG_USER) && read32(uffd + CTX_FLAGS) & USER_MODE_ONLY) ||
+	       !(flags & FAULT_FLAG_ALLOW_RETRY) || flags & FAULT_FLAG_RETRY_NOWAIT;
+}
+
 int on_fault(void *ctx, u64 vmf, u64 reason)
 {
 	u32 tid = bpf_get_current_pid_tgid();
@@ -438,9 +458,7 @@ int on_fault(void *ctx, u64 vmf, u64 reason)
 	event.flags = memory_of(&area);
 	event.flags |= (area.flags & VM_UFFD_MISSING ? MODE_MISSING : 0) << MODES_SHIFT;
 	event.flags |= (area.flags & VM_UFFD_WP ? MODE_WP : 0) << MODES_SHIFT;
-	/* These return at once: nobody sleeps, nobody is told. */
-	if (!(event.aux & FAULT_FLAG_ALLOW_RETRY) || event.aux & FAULT_FLAG_RETRY_NOWAIT ||
-	    read32(area.ctx + CTX_FEATURES) & FEATURE_SIGBUS) {
+	if (cannot_sleep(area.ctx, event.aux)) {
 		event.ret = 1;
 		emit_here(&event);
 		return 0;
@@ -501,6 +519,7 @@ int on_message(void *ctx, u64 entry)
 		return 0;
 	event.kind = event.aux & MESSAGE_FLAG_WP ? KIND_WP : event.aux & MESSAGE_FLAG_MINOR ? KIND_MINOR : KIND_MISSING;
 	event.tgid = bpf_get_current_pid_tgid() >> 32;
+	event.value = (u32)bpf_get_current_pid_tgid();
 	sleeper = sleepers.lookup(&event.tid);
 	count(event.ctx, sleeper ? sleeper->vm_start : 0, COUNTER_MESSAGE_MISSING + event.kind);
 	keep_message(&event);
@@ -677,7 +696,7 @@ int on_wp_fault(void *ctx, u64 vmf)
 {
 	struct area area;
 	u64 address, pte;
-	u32 flags;
+	u32 flags, zero;
 
 	if (!registered_area(read64(vmf + VMF_VMA), 0, &area))
 		return 0;
@@ -687,9 +706,11 @@ int on_wp_fault(void *ctx, u64 vmf)
 	if (!(flags & FAULT_FLAG_WRITE) || flags & FAULT_FLAG_UNSHARE)
 		return 0;
 	pte = read64(vmf + VMF_ORIG_PTE);
+	/* KSM may have put the zero page there (use_zero_pages). */
+	zero = pte & PTE_SPECIAL && !(area.flags & VM_MERGEABLE);
 	/* Protected no more: the bit outlives a registration that dropped the mode. */
 	if (!(pte & PTE_UFFD_WP) || !(area.flags & VM_UFFD_WP))
-		emit_page(&area, EVENT_UNPROTECTED_WRITE, pte & PTE_SPECIAL ? 1 : 0, address, PAGE_SIZE, 0);
+		emit_page(&area, EVENT_UNPROTECTED_WRITE, zero, address, PAGE_SIZE, 0);
 	return 0;
 }
 
@@ -726,6 +747,53 @@ int on_hugetlb_fault(void *ctx, u64 vma, u64 address, u64 flags)
 		emit_page(&area, EVENT_FILE_PAGE, flags & FAULT_FLAG_WRITE ? 1 : 0, address, size, 0);
 	else if (entry.value & PTE_PRESENT && flags & FAULT_FLAG_WRITE && !(entry.value & (PTE_UFFD_WP | PTE_WRITE)))
 		emit_page(&area, EVENT_UNPROTECTED_WRITE, 0, address, size, 0);
+	return 0;
+}
+
+/* ---- pages that lose their protection ------------------------------------ */
+
+/* A page without kpage is the one the others will share: it keeps its entry. */
+int on_merge(void *ctx, u64 item, u64 kpage)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+
+#ifdef RMAP_ITEM_MM
+	if (kpage && is_traced(read64(item + RMAP_ITEM_MM)) && merges.update(&tid, &item))
+		lose(LOSS_MAP_FULL);
+#endif
+	return 0;
+}
+
+int on_merge_return(void *ctx, u64 result)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	u64 *item = merges.lookup(&tid);
+	struct event event = {.type = EVENT_MERGED};
+
+	if (!item)
+		return 0;
+#ifdef RMAP_ITEM_MM
+	event.ctx = read64(*item + RMAP_ITEM_MM);
+	/* The low bits are the item's flags. */
+	event.start = read64(*item + RMAP_ITEM_ADDRESS) & PAGE_MASK;
+	event.end = event.start + PAGE_SIZE;
+	if (!(u32)result)
+		emit_here(&event);
+#endif
+	merges.delete(&tid);
+	return 0;
+}
+
+/* unuse_pte() is inlined; swapoff is what runs as the OOM killer's first choice. */
+int on_mapped_again(void *ctx, u64 vma, u64 address, u64 compound)
+{
+	struct area area;
+#ifdef SIGNAL_OOM_ORIGIN
+	u64 task = (u64)bpf_get_current_task();
+
+	if (registered_area(vma, VM_UFFD_WP, &area) && read32(read64(task + TASK_SIGNAL) + SIGNAL_OOM_ORIGIN) & 0xff)
+		emit_page(&area, EVENT_SWAPPED_BACK, 0, address & PAGE_MASK, PAGE_SIZE, 0);
+#endif
 	return 0;
 }
 
@@ -783,5 +851,60 @@ int on_fork(void *ctx, u64 parent, u64 child)
 
 	if (from != to && followed.lookup(&from) && followed.update(&to, &one))
 		lose(LOSS_MAP_FULL);
+	return 0;
+}
+
+/* For each area of the parent; the copy still names the parent's userfaultfd. */
+int on_fork_area(void *ctx, u64 vma)
+{
+	struct event event = {.type = EVENT_FORK};
+
+	event.ctx = read64(vma + VMA_CTX);
+	if (!event.ctx || !is_traced(read64(event.ctx + CTX_MM)))
+		return 0;
+	event.kind = read32(event.ctx + CTX_FEATURES) & FEATURE_EVENT_FORK ? 1 : 0;
+	event.start = read64(vma + VMA_START);
+	event.end = read64(vma + VMA_END);
+	emit_here(&event);
+	return 0;
+}
+
+static __always_inline u64 current_mm(void)
+{
+	return read64((u64)bpf_get_current_task() + TASK_MM);
+}
+
+int on_remap(void *ctx, u64 regs)
+{
+	struct event event = {.type = EVENT_REMAP};
+
+	event.ctx = current_mm();
+	if (!is_traced(event.ctx))
+		return 0;
+	event.start = read64(regs + REGS_DI);
+	event.end = event.start + read64(regs + REGS_SI);
+	event.aux = read64(regs + REGS_DX);
+	emit_here(&event);
+	return 0;
+}
+
+int on_remap_return(void *ctx, u64 result)
+{
+	struct event event = {.type = EVENT_REMAP_RETURN, .value = result};
+
+	event.ctx = current_mm();
+	if (is_traced(event.ctx))
+		emit_here(&event);
+	return 0;
+}
+
+int on_event(void *ctx, u64 uffd, u64 queued)
+{
+	struct event event = {.type = EVENT_EVENT, .ctx = uffd};
+
+	if (!is_traced(read64(uffd + CTX_MM)))
+		return 0;
+	event.kind = read32(queued + UWQ_MSG) & 0xff;
+	emit_here(&event);
 	return 0;
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_left, bisect_right
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from uffdtrace.collect.program import Program
 from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import offers, proc
 from uffdtrace.model.events import EVENT, Array, Ioctl, Memory, Mode, Type
+from uffdtrace.model.report import Name
 
 _MEMORY = {"anon": Memory.ANON, "shmem": Memory.SHMEM, "hugetlb": Memory.HUGETLB}
 
@@ -47,8 +49,8 @@ def descriptors(program: Program, stream: Stream, pid: int) -> list[Array]:
     return found
 
 
-def ranges(userfaultfds: list[Array]) -> list[Array]:
-    """RANGE_FOUND and PAGES_FOUND events for the memory that USERFAULTFD events tell of.
+def ranges(userfaultfds: list[Array]) -> tuple[list[Array], list[Name]]:
+    """RANGE_FOUND and PAGES_FOUND events for the memory that USERFAULTFD events tell of, and its names.
 
     Which of several descriptors of one process a mapping belongs to smaps does
     not say; there the first fault tells.
@@ -59,6 +61,7 @@ def ranges(userfaultfds: list[Array]) -> list[Array]:
         if int(event["ctx"]) not in contexts:
             contexts.append(int(event["ctx"]))
     own: list[Array] = []
+    names: list[Name] = []
     tells = offers.pagemap_tells_protection()
     for (owner, _), contexts in by_owner.items():
         if not owner or len(contexts) != 1:
@@ -67,14 +70,16 @@ def ranges(userfaultfds: list[Array]) -> list[Array]:
             place = {"ctx": contexts[0], "tgid": owner, "start": found.start, "end": found.end}
             flags = int(_MEMORY[found.memory])
             own.append(_event(Type.RANGE_FOUND, aux=found.modes, flags=flags, kind=int(tells), **place))
+            if found.name:
+                names.append(Name(int(own[-1]["time"][0]), contexts[0], found.start, found.end, found.name))
             if tells and found.modes & Mode.WP:
                 for start, end in proc.protected_runs(owner, found.start, found.end):
                     own.append(_event(Type.PAGES_FOUND, ctx=contexts[0], tgid=owner, start=start, end=end))
-    return own
+    return own, names
 
 
 class Backing:
-    """Says what memory a fresh registration is, for events tell it only when something happens there."""
+    """Says what memory a fresh registration is, for events tell it only when something happens there, and its name."""
 
     def __init__(self) -> None:
         self._owners: dict[int, int] = {}
@@ -84,29 +89,34 @@ class Backing:
         """The processes whose memory was registered."""
         return {owner for owner in self._owners.values() if owner}
 
-    def of(self, events: Array) -> list[Array]:
-        """MEMORY_FOUND events for the registrations among a batch."""
+    def of(self, events: Array) -> tuple[list[Array], list[Name]]:
+        """MEMORY_FOUND events and names for the registrations among a batch."""
         types = events["type"]
-        for seen in events[types == Type.USERFAULTFD]:
-            self._owners[int(seen["ctx"])] = int(seen["aux"])
+        seen = types == Type.USERFAULTFD
         done = (types == Type.IOCTL_RETURN) & (events["kind"] == Ioctl.REGISTER) & (events["ret"] == 0)
         registered: dict[int, list[Array]] = {}
-        for one in events[done]:
-            owner = self._owners.get(int(one["ctx"]))
-            if owner:
-                registered.setdefault(owner, []).append(one)
+        # In their order: the kernel soon uses a userfaultfd's address again.
+        for one in events[seen | done]:
+            if one["type"] == Type.USERFAULTFD:
+                self._owners[int(one["ctx"])] = int(one["aux"])
+            elif self._owners.get(int(one["ctx"])):
+                registered.setdefault(self._owners[int(one["ctx"])], []).append(one)
         own: list[Array] = []
+        names: list[Name] = []
         for owner, ones in registered.items():
             areas = proc.areas(owner)
+            starts, ends = [area.start for area in areas], [area.end for area in areas]
             for one in ones:
-                start, end = int(one["start"]), int(one["end"])
-                kinds = {area.memory for area in areas if area.start < end and area.end > start}
+                ctx, start, end = int(one["ctx"]), int(one["start"]), int(one["end"])
+                here = areas[bisect_right(ends, start) : bisect_left(starts, end)]
+                kinds = {area.memory for area in here}
                 if len(kinds) == 1:
                     flags = int(_MEMORY[kinds.pop()])
-                    own.append(
-                        _event(Type.MEMORY_FOUND, ctx=int(one["ctx"]), tgid=owner, start=start, end=end, flags=flags)
-                    )
-        return own
+                    own.append(_event(Type.MEMORY_FOUND, ctx=ctx, tgid=owner, start=start, end=end, flags=flags))
+                called = {area.name for area in here}
+                if len(called) == 1 and called != {""}:
+                    names.append(Name(int(one["time"]), ctx, start, end, called.pop()))
+        return own, names
 
 
 def asleep(owners: list[int]) -> list[Array]:

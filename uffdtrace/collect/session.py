@@ -23,7 +23,7 @@ from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
 from uffdtrace.model.events import EVENT, PAGE_SIZE
 from uffdtrace.model.model import Model
-from uffdtrace.model.report import build
+from uffdtrace.model.report import Name, build
 from uffdtrace.trace.writer import Writer
 
 _POLL_S = 0.05
@@ -81,6 +81,7 @@ class Session:
         self._model = Model()
         self._stop = Stop()
         self._backing = found.Backing()
+        self._names: list[Name] = []
         self._backlog = np.empty(0, dtype=EVENT)
         self._dropped = 0
 
@@ -110,6 +111,8 @@ class Session:
         self, stream: Stream, release: Callable[[], None] | None, ended: Callable[[], bool], wait_fd: int
     ) -> dict[str, Any]:
         began, started = time.monotonic(), datetime.now(timezone.utc)
+        # The clock of bpf_ktime_get_ns(), and Python's.
+        began_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         trace: dict[str, Any] = {
             "file": str(self._options.output),
             "started": started.isoformat(timespec="milliseconds"),
@@ -127,6 +130,7 @@ class Session:
             {
                 "trace": trace,
                 "process": process,
+                "began": began_ns,
                 "page_size": PAGE_SIZE,
                 "features_offered": offered,
                 "probes": [
@@ -137,7 +141,7 @@ class Session:
         )
         self._program.follow(self._process.pid)
         if release is None:
-            self._look_back(stream)
+            self._look_back(stream, writer)
         self._say(f"tracing {self._process.comm} ({self._process.pid}): Ctrl-C to end")
         if release is not None:
             release()
@@ -160,7 +164,7 @@ class Session:
         trace["stop_reason"] = self._stop.reason
         writer.done({**ending, "duration_s": trace["duration_s"], "stop_reason": self._stop.reason})
         self._model.finish()
-        return build(self._model, trace, process, ending)
+        return build(self._model, trace, process, ending, self._names, began_ns)
 
     def _backend(self) -> str:
         kinds = {one.fentry for one in self._program.attachments}
@@ -171,15 +175,22 @@ class Session:
         if not len(self._backlog):
             select.select([wait_fd], [], [], _POLL_S)
 
-    def _look_back(self, stream: Stream) -> None:
+    def _look_back(self, stream: Stream, writer: Writer) -> None:
         """What the process registered before we came."""
-        stream.push(found.ranges(found.descriptors(self._program, stream, self._process.pid)))
+        own, names = found.ranges(found.descriptors(self._program, stream, self._process.pid))
+        stream.push(own)
+        self._call(names, writer)
+
+    def _call(self, names: list[Name], writer: Writer) -> None:
+        self._names += names
+        writer.names(names)
 
     def _take(self, stream: Stream, writer: Writer, everything: bool = False) -> None:
         """Drain and write what there is; account for some of it, so that a storm finds us draining."""
         events = stream.drain(everything)
         if len(events):
-            own = self._backing.of(events)
+            own, names = self._backing.of(events)
+            self._call(names, writer)
             if everything:
                 events = np.concatenate([events, *own])
             else:

@@ -15,9 +15,11 @@ from pathlib import Path
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 # include/uapi/linux/btf.h
+_KIND_PTR = 2
 _KIND_STRUCT = 4
 _KIND_UNION = 5
 _KIND_ENUM = 6
+_KIND_FWD = 7
 _KIND_TYPEDEF = 8
 _KIND_QUALIFIERS = (8, 9, 10, 11, 18)  # typedef, volatile, const, restrict, type tag
 _KIND_FUNC = 12
@@ -63,11 +65,16 @@ class _Parameter(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Function:
-    """A kernel function's parameters, in order; `by_value` where one is a struct."""
+    """A kernel function's parameters, in order.
+
+    `by_value` where one is a struct; `declared` are the places of pointers to
+    structs that BTF names but does not describe.
+    """
 
     name: str
     parameters: tuple[str, ...]
     by_value: bool
+    declared: frozenset[int] = frozenset()
 
     def position(self, parameter: str) -> int | None:
         """Zero-based place of a parameter, None where it has none of that name."""
@@ -196,11 +203,17 @@ class Btf:
         prototype = self._type(int(head.size_or_type))
         parameters: list[str] = []
         by_value = False
+        declared = set()
         for parameter in self._trailing(prototype, _Parameter):
             parameters.append(self._name(int(parameter.name_off)))
-            if int(parameter.type) and self._resolve(int(parameter.type)).kind in (_KIND_STRUCT, _KIND_UNION):
-                by_value = True
-        return Function(name, tuple(parameters), by_value)
+            if not int(parameter.type):
+                continue
+            head = self._resolve(int(parameter.type))
+            by_value = by_value or head.kind in (_KIND_STRUCT, _KIND_UNION)
+            to = int(head.size_or_type) if head.kind == _KIND_PTR else 0
+            if to and self._resolve(to).kind == _KIND_FWD:
+                declared.add(len(parameters) - 1)
+        return Function(name, tuple(parameters), by_value, frozenset(declared))
 
     def enumerators(self, enum: str) -> dict[str, int]:
         """Name to value of an enum's members; empty where there is no such enum."""

@@ -26,10 +26,13 @@ _MEMBERS = {
     "VMA_CTX": ("vm_area_struct", "vm_userfaultfd_ctx.ctx"),
     "CTX_MM": ("userfaultfd_ctx", "mm"),
     "CTX_FEATURES": ("userfaultfd_ctx", "features"),
+    "CTX_FLAGS": ("userfaultfd_ctx", "flags"),
     "MM_PGD": ("mm_struct", "pgd"),
     "TASK_PID": ("task_struct", "pid"),
     "TASK_TGID": ("task_struct", "tgid"),
     "TASK_SIGNAL": ("task_struct", "signal"),
+    "TASK_FLAGS": ("task_struct", "flags"),
+    "TASK_MM": ("task_struct", "mm"),
     "SIGNAL_FLAGS": ("signal_struct", "flags"),
     "UWQ_WQ": ("userfaultfd_wait_queue", "wq"),
     "UWQ_MSG": ("userfaultfd_wait_queue", "msg"),
@@ -44,10 +47,22 @@ _MEMBERS = {
     "SB_FS_INFO": ("super_block", "s_fs_info"),
     "HUGETLBFS_HSTATE": ("hugetlbfs_sb_info", "hstate"),
     "HSTATE_ORDER": ("hstate", "order"),
+    "REGS_DI": ("pt_regs", "di"),
+    "REGS_SI": ("pt_regs", "si"),
+    "REGS_DX": ("pt_regs", "dx"),
 }
 
-# Absent without CONFIG_MEMCG: owners then stay unknown.
-_OPTIONAL_MEMBERS = {"MM_OWNER": ("mm_struct", "owner")}
+# The last that is there counts.
+_OPTIONAL_MEMBERS = (
+    # Absent without CONFIG_MEMCG: owners then stay unknown.
+    ("MM_OWNER", "mm_struct", "owner"),
+    ("SIGNAL_OOM_ORIGIN", "signal_struct", "oom_flag_origin"),
+    # ksm_rmap_item since 6.1 (21fbd59136e0).
+    ("RMAP_ITEM_MM", "rmap_item", "mm"),
+    ("RMAP_ITEM_MM", "ksm_rmap_item", "mm"),
+    ("RMAP_ITEM_ADDRESS", "rmap_item", "address"),
+    ("RMAP_ITEM_ADDRESS", "ksm_rmap_item", "address"),
+)
 
 _SYMBOLS = {
     "USERFAULTFD_WAKE_FUNCTION": "userfaultfd_wake_function",
@@ -78,12 +93,15 @@ def defines(btf: Btf, symbols: Symbols, machine: str | None = None) -> dict[str,
     if machine != "x86_64":
         raise LayoutError(f"tracing knows x86-64 only, this is {machine}: use uffdtrace inspect, which needs no BPF")
     found = dict(_X86_64)
-    for name, (structure, path) in {**_MEMBERS, **_OPTIONAL_MEMBERS}.items():
+    for name, (structure, path) in _MEMBERS.items():
+        offset = btf.offset(structure, path)
+        if offset is None:
+            raise LayoutError(f"this kernel's BTF has no {structure}.{path}: was it built with CONFIG_USERFAULTFD=y?")
+        found[name] = offset
+    for name, structure, path in _OPTIONAL_MEMBERS:
         offset = btf.offset(structure, path)
         if offset is not None:
             found[name] = offset
-        elif name in _MEMBERS:
-            raise LayoutError(f"this kernel's BTF has no {structure}.{path}: was it built with CONFIG_USERFAULTFD=y?")
     for name, symbol in {**_SYMBOLS, **_OPTIONAL_SYMBOLS}.items():
         address = symbols.address(symbol)
         if address is not None:

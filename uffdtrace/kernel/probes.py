@@ -161,6 +161,39 @@ TABLE: tuple[Row, ...] = (
         ),
     ),
     Row("exits", ("pages",), (Candidate("exit_mmap", "on_exit", ("mm",)),)),
+    # Findings rest on these, no number does.
+    Row("forks", (), (Candidate("dup_userfaultfd", "on_fork_area", ("vma",)),), required=False),
+    Row(
+        "remaps",
+        ("pages",),
+        (
+            # BTF took the parameter's name from a weak twin up to 6.12.
+            Candidate("__x64_sys_mremap", "on_remap", ("regs",)),
+            Candidate("__x64_sys_mremap", "on_remap", ("__unused",)),
+        ),
+    ),
+    Row("remap-returns", ("pages",), (Candidate("__x64_sys_mremap", "on_remap_return", (), _RETURN),)),
+    Row("events", (), (Candidate("userfaultfd_event_wait_completion", "on_event", ("ctx", "ewq")),), required=False),
+    # A kernel without CONFIG_KSM merges nothing.
+    Row(
+        "merges",
+        ("lost",),
+        (Candidate("try_to_merge_with_ksm_page", "on_merge", ("rmap_item", "kpage")),),
+        required=False,
+    ),
+    Row(
+        "merge-returns",
+        ("lost",),
+        (Candidate("try_to_merge_with_ksm_page", "on_merge_return", (), _RETURN),),
+        required=False,
+    ),
+    Row(
+        "swapoffs",
+        (),
+        # Its bool became flags in 5.19 (f1e2db12e45b), after swapoff had learnt to keep the bit (14a762dd1977).
+        (Candidate("page_add_anon_rmap", "on_mapped_again", ("vma", "address", "compound")),),
+        required=False,
+    ),
     Row("descriptors", ("pages",), (Candidate("userfaultfd_show_fdinfo", "on_fdinfo", ("m", "f")),)),
 )
 
@@ -192,6 +225,9 @@ def _serve(
     elif fentry and function.by_value:
         # Some are allowed since 6.1 (720e6a435194); a kprobe reads them everywhere.
         fentry, exception = False, "fentry refuses a struct passed by value"
+    elif fentry and function.declared.intersection(p for p in positions if p is not None):
+        # System calls' pt_regs in 5.10 and 6.12.
+        fentry, exception = False, "fentry refuses a pointer to a struct that BTF does not describe"
     return Attachment(
         row,
         candidate,

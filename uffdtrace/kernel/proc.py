@@ -31,12 +31,16 @@ class Process:
 
 @dataclass(frozen=True)
 class Registered:
-    """A mapping registered with userfaultfd: bytes [start, end), modes as UFFDIO_REGISTER_MODE_*."""
+    """A mapping registered with userfaultfd: bytes [start, end), modes as UFFDIO_REGISTER_MODE_*.
+
+    `name` is what maps calls it, and empty for plain anonymous memory.
+    """
 
     start: int
     end: int
     modes: int
     memory: str
+    name: str = ""
 
 
 def process(pid: int) -> Process:
@@ -83,6 +87,7 @@ class Area:
     start: int
     end: int
     memory: str
+    name: str = ""
 
 
 def areas(pid: int) -> list[Area]:
@@ -91,9 +96,10 @@ def areas(pid: int) -> list[Area]:
     try:
         with (PROC / str(pid) / "maps").open(errors="replace") as maps:
             for line in maps:
-                addresses, _, _, _, inode = line.split()[:5]
+                addresses, _, _, _, inode, *name = line.rstrip("\n").split(maxsplit=5)
                 start, end = (int(part, 16) for part in addresses.split("-"))
-                found.append(Area(start, end, "anon" if inode == "0" else _file_memory(pid, addresses)))
+                memory = "anon" if inode == "0" else _file_memory(pid, addresses)
+                found.append(Area(start, end, memory, name[0] if name else ""))
     except (FileNotFoundError, ProcessLookupError):
         return []
     return found
@@ -130,7 +136,7 @@ def registered(pid: int) -> list[Registered]:
                             if name.startswith(("/", "[anon_shmem:"))
                             else "anon"
                         )
-                        found.append(Registered(start, end, modes, memory))
+                        found.append(Registered(start, end, modes, memory, name))
     except (FileNotFoundError, ProcessLookupError):
         return []
     return found

@@ -43,6 +43,12 @@ class Type(IntEnum):
     UNMAP = 19
     EXIT = 20
     RELEASE = 21
+    FORK = 22
+    REMAP = 23
+    REMAP_RETURN = 24
+    MERGED = 25
+    SWAPPED_BACK = 26
+    EVENT = 27
     # From the collector, not from the kernel:
     RANGE_FOUND = 32
     PAGES_FOUND = 33
@@ -58,7 +64,7 @@ FIELDS = {
     Type.FAULT: "handle_userfault: start=address, aux=fault flags, value=vm_start, end=vm_end, kind=Kind, flags=Memory"
     " and modes, ret=1 where the fault cannot sleep",
     Type.MESSAGE: "read by the monitor: start=address, aux=message flags, kind=Kind, tid=the faulting thread,"
-    " tgid=the monitor",
+    " tgid=the monitor, value=its thread",
     Type.WAKE: "a fault resolved: start=address, tid=the faulting thread",
     Type.FAULT_RETURN: "handle_userfault returned: value=vm_fault_t, kind=1 as its process dies",
     Type.IOCTL: "start, end=range, aux=mode, value=source address, kind=Ioctl",
@@ -77,7 +83,13 @@ FIELDS = {
     Type.DISCARD: "madvise drops start..end; flags=Memory",
     Type.UNMAP: "ctx=mm: munmap of start..end",
     Type.EXIT: "ctx=mm: the address space is going away",
-    Type.RELEASE: "the userfaultfd was closed",
+    Type.RELEASE: "the userfaultfd was closed; kind=1 by the end of its last holder, tgid",
+    Type.FORK: "a fork copies the area start..end; kind=1 if the child's is watched too (EVENT_FORK)",
+    Type.REMAP: "ctx=mm: mremap of start..end, aux=new length",
+    Type.REMAP_RETURN: "value=new address or -errno",
+    Type.MERGED: "ctx=mm: KSM put a shared page at start..end, without protection",
+    Type.SWAPPED_BACK: "swapoff brought the page at start..end back, on a kernel that drops its protection",
+    Type.EVENT: "the kernel waits for the monitor to read an event; kind=UffdEvent",
     Type.RANGE_FOUND: "found registered at attach: start, end, aux=Mode, flags=Memory,"
     " kind=1 if protected pages would be found",
     Type.PAGES_FOUND: "found protected at attach: start, end",
@@ -128,6 +140,15 @@ class Ioctl(IntEnum):
     CONTINUE = 0x07
     POISON = 0x08
     API = 0x3F
+
+
+class UffdEvent(IntEnum):
+    """UFFD_EVENT_* (include/uapi/linux/userfaultfd.h)."""
+
+    FORK = 0x13
+    REMAP = 0x14
+    REMOVE = 0x15
+    UNMAP = 0x16
 
 
 class Feature(IntFlag):

@@ -31,10 +31,10 @@ def returns_of(events: Array, call: Type, result: Type) -> tuple[Array, Array]:
     return index[by_time], found[by_time]
 
 
-def not_within(ready: int, index: Array, found: Array) -> int:
+def not_within(ready: int, *calls: tuple[Array, Array]) -> int:
     """The largest place up to `ready` that is within no call: what happens in one must be seen with it."""
     while True:
-        across = index[(index < ready) & (found >= ready)]
-        if not across.size:
+        across = [int(one) for index, found in calls for one in index[(index < ready) & (found >= ready)]]
+        if not across:
             return ready
-        ready = int(across.min())
+        ready = min(across)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Callable
 
 import numpy as np
 
-from uffdtrace.model import join
+from uffdtrace.model import facts, join
 from uffdtrace.model.events import (
     EVENT,
     MEMORY_ORDER_SHIFT,
@@ -20,49 +19,38 @@ from uffdtrace.model.events import (
     Memory,
     Mode,
     Type,
+    UffdEvent,
 )
-from uffdtrace.model.pages import CHANGES, COUNTS, Op, apply, apply_range, carry
-from uffdtrace.model.ranges import ModelError, Piece, Range, Ranges, page_bounds
-from uffdtrace.model.sleep import Sleepers
+from uffdtrace.model.facts import Fact
+from uffdtrace.model.losses import Losses
+from uffdtrace.model.pages import Cause, Op, apply, exposed
+from uffdtrace.model.ranges import ModelError, Range, page_bounds
+from uffdtrace.model.sleep import Ending, Sleepers
+from uffdtrace.model.watched import EVERYWHERE, Userfaultfd, Watched
 from uffdtrace.model.work import EVIDENCE, EXPAND_PAGES, Work
 
 # A call that does not return must not hold the account back for ever.
 _MOST_WAITING = 1 << 21
 _MOST_EXPANDED = 1 << 22
 _NO_HOLES = Feature.WP_UNPOPULATED | Feature.WP_ASYNC
-# UFFDIO_API was called (fs/userfaultfd.c, UFFD_FEATURE_INITIALIZED): no feature of the user's.
-_INITIALIZED = 1 << 31
+_FAULT_FLAG_RETRY_NOWAIT = 8
+_MOST_SPANS = 64
 Locate = Callable[[Array], tuple[Array, Array]]
 _MODE_OF = {Kind.MISSING: Mode.MISSING, Kind.WP: Mode.WP, Kind.MINOR: Mode.MINOR}
-
-
-@dataclass
-class Userfaultfd:
-    """One descriptor; `mm` identifies the address space it watches."""
-
-    number: int
-    ctx: int
-    mm: int = 0
-    features: int | None = None
-    owner: int | None = None
-    readers: set[int] = field(default_factory=set)
-    callers: set[int] = field(default_factory=set)
-
-    def has(self, feature: Feature) -> bool:
-        return bool((self.features or 0) & feature)
 
 
 class Model:
     """Feed it events in the order of the ring, finish, then read `rows()`."""
 
     def __init__(self) -> None:
-        self.ranges = Ranges()
-        self.userfaultfds: list[Userfaultfd] = []
+        self.watched = Watched()
+        self.ranges = self.watched.ranges
         self.events = 0
         self.lost_returns = 0
         self.unattributed_messages = 0
-        self._home_of: list[Userfaultfd] = []
-        self._current: dict[int, Userfaultfd] = {}
+        self.losses = Losses()
+        # Time (ns) of the last event.
+        self.last = 0
         self._waiting = np.empty(0, dtype=EVENT)
         self._sleepers = Sleepers()
         self._asleep: set[int] = set()
@@ -75,59 +63,89 @@ class Model:
     def finish(self) -> None:
         """No more events: account for what was held back, and for who still sleeps."""
         self._advance(self._waiting, final=True)
-        pending, unknown = self._sleepers.pending(self._asleep, self._looked_at)
-        for number in pending[pending >= 0].tolist():
+        nothing = np.empty(0, dtype=EVENT)
+        self._served(*self._sleepers.feed(nothing, np.empty(0, dtype=np.int64), final=True))
+        for fault in self._sleepers.pending(self._asleep, self._looked_at):
+            if fault.range_number < 0:
+                continue
+            row = self.ranges.all[fault.range_number].root()
+            if fault.unknown:
+                row.pending = None
+            else:
+                row.pending = None if row.pending is None else row.pending + 1
+                row.waiting.append(fault)
+        for number, ending in self._sleepers.left:
+            if number < 0:
+                continue
             row = self.ranges.all[number].root()
-            row.pending = None if row.pending is None else row.pending + 1
-        for number in unknown[unknown >= 0].tolist():
-            self.ranges.all[number].root().pending = None
+            gone = self.watched.home_of(row).gone
+            # The kernel used the address again.
+            if gone is None or gone >= ending.time:
+                row.note(Fact.CLOSED if ending.closed else Fact.UNREGISTERED)
+        for row, piece in self.ranges.pieces():
+            row.exposed += np.bincount(exposed(self.ranges.states(piece)), minlength=len(Cause))
+            row.exposed[Cause.NONE] = 0
 
     def rows(self) -> list[Range]:
         """The ranges, by userfaultfd and address; earlier ones first."""
         return sorted(self.ranges.rows(), key=lambda row: (self.userfaultfd_of(row).number, row.start))
 
+    @property
+    def userfaultfds(self) -> list[Userfaultfd]:
+        return self.watched.userfaultfds
+
     def userfaultfd_of(self, row: Range) -> Userfaultfd:
-        return self._home_of[row.number]
+        return self.watched.home_of(row)
 
     # ---- batches -----------------------------------------------------------
 
     def _advance(self, events: Array, final: bool) -> None:
         ioctls = join.returns_of(events, Type.IOCTL, Type.IOCTL_RETURN)
         protects = join.returns_of(events, Type.PROTECT, Type.PROTECT_RETURN)
+        remaps = join.returns_of(events, Type.REMAP, Type.REMAP_RETURN)
         ready = len(events)
         if not final and ready < _MOST_WAITING:
-            for index, found in (ioctls, protects):
+            for index, found in (ioctls, protects, remaps):
                 waiting = index[found == join.OPEN]
                 if waiting.size:
                     ready = min(ready, int(waiting[0]))
-            ready = join.not_within(ready, *protects)
+            ready = join.not_within(ready, protects, remaps)
         self._waiting = events[ready:].copy()
         if not ready:
             return
         self.events += ready
-        work = Work(events, ready, ioctls, protects)
+        self.last = max(self.last, int(events["time"][:ready].max()))
+        work = Work(events, ready, ioctls, protects, remaps)
         self.lost_returns += work.lost_returns
         numbers = np.full(ready, -1, dtype=np.int64)
         begin = 0
         for barrier in np.flatnonzero(work.barrier).tolist():
             self._run(work, begin, barrier, numbers)
+            self._holes(work, begin, barrier, numbers)
             self._structural(work, barrier, numbers)
+            self._holes(work, barrier, barrier + 1, numbers)
             begin = barrier + 1
         self._run(work, begin, ready, numbers)
-        self._holes(work, numbers)
+        self._holes(work, begin, ready, numbers)
+        for call in facts.calls(events, ready, *ioctls):
+            self._wrong(int(numbers[call.index]), call)
         self._sleep(work.events, numbers)
 
     def _sleep(self, events: Array, numbers: Array) -> None:
         seen = events[events["type"] == Type.ASLEEP]
         self._asleep.update(seen["tid"].tolist())
         self._looked_at.update(seen["tgid"].tolist())
-        served, waits = self._sleepers.feed(events, numbers)
+        self._served(*self._sleepers.feed(events, numbers))
+
+    def _served(self, served: Array, waits: Array) -> None:
         for number in np.unique(served[served >= 0]):
             self.ranges.all[number].root().latencies.append(waits[served == number])
 
-    def _holes(self, work: Work, numbers: Array) -> None:
+    def _holes(self, work: Work, begin: int, end: int, numbers: Array) -> None:
         """change_protection() counts the pages it found; the rest were holes (kernel-semantics.md 4)."""
-        for index, known, result in zip(work.arm_index.tolist(), work.arm_known.tolist(), work.arm_result.tolist()):
+        first, last = np.searchsorted(work.arm_index, (begin, end))
+        for arm in range(int(first), int(last)):
+            index, known, result = int(work.arm_index[arm]), bool(work.arm_known[arm]), int(work.arm_result[arm])
             if numbers[index] < 0:
                 continue
             row = self.ranges.all[numbers[index]].root()
@@ -142,7 +160,7 @@ class Model:
     # ---- runs of operations on pages ---------------------------------------
 
     def _run(self, work: Work, begin: int, end: int, numbers: Array) -> None:
-        while begin < end:
+        while begin < end and work.busy[end] > work.busy[begin]:
             stop = self._first_unseen(work.events[begin:end])
             self._run_seen(work, begin, end if stop is None else begin + stop, numbers)
             if stop is None:
@@ -167,8 +185,8 @@ class Model:
         modes = Mode(int(fault["flags"]) >> MODES_SHIFT & 7) | _MODE_OF[Kind(int(fault["kind"]) % len(Kind))]
         if not start <= int(fault["start"]) < end:
             raise ModelError(f"the trace has a fault at {int(fault['start']):#x} outside of its area")
-        self._register(int(fault["ctx"]), start, end, modes, Memory(0))
-        self._before(int(fault["ctx"]), start, end)
+        self.watched.register(int(fault["ctx"]), start, end, modes, int(fault["time"]))
+        self.watched.before(int(fault["ctx"]), start, end)
 
     def _run_seen(self, work: Work, begin: int, end: int, numbers: Array) -> None:
         if begin == end:
@@ -178,13 +196,15 @@ class Model:
         for ctx in different:
             # One userfaultfd is the rule, and a slice copies nothing.
             chosen = slice(begin, end) if len(different) == 1 else np.flatnonzero(contexts == ctx) + begin
-            if ctx in self._current:
-                self._run_one(work, chosen, self._current[ctx], numbers)
+            if ctx in self.watched.current:
+                self._run_one(work, chosen, self.watched.current[ctx], numbers)
 
     def _run_one(self, work: Work, chosen: Array | slice, home: Userfaultfd, numbers: Array) -> None:
         space = self.ranges.space(home.ctx)
         events, types = work.events[chosen], work.events["type"][chosen]
         _, number = space.locate(work.start[chosen])
+        for lost in np.flatnonzero((types == Type.IOCTL) & (number < 0)).tolist():
+            number[lost] = self._touched(home.ctx, events[lost])
         numbers[chosen] = number
         known = number >= 0
         self._describe(events[known], number[known])
@@ -192,20 +212,54 @@ class Model:
         self.unattributed_messages += int((messages & ~known).sum())
         self._tally("faults", number, events["kind"], (types == Type.FAULT) & (events["ret"] == 0) & known)
         self._tally("messages", number, events["kind"], messages & known)
-        home.readers.update(np.unique(events["tgid"][messages]).tolist())
+        self._read(home, events, number, messages, known)
         home.callers.update(np.unique(events["tgid"][types == Type.IOCTL]).tolist())
 
         start, pages, ops = work.start[chosen], work.pages[chosen], work.op[chosen]
         self._whole_pages(start, pages, number, messages & known)
         undecided = work.undecided[chosen]
         for one in np.unique(number[undecided & known]).tolist():
-            self.ranges.all[one].root().undecided += int((undecided & (number == one)).sum())
+            self.ranges.all[one].root().undecided += int(pages[undecided & (number == one)].sum())
         dropped = undecided | (home.has(Feature.WP_ASYNC) & np.isin(types, EVIDENCE))
         active = np.flatnonzero((ops != Op.NOTHING) & ((pages <= EXPAND_PAGES) | messages) & ~dropped)
         # A trace may claim more than fits in memory at once.
         for part in np.split(active, np.flatnonzero(np.diff(np.cumsum(pages[active]) // _MOST_EXPANDED)) + 1):
             if part.size:
                 self._expand(space.locate, events[part], start[part], pages[part], ops[part])
+
+    def _read(self, home: Userfaultfd, events: Array, number: Array, messages: Array, known: Array) -> None:
+        """Who reads, and whether a reader faults itself; which faults were refused."""
+        home.readers.update(np.unique(events["tgid"][messages]).tolist())
+        tids, first = np.unique(events["value"][messages], return_index=True)
+        for tid, time in zip(tids.tolist(), events["time"][messages][first].tolist()):
+            home.threads.setdefault(tid, time)
+        home.threads.pop(0, None)
+        faults = (events["type"] == Type.FAULT) & known
+        slept = faults & (events["ret"] == 0)
+        for index in np.flatnonzero(slept & np.isin(events["tid"], list(home.threads))).tolist():
+            if home.threads[int(events["tid"][index])] < int(events["time"][index]):
+                self.ranges.all[number[index]].root().note(Fact.MONITOR_FAULT)
+        # Where a caller will not wait (KVM), a worker of its own comes again.
+        refused = faults & ~slept & (events["aux"] & np.uint64(_FAULT_FLAG_RETRY_NOWAIT) == 0)
+        for one in number[refused].tolist():
+            self.ranges.all[one].root().note(Fact.REFUSED)
+
+    def _touched(self, ctx: int, event: Array) -> int:
+        """Number of the first range that a call names anything of, or -1."""
+        pieces = self.ranges.space(ctx).overlapping(int(event["start"]), int(event["end"]))
+        return pieces[0].range_number if pieces else -1
+
+    def _wrong(self, number: int, call: facts.Call) -> None:
+        """A call that did not do what it was asked for."""
+        if number < 0:
+            return
+        row = self.ranges.all[number].root()
+        row.note(call.fact, call.count)
+        if call.error:
+            row.errors.add((call.fact, call.error))
+        spans = row.spans.setdefault(call.fact, [])
+        if len(spans) < _MOST_SPANS:
+            spans += call.spans
 
     def _whole_pages(self, start: Array, pages: Array, number: Array, messages: Array) -> None:
         """A message on hugetlb memory names all of its huge page."""
@@ -231,6 +285,7 @@ class Model:
         inside = places >= 0
         effects = apply(self.ranges.pool.states, places[inside], ops[inside])
         self.ranges.changes(owners[inside], effects)
+        self.losses.add(places[inside], effects, events["time"][rows][inside], events["tid"][rows][inside])
 
     def _tally(self, name: str, numbers: Array, kinds: Array, mask: Array) -> None:
         mask = mask & (kinds < len(Kind))
@@ -258,104 +313,71 @@ class Model:
         first = int(work.start[index])
         last = first + int(work.pages[index]) * PAGE_SIZE
         if kind == Type.USERFAULTFD:
-            self._seen(ctx, start, end, int(event["aux"]))
+            self.watched.seen(ctx, start, end, int(event["aux"]))
         elif kind == Type.EXIT:
-            for home in [found for found in self._current.values() if found.mm == ctx]:
-                self._forget(home.ctx)
+            for home in self.watched.of_memory(ctx):
+                self.watched.forget(home.ctx, int(event["time"]))
         elif kind == Type.RELEASE:
-            self._forget(ctx)
+            closed = self.watched.current.get(ctx)
+            # With the process whose memory it is its threads go too: they wait for nobody.
+            if not (closed and event["kind"] and event["tgid"] == closed.owner):
+                self._ended(ctx, 0, EVERYWHERE, int(event["time"]), closed=True)
+            self.watched.forget(ctx, int(event["time"]))
+        elif index in work.remaps:
+            for home in self.watched.of_memory(ctx):
+                self.watched.remap(home, work.remaps[index], int(event["time"]))
         elif kind == Type.UNMAP:
-            for home in self._current.values():
-                if home.mm == ctx and start < end:
-                    self.ranges.cut(self.ranges.space(home.ctx), *page_bounds(start, end))
+            for home in self.watched.of_memory(ctx):
+                if start < end:
+                    self.watched.unmap(home, *page_bounds(start, end))
+        elif kind == Type.MERGED:
+            for home in self.watched.of_memory(ctx):
+                self._slice(home.ctx, *page_bounds(start, end), Op.MERGED, event)
+        elif kind == Type.FORK:
+            if not event["kind"]:
+                self.watched.forked(ctx, start, end)
+        elif kind == Type.EVENT:
+            what = int(event["kind"])
+            if ctx in self.watched.current and what in list(UffdEvent):
+                seen = self.watched.current[ctx].events
+                seen[UffdEvent(what)] = seen.get(UffdEvent(what), 0) + 1
+        elif kind == Type.REMAP:
+            pass
         elif kind == Type.RANGE_FOUND:
-            self._found(
-                ctx, start, end, Mode(int(event["aux"]) & 7), Memory(int(event["flags"]) & 7), bool(event["kind"])
-            )
-        elif kind == Type.MEMORY_FOUND:
-            self._backed(ctx, start, end, Memory(int(event["flags"]) & 7))
+            self.watched.found(event)
         elif kind == Type.PAGES_FOUND:
-            self._slice(ctx, start, end, Op.ARM)
-            self._before(ctx, start, end)
+            self._slice(ctx, start, end, Op.ARM, event)
+            self.watched.before(ctx, start, end)
         elif kind == Type.IOCTL and int(event["kind"]) == Ioctl.REGISTER:
-            self._home(ctx).callers.add(int(event["tgid"]))
-            self._register(ctx, first, last, Mode(int(work.mode[index]) & 7), Memory(0))
+            self.watched.home(ctx).callers.add(int(event["tgid"]))
+            self.watched.register(ctx, first, last, Mode(int(work.mode[index]) & 7), int(event["time"]))
         elif kind == Type.IOCTL and int(event["kind"]) == Ioctl.UNREGISTER:
-            self.ranges.cut(self.ranges.space(ctx), *page_bounds(first, last))
+            self._ended(ctx, *page_bounds(first, last), int(event["time"]), closed=False)
         else:
             _, number = self.ranges.space(ctx).locate(work.start[index : index + 1])
+            if number[0] < 0 and kind == Type.IOCTL:
+                number[0] = self._touched(ctx, event)
             numbers[index] = number[0]
             known = number >= 0
             self._describe(work.events[index : index + 1][known], number[known])
             evidence = kind in EVIDENCE
-            asynchronous = ctx in self._current and self._current[ctx].has(Feature.WP_ASYNC)
+            asynchronous = ctx in self.watched.current and self.watched.current[ctx].has(Feature.WP_ASYNC)
+            if evidence and work.undecided[index] and known[0]:
+                self.ranges.all[number[0]].root().undecided += int(work.pages[index])
             if evidence and (asynchronous or work.undecided[index]):
                 return
-            self._slice(ctx, first, last, Op(int(work.op[index])))
+            self._slice(ctx, first, last, Op(int(work.op[index])), event)
             if work.op[index] == Op.MOVE:
                 source = int(event["value"])
-                self._slice(ctx, source, source + last - first, Op.MOVED_AWAY)
+                self._slice(ctx, source, source + last - first, Op.MOVED_AWAY, event)
 
-    def _home(self, ctx: int) -> Userfaultfd:
-        if ctx not in self._current:
-            self._current[ctx] = Userfaultfd(len(self.userfaultfds), ctx)
-            self.userfaultfds.append(self._current[ctx])
-        return self._current[ctx]
+    def _ended(self, ctx: int, start: int, end: int, time: int, closed: bool) -> None:
+        if self.watched.end(ctx, start, end) or closed:
+            self._sleepers.endings.append(Ending(time, ctx, start, end, closed))
 
-    def _seen(self, ctx: int, mm: int, features: int, owner: int) -> None:
-        home = self._home(ctx)
-        home.mm = mm
-        home.features = features & ~_INITIALIZED
-        home.owner = owner or home.owner
-
-    def _forget(self, ctx: int) -> None:
-        """The descriptor or its memory is gone; the kernel may use the address again."""
-        self.ranges.spaces.pop(ctx, None)
-        self._current.pop(ctx, None)
-
-    def _found(self, ctx: int, start: int, end: int, modes: Mode, memory: Memory, tells: bool) -> None:
-        """A mapping that was registered before the trace."""
-        self._register(ctx, start, end, modes, Memory(0))
-        self._backed(ctx, start, end, memory)
-        if not tells:
-            self._before(ctx, start, end)
-
-    def _before(self, ctx: int, start: int, end: int) -> None:
+    def _slice(self, ctx: int, start: int, end: int, op: Op, event: Array) -> None:
         for piece in self.ranges.space(ctx).overlapping(start, end):
-            row = self.ranges.all[piece.range_number].root()
-            row.before = row.before or bool(row.modes & Mode.WP)
-
-    def _backed(self, ctx: int, start: int, end: int, memory: Memory) -> None:
-        for piece in self.ranges.space(ctx).overlapping(start, end):
-            self.ranges.all[piece.range_number].root().memory |= memory
-
-    def _register(self, ctx: int, start: int, end: int, modes: Mode, memory: Memory) -> None:
-        home = self._home(ctx)
-        replaced = self.ranges.register(ctx, start, end, modes, memory)
-        self._home_of += [home] * (len(self.ranges.all) - len(self._home_of))
-        for piece in replaced:
-            self._replace(ctx, piece, modes)
-
-    def _replace(self, ctx: int, piece: Piece, modes: Mode) -> None:
-        """Registered again with other modes: what was armed goes on in the new range."""
-        pages = (piece.end - piece.start) // PAGE_SIZE
-        old = self.ranges.pool.states[piece.place : piece.place + pages].copy()
-        for new in self.ranges.space(ctx).overlapping(piece.start, piece.end):
-            first = (max(new.start, piece.start) - new.start) // PAGE_SIZE + new.place
-            skip = (max(new.start, piece.start) - piece.start) // PAGE_SIZE
-            count = (min(new.end, piece.end) - max(new.start, piece.start)) // PAGE_SIZE
-            states = self.ranges.pool.states[first : first + count]
-            states[:], armed = carry(old[skip : skip + count], states)
-            row = self.ranges.all[new.range_number].root()
-            row.changes[COUNTS.index("armed_pages")] += armed
-            if not modes & Mode.WP:
-                self._count(new, apply_range(states, Op.MODE_REPLACED))
-
-    def _slice(self, ctx: int, start: int, end: int, op: Op) -> None:
-        for piece in self.ranges.space(ctx).overlapping(start, end):
-            first = piece.place + (max(start, piece.start) - piece.start) // PAGE_SIZE
-            last = piece.place + (min(end, piece.end) - piece.start + PAGE_SIZE - 1) // PAGE_SIZE
-            self._count(piece, apply_range(self.ranges.pool.states[first:last], op))
-
-    def _count(self, piece: Piece, times: Array) -> None:
-        self.ranges.all[piece.range_number].root().changes += times @ CHANGES
+            low = max(start, piece.start)
+            high = low + -(-(min(end, piece.end) - low) // PAGE_SIZE) * PAGE_SIZE
+            first, effects = self.ranges.operate(piece, low, high, op)
+            self.losses.add(np.arange(first, first + len(effects)), effects, int(event["time"]), int(event["tid"]))

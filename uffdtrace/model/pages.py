@@ -27,8 +27,9 @@ class Cause(IntEnum):
     CONTINUE_WITHOUT_WP = 7
     MOVE = 8
     KSM_MERGE = 9
-    MODE_REPLACED = 10
-    UNKNOWN = 11
+    SWAPOFF = 10
+    MODE_REPLACED = 11
+    UNKNOWN = 12
 
     @property
     def label(self) -> str:
@@ -61,6 +62,12 @@ class Op(IntEnum):
     MOVED_AWAY = 20
     MODE_REPLACED = 21
     UNPROTECTED_ZERO_WRITE = 22
+    WP_MESSAGE = 23
+    COPY_WP = 24
+    MERGED = 25
+    SWAPPED_BACK = 26
+    ENDED = 27
+    REGISTERED_AGAIN = 28
 
 
 _POPULATES = frozenset(
@@ -76,6 +83,17 @@ _POPULATES = frozenset(
     )
 )
 
+_MESSAGES = frozenset((Op.MESSAGE, Op.WRITE_MESSAGE, Op.WP_MESSAGE))
+_FILLS = frozenset((Op.COPY, Op.COPY_WP, Op.CONTINUE, Op.ZEROPAGE, Op.MOVE))
+_ANSWERS = _POPULATES | _FILLS | {Op.ARM, Op.RELEASE, Op.ENDED, Op.REGISTERED_AGAIN, Op.DISCARD, Op.MOVED_AWAY}
+_TAKES_AWAY = {
+    Op.MERGED: Cause.KSM_MERGE,
+    Op.SWAPPED_BACK: Cause.SWAPOFF,
+    Op.MODE_REPLACED: Cause.MODE_REPLACED,
+}
+
+_CAUSES = tuple(Cause)
+
 # Bits of a state.
 ARMED = 1
 OBSERVED = 2  # a lost write was seen in this arming
@@ -86,7 +104,9 @@ EVER_ARMED = 32
 NOTIFIED = 64
 ELSEWHERE = 128  # its loss, or its skipping, is in the counts of an earlier range
 FILED = 256  # populated with a file's page without protection, and counted
-WHY_SHIFT = 9
+ASKED = 512  # the monitor read a message, and has not answered it yet
+FORMER = 1024  # armed in an earlier registration only
+WHY_SHIFT = 11
 STATES = 1 << (WHY_SHIFT + 4)
 
 # What a step can change in a range's counts, in this order; then one per Cause.
@@ -100,6 +120,11 @@ COUNTS = (
     "armed_pages",
     "notified_pages",
     "unarmed",
+    "filled",
+    "untouched",
+    "repeated",
+    "stale",
+    "rearmed",
 )
 WIDTH = len(COUNTS) + len(Cause)
 
@@ -112,7 +137,7 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
     Keys of the change are COUNTS and `Cause` labels; values are +1 or -1.
     """
     change: _Change = {}
-    why = Cause(state >> WHY_SHIFT) if state >> WHY_SHIFT < len(Cause) else Cause.NONE
+    why = _CAUSES[state >> WHY_SHIFT]
     bits = state & ((1 << WHY_SHIFT) - 1)
 
     def add(name: str, by: int = 1) -> None:
@@ -131,19 +156,39 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
         # nobody will see the next one.
         lose(why or cause, BLIND if bits & TOLD else OBSERVED)
 
-    if op is Op.ARM:
+    if op in _FILLS and bits & ARMED and not bits & (OBSERVED | BLIND | BARE) and why is Cause.NONE:
+        # It was empty, or the call would have failed.
+        add("filled")
+    if op in _ANSWERS:
+        bits &= ~ASKED
+
+    if op in (Op.ARM, Op.COPY_WP):
         if not bits & EVER_ARMED:
             add("armed_pages")
+        elif op is Op.ARM:
+            add("rearmed")
         bits = bits & NOTIFIED | EVER_ARMED | ARMED
         why = Cause.NONE
-    elif op is Op.RELEASE:
-        bits &= EVER_ARMED | NOTIFIED
+    elif op in (Op.RELEASE, Op.ENDED, Op.REGISTERED_AGAIN):
+        if bits & ARMED and not bits & (OBSERVED | BLIND | TOLD | BARE) and why is Cause.NONE:
+            # Nothing had happened to it: it may have been a hole.
+            add("untouched")
+        if op is Op.REGISTERED_AGAIN and bits & EVER_ARMED:
+            bits |= FORMER
+        bits &= EVER_ARMED | NOTIFIED | (0 if op is Op.RELEASE else FORMER)
         why = Cause.NONE
-    elif op in (Op.MESSAGE, Op.WRITE_MESSAGE):
+    elif op in _MESSAGES:
+        if bits & ASKED:
+            add("repeated")
+        elif op is Op.WP_MESSAGE and not bits & ARMED:
+            # Protected, though nobody asked for it in this registration; or released just before.
+            never = bits & FORMER or not bits & (EVER_ARMED | NOTIFIED)
+            add("stale" if never else "repeated")
+            bits &= ~FORMER
         if not bits & NOTIFIED:
             add("notified_pages")
-        bits |= NOTIFIED
-        if bits & ARMED and op is Op.WRITE_MESSAGE:
+        bits |= NOTIFIED | ASKED
+        if bits & ARMED and op is not Op.MESSAGE:
             bits |= TOLD
     elif bits & ARMED:
         if op is Op.WP_FAULT:
@@ -180,7 +225,8 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
                 if not bits & ELSEWHERE:
                     add("zero_page", -1)
                 bits &= ~BARE
-                why = Cause.NONE if why is Cause.ZERO_PAGE_AFTER_ARM else why
+                if why is Cause.ZERO_PAGE_AFTER_ARM and not bits & (OBSERVED | BLIND):
+                    why = Cause.NONE
         elif op in (Op.FILE_READ, Op.FILE_WRITE):
             if not bits & FILED:
                 add("file_page")
@@ -191,8 +237,12 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
             written(Cause.UNKNOWN if op is Op.UNPROTECTED_WRITE else Cause.ZERO_PAGE_AFTER_ARM)
             bits &= ~BARE
         elif op in (Op.DISCARD, Op.MOVED_AWAY):
+            if not bits & (OBSERVED | BLIND | TOLD | BARE) and why is Cause.NONE:
+                # As above; from now on it counts as exposed.
+                add("untouched")
             bits &= ~(BARE | FILED)
             if not bits & (OBSERVED | BLIND):
+                bits &= ~ELSEWHERE
                 why = Cause.DISCARDED if op is Op.DISCARD else Cause.MOVE
         elif op is Op.COPY:
             lose(Cause.COPY_WITHOUT_WP, BLIND)
@@ -204,9 +254,9 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
             # Read-only: a write to it still faults.
             if not bits & (OBSERVED | BLIND):
                 why = Cause.ZEROPAGE
-        elif op is Op.MODE_REPLACED and not bits & (OBSERVED | BLIND):
+        elif op in _TAKES_AWAY and not bits & (OBSERVED | BLIND):
             # The page stays read-only: the next write still faults.
-            why = Cause.MODE_REPLACED
+            why = _TAKES_AWAY[op]
     elif op in _POPULATES and not bits & EVER_ARMED:
         # Of no account, unless it was armed before the trace.
         add("unarmed")
@@ -227,30 +277,46 @@ def carry(before: Array, kept: Array) -> tuple[Array, int]:
     return moved | kept | marks.astype(np.uint16), new
 
 
+def exposed(states: Array) -> Array:
+    """Per state: the Cause that took an armed page's protection away while no write was lost yet, or NONE."""
+    open_ = (states & ARMED != 0) & (states & (OBSERVED | BLIND) == 0)
+    return np.where(open_, states >> WHY_SHIFT, 0)
+
+
+def protected(states: Array) -> Array:
+    """Per state, as the events tell it: 1 protected unless it was a hole, 0 not, -1 not said."""
+    why = states >> WHY_SHIFT
+    bare = (states & (OBSERVED | BLIND | BARE | FILED) != 0) | (why != 0)
+    # What a page's table entry keeps when its range's mode goes, or swapoff comes by, the events do not tell.
+    unsaid = (states & ARMED == 0) | (why == Cause.MODE_REPLACED) | (why == Cause.SWAPOFF)
+    return np.where(unsaid, -1, np.where(bare, 0, 1))
+
+
 def _tables() -> tuple[Array, Array, Array]:
     following = np.zeros((len(Op), STATES), dtype=np.uint16)
     effect = np.zeros((len(Op), STATES), dtype=np.uint8)
-    known: dict[tuple[int, ...], int] = {(0,) * WIDTH: 0}
-    columns = {name: place for place, name in enumerate(COUNTS)}
-    columns.update({cause.label: len(COUNTS) + cause for cause in Cause})
+    known: dict[tuple[tuple[str, int], ...], int] = {(): 0}
     seen = {0}
     kept = np.array([0, EVER_ARMED, NOTIFIED, EVER_ARMED | NOTIFIED], dtype=np.uint16)
     reached = [0]
     for state in reached:
         for op in Op:
             after, change = step(state, op)
-            row: list[int] = [0] * WIDTH
-            for name, by in change.items():
-                row[columns[name]] += by
             following[op, state] = after
-            effect[op, state] = known.setdefault(tuple(row), len(known))
+            effect[op, state] = known.setdefault(tuple(change.items()), len(known))
             if after in seen:
                 continue
             states, _ = carry(np.full(4, after, dtype=np.uint16), kept)
             fresh = {after, *states.tolist()} - seen
             seen |= fresh
             reached += sorted(fresh)
-    return following, effect, np.array(list(known), dtype=np.int64)
+    columns = {name: place for place, name in enumerate(COUNTS)}
+    columns.update({cause.label: len(COUNTS) + cause for cause in Cause})
+    changes = np.zeros((len(known), WIDTH), dtype=np.int64)
+    for row, change_of in enumerate(known):
+        for name, by in change_of:
+            changes[row, columns[name]] += by
+    return following, effect, changes
 
 
 # NEXT[op, state] -> state; EFFECT[op, state] -> row of CHANGES (WIDTH counts).
@@ -282,10 +348,10 @@ def apply(states: Array, places: Array, ops: Array) -> Array:
 
 
 def apply_range(states: Array, op: Op) -> Array:
-    """Apply one operation to every page of a slice; how often each row of CHANGES came up."""
-    effects = EFFECT[op][states]
+    """Apply one operation to every page of a slice; the row of CHANGES of each."""
+    effects: Array = EFFECT[op][states]
     states[:] = NEXT[op][states]
-    return np.bincount(effects, minlength=len(CHANGES))
+    return effects
 
 
 assert len(CHANGES) < 256

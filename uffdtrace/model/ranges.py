@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from uffdtrace.model.events import PAGE_SIZE, Array, Kind, Memory, Mode
+from uffdtrace.model.facts import Fact
 from uffdtrace.model.pages import CHANGES, COUNTS, WIDTH, Cause, Op, apply_range
+from uffdtrace.model.sleep import Waiting
 
 # User addresses end here with five-level page tables; more no trace can claim.
 _HIGHEST = 1 << 56
@@ -44,6 +46,15 @@ class Range:
     pending: int | None = 0
     # Pages populated while they were being armed: before or after, nobody can tell.
     undecided: int = 0
+    facts: dict[Fact, int] = field(default_factory=dict)
+    # Names of the errors of WRITEPROTECT, and what calls that did a part of it protected.
+    errors: set[tuple[Fact, str]] = field(default_factory=set)
+    spans: dict[Fact, list[tuple[int, int]]] = field(default_factory=dict)
+    waiting: list[Waiting] = field(default_factory=list)
+    # Pages that stood unprotected, not yet lost, at the end, by Cause.
+    exposed: Array = field(default_factory=lambda: np.zeros(len(Cause), dtype=np.int64))
+    # Time (ns) of the first registration; what a name belongs to.
+    born: int = 0
     # Registered before the trace, and armed then, or nobody can tell: what was
     # armed and populated before is unknown.
     before: bool = False
@@ -61,6 +72,12 @@ class Range:
     def cause(self, cause: Cause) -> int:
         return int(self.changes[len(COUNTS) + cause])
 
+    def fact(self, fact: Fact) -> int:
+        return self.facts.get(fact, 0)
+
+    def note(self, fact: Fact, count: int = 1) -> None:
+        self.facts[fact] = self.fact(fact) + count
+
     def absorb(self, other: Range) -> None:
         """Become one with an adjacent range that the kernel merges with this one."""
         self.start, self.end = min(self.start, other.start), max(self.end, other.end)
@@ -70,6 +87,14 @@ class Range:
             self.messages[kind] += other.messages[kind]
         self.holes = None if self.holes is None or other.holes is None else self.holes + other.holes
         self.armings += other.armings
+        for fact, count in other.facts.items():
+            self.note(fact, count)
+        self.errors |= other.errors
+        for fact, spans in other.spans.items():
+            self.spans[fact] = self.spans.get(fact, []) + spans
+        self.waiting += other.waiting
+        self.exposed += other.exposed
+        self.born = min(self.born, other.born)
         self.changes += other.changes
         self.latencies += other.latencies
         self.pending = None if self.pending is None or other.pending is None else self.pending + other.pending
@@ -105,7 +130,8 @@ class Pool:
 
     def take(self, pages: int) -> int:
         place = self._used
-        self._used += pages
+        # A place between: runs of pages must not go on from one piece into another.
+        self._used += pages + 1
         if self._used > len(self.states):
             # zeros(): pages nobody touches cost no memory.
             try:
@@ -199,7 +225,7 @@ class Ranges:
     def space(self, ctx: int) -> Space:
         return self.spaces.setdefault(ctx, Space(ctx))
 
-    def register(self, ctx: int, start: int, end: int, modes: Mode, memory: Memory = Memory(0)) -> list[Piece]:
+    def register(self, ctx: int, start: int, end: int, modes: Mode) -> list[Piece]:
         """Register [start, end); pieces that had other modes before, already cut out."""
         start, end = page_bounds(start, end)
         space = self.space(ctx)
@@ -212,20 +238,20 @@ class Ranges:
             else:
                 replaced += self.cut(space, low, high)
         for low, high in fresh:
-            self._add(space, low, high, modes, memory)
+            self._add(space, low, high, modes)
         return replaced
 
-    def _add(self, space: Space, start: int, end: int, modes: Mode, memory: Memory) -> None:
+    def _add(self, space: Space, start: int, end: int, modes: Mode) -> None:
         number = self._number_for(space, start, end, modes)
         home = self.all[number].root()
-        home.memory |= memory
         fresh = [(start, end)]
         for old in home.retired:
             low, high = max(start, old.start), min(end, old.end)
             if low < high:
                 # Here before: pages that were armed or notified then count once.
                 again = _part(old, low, high)
-                apply_range(self.pool.states[again.place : again.place + (high - low) // PAGE_SIZE], Op.RELEASE)
+                states = self.pool.states[again.place : again.place + (high - low) // PAGE_SIZE]
+                apply_range(states, Op.REGISTERED_AGAIN)
                 space.pieces.append(Piece(low, high, again.place, number))
                 fresh = [part for one in fresh for part in _without(one, low, high)]
         home.retired = [part for old in home.retired for part in _outside(old, start, end)]
@@ -239,6 +265,32 @@ class Ranges:
         for piece in taken:
             self.all[piece.range_number].root().retired.append(piece)
         return taken
+
+    def end(self, space: Space, start: int, end: int) -> list[Piece]:
+        """[start, end) is registered no more; the pieces that were."""
+        taken = self.cut(space, start, end)
+        for piece in taken:
+            self.operate(piece, piece.start, piece.end, Op.ENDED)
+        return taken
+
+    def operate(self, piece: Piece, start: int, end: int, op: Op) -> tuple[int, Array]:
+        """Do `op` to every page of [start, end) in a piece: (place of the first, row of CHANGES of each)."""
+        first = piece.place + (start - piece.start) // PAGE_SIZE
+        effects = apply_range(self.pool.states[first : first + (end - start) // PAGE_SIZE], op)
+        self.row_of(piece).changes += np.bincount(effects, minlength=len(CHANGES)) @ CHANGES
+        return first, effects
+
+    def row_of(self, piece: Piece) -> Range:
+        return self.all[piece.range_number].root()
+
+    def pieces(self) -> list[tuple[Range, Piece]]:
+        """Every piece that there ever was, with its range."""
+        standing = [(self.row_of(piece), piece) for space in self.spaces.values() for piece in space.pieces]
+        return standing + [(row, piece) for row in self.rows() for piece in row.retired]
+
+    def states(self, piece: Piece) -> Array:
+        """The states of its pages, as they are: not a copy."""
+        return self.pool.states[piece.place : piece.place + (piece.end - piece.start) // PAGE_SIZE]
 
     def _number_for(self, space: Space, start: int, end: int, modes: Mode) -> int:
         """The range that [start, end) belongs to: what it touches, or a new one."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from uffdtrace.model.diagnosis import VERDICTS, Case, findings, verdict
+from uffdtrace.model.diagnosis import VERDICTS, Case, verdict
 from uffdtrace.model.events import PAGE_SIZE, Counter, Feature, Kind, Memory, Mode
-from uffdtrace.model.model import Model, Userfaultfd
+from uffdtrace.model.losses import lost_pages
+from uffdtrace.model.model import Model
 from uffdtrace.model.pages import Cause
 from uffdtrace.model.ranges import Range
+from uffdtrace.model.rules import findings
+from uffdtrace.model.watched import Userfaultfd
 
 SCHEMA = "uffdtrace-report/1"
 
+MOST_RUNS = 10_000
+MOST_WAITING = 16
 _SKIPPED = ("zero_page", "fresh_page", "huge_page", "file_page")
 
 
@@ -23,26 +28,48 @@ def _memory(row: Range) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def _latency(row: Range) -> dict[str, float] | None:
-    """Microseconds from fault to wake-up, of the faults whose message was read."""
-    if not row.latencies:
+@dataclass(frozen=True)
+class Name:
+    """What the kernel called a mapping of a userfaultfd's memory when it was registered, at `time` (ns)."""
+
+    time: int
+    ctx: int
+    start: int
+    end: int
+    name: str
+
+
+def _name(row: Range, home: Userfaultfd, names: Sequence[Name]) -> str | None:
+    """The first while the range was there: its userfaultfd's address may be another's before and after."""
+    for name in names:
+        there = row.born <= name.time and (home.gone is None or name.time <= home.gone)
+        if name.ctx == home.ctx and there and name.start < row.end and row.start < name.end:
+            return name.name
+    return None
+
+
+def _waiting(row: Range, end: int) -> list[dict[str, Any]] | None:
+    if row.pending is None:
         return None
-    total = np.concatenate(row.latencies)[:, 2] / 1000
-    p50, p90, p99 = np.percentile(total, (50, 90, 99))
-    return {
-        "p50": round(float(p50), 1),
-        "p90": round(float(p90), 1),
-        "p99": round(float(p99), 1),
-        "max": round(float(total.max()), 1),
-    }
+    longest = sorted(row.waiting, key=lambda fault: fault.since)[:MOST_WAITING]
+    return [
+        {
+            "address": hex(fault.address),
+            "tid": fault.tid,
+            "kind": fault.kind.name.lower(),
+            "for_s": round((end - fault.since) / 1e9, 6),
+            "read": fault.read,
+        }
+        for fault in longest
+    ]
 
 
 def _kinds(counts: list[int]) -> dict[str, int]:
     return {kind.name.lower(): counts[kind] for kind in Kind}
 
 
-def _range(row: Range, home: Userfaultfd, offered: int | None) -> dict[str, Any]:
-    case = Case(row, home, offered)
+def _range(case: Case, name: str | None, runs: list[dict[str, Any]], most_runs: int | None) -> dict[str, Any]:
+    row = case.row
     # Populated without protection here, but perhaps armed before the trace.
     unknown = case.unknown_before
 
@@ -54,22 +81,26 @@ def _range(row: Range, home: Userfaultfd, offered: int | None) -> dict[str, Any]
         "end": hex(row.end),
         "pages": row.pages,
         "page_size": PAGE_SIZE,
+        "name": name,
         "memory": _memory(row),
         "modes": [mode.name.lower() for mode in Mode if row.modes & mode and mode.name],
-        "userfaultfd": home.number,
+        "userfaultfd": case.userfaultfd.number,
         "armed_pages": known(row.count("armed_pages")),
         "holes": None if unknown else row.holes,
         "messages": _kinds(row.messages),
         "notified_pages": row.count("notified_pages"),
         "faults": _kinds(row.faults),
         "pending": row.pending,
+        "waiting": _waiting(row, case.end),
         "skipped": {name: known(row.count(name)) for name in _SKIPPED},
         "lost": {
             "observed": known(row.count("observed")),
             "blind": known(row.count("blind")),
             "causes": None if unknown else {cause.label: row.cause(cause) for cause in Cause if row.cause(cause)},
+            "runs": None if unknown else runs[:most_runs],
+            "runs_left_off": 0 if unknown or most_runs is None else max(0, len(runs) - most_runs),
         },
-        "latency_us": _latency(row),
+        "latency_us": case.waited,
         "verdict": verdict(case),
         "findings": findings(case),
     }
@@ -117,13 +148,22 @@ def use_counters(model: Model, counters: list[list[int]]) -> bool:
 _FROM_EVENTS = ("armed_pages", "holes", "notified_pages", "pending", "skipped", "lost")
 
 
-def build(model: Model, trace: dict[str, Any], process: dict[str, Any], ending: dict[str, Any]) -> dict[str, Any]:
+def build(
+    model: Model,
+    trace: dict[str, Any],
+    process: dict[str, Any],
+    ending: dict[str, Any],
+    names: Sequence[Name] = (),
+    began: int = 0,
+    most_runs: int | None = MOST_RUNS,
+) -> dict[str, Any]:
     """The report of a finished model.
 
     `trace` and `process` go in as they are. `ending` (the trace file's last
     word, empty if it has none): `events_dropped`, `probes_missed` (probe to
     count), `doubtful` (fields that rest on missed probes), `counters`,
-    `features_offered`.
+    `features_offered`. `began` is the time (ns, CLOCK_MONOTONIC) from which the
+    report counts seconds; a range lists `most_runs` of its lost pages' runs, or all.
     """
     lower = list(ending.get("doubtful", ()))
     dropped = ending.get("events_dropped")
@@ -138,7 +178,13 @@ def build(model: Model, trace: dict[str, Any], process: dict[str, Any], ending: 
         lower += ["holes", "lost"]
     if any(row.pending is None for row in model.rows()):
         lower.append("pending")
-    ranges = [_range(row, model.userfaultfd_of(row), ending.get("features_offered")) for row in model.rows()]
+    whole = not dropped and "armed_pages" not in lower
+    lost = lost_pages(model.losses.runs(), model.ranges, began)
+    ranges = []
+    for row in model.rows():
+        home = model.userfaultfd_of(row)
+        case = Case(row, home, ending.get("features_offered"), whole, model.last)
+        ranges.append(_range(case, _name(row, home, names), lost.get(row.number, []), most_runs))
     verdicts = [found["verdict"] for found in ranges]
     return {
         "schema": SCHEMA,

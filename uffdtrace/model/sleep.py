@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from uffdtrace.model.events import EVENT, Array, Type
+from uffdtrace.model.events import EVENT, MODES_SHIFT, PAGE_SIZE, Array, Kind, Mode, Type
 
 _TYPES = np.array([Type.FAULT, Type.MESSAGE, Type.WAKE, Type.FAULT_RETURN], dtype=np.uint8)
+_NEVER = np.iinfo(np.int64).max
+
+# Columns of what a served fault waited, in ns; WAKEUP is NaN where the thread's return was not seen.
+QUEUE, SERVICE, TOTAL, WAKEUP = range(4)
 
 
 def _first(segments: Array, times: Array, mask: Array, count: int) -> Array:
@@ -17,8 +23,33 @@ def _first(segments: Array, times: Array, mask: Array, count: int) -> Array:
     return found
 
 
+@dataclass(frozen=True)
+class Ending:
+    """A registration that ended at `time` (ns) by UNREGISTER or, with closed, with its descriptor: [start, end)."""
+
+    time: int
+    ctx: int
+    start: int
+    end: int
+    closed: bool
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A fault that nobody resolved: `range_number` -1 where the range was not seen; times in ns."""
+
+    range_number: int
+    address: int
+    tid: int
+    kind: Kind
+    since: int
+    read: bool
+    # Nobody saw how it ended.
+    unknown: bool
+
+
 class Sleepers:
-    """Matches each fault with its message and its wake-up, thread by thread.
+    """Matches each fault with its message, its wake-up and its return, thread by thread.
 
     A thread sleeps in one fault at a time, so what follows a fault up to the
     thread's next one belongs to it.
@@ -27,9 +58,13 @@ class Sleepers:
     def __init__(self) -> None:
         self._open = np.empty(0, dtype=EVENT)
         self._open_ranges = np.empty(0, dtype=np.int64)
+        # Of the batch that is fed next.
+        self.endings: list[Ending] = []
+        # Range number of each fault that was asleep when its registration ended.
+        self.left: list[tuple[int, Ending]] = []
 
-    def feed(self, events: Array, ranges: Array) -> tuple[Array, Array]:
-        """Take a batch; (range number, [queue, service, total] in ns) of each fault served.
+    def feed(self, events: Array, ranges: Array, final: bool = False) -> tuple[Array, Array]:
+        """Take a batch; (range number, [queue, service, total, wake-up] in ns) of each fault served.
 
         `ranges` has the range number of every event of the batch.
         """
@@ -59,25 +94,66 @@ class Sleepers:
         returned = _first(segments, times, (events["type"] == Type.FAULT_RETURN) & (events["kind"] == 0), count)
         tids = events["tid"][faults]
         superseded = np.r_[tids[1:] == tids[:-1], False] if count else np.zeros(0, bool)
-        still = (woken == 0) & (returned == 0) & ~superseded
-        keep = still[segments] if count else np.zeros(len(events), bool)
+        over = (returned != 0) | superseded
+        # The return of one that was woken may still come.
+        done = over | (woken != 0) if final else over
+        keep = ~done[segments] if count else np.zeros(len(events), bool)
         self._open, self._open_ranges = events[keep], numbers[keep]
+        if self.endings:
+            died = _first(segments, times, (events["type"] == Type.FAULT_RETURN) & (events["kind"] == 1), count)
+            next_one = np.where(superseded, np.r_[began[1:], 0] if count else began, 0)
+            until = next_one
+            for end in (died, returned, woken):
+                until = np.where(end != 0, end, until)
+            self._compare(events[faults], numbers[faults], until)
         # Where the message was read only after the wake-up, nobody waited for it.
-        served = (read > 0) & (woken >= read)
-        waits = np.stack([read - began, woken - read, woken - began], axis=1)[served]
+        served = done & (read > 0) & (woken >= read)
+        wakeup = np.where((returned >= woken) & (woken > 0), returned - woken, np.nan)
+        waits = np.stack([read - began, woken - read, woken - began, wakeup], axis=1)[served].astype(np.float32)
         return numbers[faults][served], waits
 
-    def pending(self, asleep: set[int], looked_at: set[int]) -> tuple[Array, Array]:
-        """Range numbers of the faults that nobody resolved, and of those that may be.
+    def _compare(self, faults: Array, numbers: Array, until: Array) -> None:
+        """Which of the faults slept when a registration of theirs ended: of those all events before that are here."""
+        until = np.where(until == 0, _NEVER, until)
+        for ending in self.endings:
+            hit = (
+                (faults["ctx"] == ending.ctx)
+                & (faults["start"] >= ending.start)
+                & (faults["start"] < ending.end)
+                & (faults["time"].astype(np.int64) < ending.time)
+                & (until > ending.time)
+            )
+            if not ending.closed:
+                # UNREGISTER wakes an area's waiters only if it was registered for MISSING (kernel-semantics.md 7).
+                missing = faults["flags"] >> np.uint32(MODES_SHIFT) & np.uint32(Mode.MISSING) != 0
+                hit &= (faults["kind"] == Kind.WP) & ~missing
+            self.left += [(number, ending) for number in numbers[hit].tolist()]
+        self.endings = []
+
+    def pending(self, asleep: set[int], looked_at: set[int]) -> list[Waiting]:
+        """The faults that nobody resolved, after the last batch was fed as `final`.
 
         `looked_at` are the tgids that still lived at the end, `asleep` their
         threads that were seen in handle_userfault(). Of a process that was gone
         by then, a thread's return tells that it died in its fault.
         """
-        faults = self._open["type"] == Type.FAULT
-        tids, tgids = self._open["tid"][faults], self._open["tgid"][faults]
-        numbers = self._open_ranges[faults]
-        alive = np.isin(tgids, list(looked_at))
-        died = np.isin(tids, self._open["tid"][self._open["type"] == Type.FAULT_RETURN])
-        sure = np.where(alive, np.isin(tids, list(asleep)), died)
-        return numbers[sure], numbers[~alive & ~died]
+        died = set(self._open["tid"][self._open["type"] == Type.FAULT_RETURN].tolist())
+        read = set(self._open["tid"][self._open["type"] == Type.MESSAGE].tolist())
+        found = []
+        for index in np.flatnonzero(self._open["type"] == Type.FAULT).tolist():
+            fault = self._open[index]
+            tid, alive = int(fault["tid"]), int(fault["tgid"]) in looked_at
+            if tid not in (asleep if alive else died) and (alive or tid in died):
+                continue
+            found.append(
+                Waiting(
+                    int(self._open_ranges[index]),
+                    int(fault["start"]) & ~(PAGE_SIZE - 1),
+                    tid,
+                    Kind(int(fault["kind"]) % len(Kind)),
+                    int(fault["time"]),
+                    tid in read,
+                    unknown=not alive and tid not in died,
+                )
+            )
+        return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from uffdtrace.model import join
@@ -11,6 +13,7 @@ from uffdtrace.model.events import (
     PAGE_SIZE,
     Array,
     Ioctl,
+    Kind,
     Memory,
     MessageFlag,
     Type,
@@ -32,10 +35,38 @@ _PAGE_OPS = {
 }
 EVIDENCE = np.array([int(kind) for kind in _PAGE_OPS], dtype=np.uint8)
 _STRUCTURAL = np.array(
-    [Type.USERFAULTFD, Type.UNMAP, Type.EXIT, Type.RELEASE, Type.RANGE_FOUND, Type.PAGES_FOUND, Type.MEMORY_FOUND],
+    [
+        Type.USERFAULTFD,
+        Type.UNMAP,
+        Type.EXIT,
+        Type.RELEASE,
+        Type.FORK,
+        Type.REMAP,
+        Type.MERGED,
+        Type.EVENT,
+        Type.RANGE_FOUND,
+        Type.PAGES_FOUND,
+    ],
     dtype=np.uint8,
 )
+_RESULTS = np.array(
+    [Type.IOCTL_RETURN, Type.PROTECT_RETURN, Type.REMAP_RETURN, Type.WAKE, Type.FAULT_RETURN], dtype=np.uint8
+)
 _PAGE_MASK = ~np.uint64(PAGE_SIZE - 1)
+
+
+def _page_up(size: int) -> int:
+    return (size + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
+
+
+@dataclass(frozen=True)
+class Remap:
+    """A mremap: from [start, end) to [to, to_end)."""
+
+    start: int
+    end: int
+    to: int
+    to_end: int
 
 
 class Work:
@@ -51,6 +82,7 @@ class Work:
         size: int,
         ioctls: tuple[Array, Array],
         protects: tuple[Array, Array],
+        remaps: tuple[Array, Array],
     ) -> None:
         self.events = events[:size]
         self._all = events
@@ -63,27 +95,32 @@ class Work:
         self._own_pages(types)
         self._protections(*protects)
         registered = self._calls(*ioctls)
+        self.remaps = self._remaps(*remaps)
         self.barrier = (
             np.isin(types, _STRUCTURAL)
             | registered
             | (self.op == Op.MOVE)
             | ((self.op != Op.NOTHING) & (self.pages > EXPAND_PAGES))
         )
+        # What must be looked at between barriers: hundreds of registrations leave as many gaps of returns only.
+        self.busy = np.cumsum(np.r_[False, (self.op != Op.NOTHING) | ~np.isin(types, _RESULTS)])
 
     def _own_pages(self, types: Array) -> None:
         """Faults, messages and what the fault paths did."""
         events = self.events
         for kind, op in _PAGE_OPS.items():
             self.op[types == kind] = op
-        self.op[(types == Type.FAULT) & (events["kind"] == 1) & (events["ret"] == 0)] = Op.WP_FAULT
+        self.op[(types == Type.FAULT) & (events["kind"] == Kind.WP) & (events["ret"] == 0)] = Op.WP_FAULT
         write = (events["aux"] & np.uint64(MessageFlag.WRITE)) != 0
         self.op[types == Type.MESSAGE] = Op.MESSAGE
         self.op[(types == Type.MESSAGE) & write] = Op.WRITE_MESSAGE
+        self.op[(types == Type.MESSAGE) & (events["kind"] == Kind.WP)] = Op.WP_MESSAGE
         self.op[(types == Type.FILE_PAGE) & (events["kind"] == 1)] = Op.FILE_WRITE
         self.op[(types == Type.UNPROTECTED_WRITE) & (events["kind"] == 1)] = Op.UNPROTECTED_ZERO_WRITE
         # Markers keep shmem and hugetlb protected through a discard (kernel-semantics.md section 2).
         anonymous = (events["flags"] & np.uint32(Memory.ANON)) != 0
         self.op[(types == Type.DISCARD) & anonymous] = Op.DISCARD
+        self.op[types == Type.SWAPPED_BACK] = Op.SWAPPED_BACK
         whole = np.isin(types, EVIDENCE) | (types == Type.DISCARD)
         self._take(np.flatnonzero(whole), events["start"][whole], events["end"][whole])
 
@@ -144,6 +181,24 @@ class Work:
             # The result member has the bytes done, also where the call failed half-way.
             some = (kinds == kind) & (done > 0)
             arms = (results["aux"][some] & np.uint64(armed_by)) != 0
-            self.op[index[some]] = np.where(arms, int(Op.ARM), int(op))
+            self.op[index[some]] = np.where(arms, int(Op.COPY_WP), int(op))
             self._take(index[some], results["start"][some], results["start"][some] + done[some].astype(np.uint64))
         return registered
+
+    def _remaps(self, index: Array, found: Array) -> dict[int, Remap]:
+        """By the event where it took effect: for a move its munmap of the old addresses."""
+        known = (index < len(self.events)) & (found >= 0)
+        self.lost_returns += int(((index < len(self.events)) & (found == join.LOST)).sum())
+        remaps: dict[int, Remap] = {}
+        for begin, end in zip(index[known].tolist(), found[known].tolist()):
+            call, address = self.events[begin], int(self._all["value"][end])
+            start, end_of_old, length = int(call["start"]), _page_up(int(call["end"])), _page_up(int(call["aux"]))
+            # An old length of 0 maps shared memory a second time, and changes nothing where it was.
+            if address <= 0 or address % PAGE_SIZE or start % PAGE_SIZE or end_of_old <= start:
+                continue
+            window = self.events[begin:end]
+            unmapped = (window["type"] == Type.UNMAP) & (window["tid"] == call["tid"])
+            unmapped &= window["start"] == call["start"]
+            place = begin + int(np.flatnonzero(unmapped)[-1]) if unmapped.any() else begin
+            remaps[place] = Remap(start, end_of_old, address, address + length)
+        return remaps

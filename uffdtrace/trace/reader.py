@@ -12,16 +12,18 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from uffdtrace.model.events import EVENT, Array
+from uffdtrace.model.report import Name
 from uffdtrace.trace import shape
-from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, SCHEMA, TraceError
+from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, NAMES, SCHEMA, TraceError
 
 
 class Reader:
-    """`meta` at once; then iterate over `events()`; then `ending` and `complete` are known."""
+    """`meta` at once; then iterate over `events()`; then `names`, `ending` and `complete` are known."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ending: dict[str, Any] = {}
+        self.names: list[Name] = []
         self.complete = False
         try:
             self._file: BinaryIO = path.open("rb")
@@ -56,6 +58,8 @@ class Reader:
                 if len(payload) % EVENT.itemsize:
                     raise TraceError(f"{self.path} is broken: it holds a part of an event")
                 yield np.frombuffer(payload, dtype=EVENT)
+            elif tag == NAMES:
+                self.names += [Name(**name) for name in self._checked(self._json(payload), shape.NAMES)]
             elif tag == LOSS:
                 self.ending = self._shaped(self._json(payload), shape.LOSS)
             elif tag == DONE:
@@ -79,8 +83,11 @@ class Reader:
         except (ValueError, RecursionError):
             return None
 
-    def _shaped(self, found: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+    def _checked(self, found: Any, wanted: Any) -> Any:
         if not shape.fits(found, wanted):
             raise TraceError(f"{self.path} is broken: one of its parts is not what it says")
-        assert isinstance(found, dict)
         return found
+
+    def _shaped(self, found: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+        checked: dict[str, Any] = self._checked(found, wanted)
+        return checked

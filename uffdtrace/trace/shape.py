@@ -20,10 +20,13 @@ META = {
         "uffdtrace": str,
     },
     "process": {"pid": int, "comm": str, "cmdline": [str]},
+    # CLOCK_MONOTONIC, ns, when the trace began.
+    "began": int,
     "page_size": int,
     "features_offered": (int, _NONE),
     "probes": [{"row": str, "place": str, "kind": str}],
 }
+NAMES = [{"time": int, "ctx": int, "start": int, "end": int, "name": str}]
 LOSS = {"events_dropped": int}
 DONE = {
     "events_dropped": int,

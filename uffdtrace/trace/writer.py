@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from uffdtrace.model.events import Array
-from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, SCHEMA, TraceError
+from uffdtrace.model.report import Name
+from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, NAMES, SCHEMA, TraceError
 
 
 class Writer:
@@ -37,6 +39,10 @@ class Writer:
     def events(self, events: Array) -> None:
         if len(events):
             self._chunk(EVENTS, np.ascontiguousarray(events).tobytes())
+
+    def names(self, names: list[Name]) -> None:
+        if names:
+            self._chunk(NAMES, json.dumps([asdict(name) for name in names]).encode())
 
     def loss(self, loss: dict[str, Any]) -> None:
         self._chunk(LOSS, json.dumps(loss).encode())

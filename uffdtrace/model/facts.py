@@ -1,0 +1,93 @@
+"""What the monitor's calls ran into, as the findings need it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from uffdtrace.model.events import PAGE_SIZE, WRITEPROTECT_MODE_WP, Array, Ioctl, Type
+
+_FILLS = np.array([Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE, Ioctl.MOVE], dtype=np.uint8)
+_MASK = ~(PAGE_SIZE - 1)
+
+
+class Fact(Enum):
+    """What a range tallies beside its pages' states; the unit is the finding's."""
+
+    EAGAIN = "calls that failed with EAGAIN"
+    EEXIST = "calls that failed with EEXIST"
+    PARTIAL = "calls that filled a part only"
+    ARM_FAILED = "calls to WRITEPROTECT that failed and protected nothing"
+    HALF_PROTECTED = "calls to WRITEPROTECT that failed and protected a part"
+    GAP = "pages that a WRITEPROTECT passed over"
+    MONITOR_FAULT = "faults of threads that read the userfaultfd"
+    REFUSED = "faults that could not sleep"
+    FORK = "forks that copied the range unwatched"
+    MOVED_AWAY = "pages that mremap took out of the registration"
+    GROWN = "pages that mremap added"
+    UNMAPPED = "pages that were unmapped while registered"
+    CLOSED = "faults asleep when the userfaultfd was closed"
+    UNREGISTERED = "faults left asleep by UNREGISTER"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that went wrong: `index` of its event, and for WRITEPROTECT the spans that it did protect."""
+
+    index: int
+    fact: Fact
+    count: int
+    error: str = ""
+    spans: tuple[tuple[int, int], ...] = ()
+
+
+def calls(events: Array, size: int, index: Array, found: Array) -> Iterator[Call]:
+    """The calls among the first `size` events that did not do what they were asked for.
+
+    `index` and `found` are what join.returns_of() says of the ioctls of `events`.
+    """
+    known = (index < size) & (found >= 0)
+    index, found = index[known], found[known]
+    results = events[found]
+    kinds, failed, done = results["kind"], results["ret"] < 0, results["value"]
+    length = (results["end"] - results["start"]).astype(np.int64)
+    fills = np.isin(kinds, _FILLS)
+    partial = fills & (done > 0) & (done < length)
+    for fact, hit in (
+        (Fact.PARTIAL, partial),
+        (Fact.EEXIST, fills & (results["ret"] == -errno.EEXIST)),
+        (Fact.EAGAIN, (results["ret"] == -errno.EAGAIN) & ~partial),
+    ):
+        for one in index[hit].tolist():
+            yield Call(one, fact, 1)
+    arms = (kinds == Ioctl.WRITEPROTECT) & (results["aux"] & np.uint64(WRITEPROTECT_MODE_WP) != 0)
+    arms &= results["ret"] != -errno.EAGAIN
+    yield from _arms(events, index[arms], found[arms], failed[arms], length[arms])
+
+
+def _arms(events: Array, index: Array, found: Array, failed: Array, length: Array) -> Iterator[Call]:
+    if not len(index):
+        return
+    protects = np.flatnonzero((events["type"] == Type.PROTECT) & (events["kind"] == 1))
+    tids = events["tid"].astype(np.int64) << 40
+    order = np.argsort(tids[index] + index)
+    within = order[np.searchsorted((tids[index] + index)[order], tids[protects] + protects, side="right") - 1]
+    mine = (tids[index[within]] == tids[protects]) & (index[within] < protects) & (protects < found[within])
+    protects, within = protects[mine], within[mine]
+    pages = (events["end"][protects] - events["start"][protects]).astype(np.int64)
+    covered = np.bincount(within, weights=pages, minlength=len(index)).astype(np.int64)
+    for one in np.flatnonzero(failed | (covered < length)).tolist():
+        spans = tuple(
+            (int(events["start"][protect]) & _MASK, int(events["end"][protect])) for protect in protects[within == one]
+        )
+        error = errno.errorcode.get(-int(events["ret"][found[one]]), "an error")
+        if not failed[one]:
+            yield Call(int(index[one]), Fact.GAP, int(length[one] - covered[one]) // PAGE_SIZE, spans=spans)
+        elif spans:
+            yield Call(int(index[one]), Fact.HALF_PROTECTED, 1, error, spans)
+        else:
+            yield Call(int(index[one]), Fact.ARM_FAILED, 1, error)

@@ -1,0 +1,169 @@
+"""Which pages were lost, how, when and by whom: runs of pages, kept small while they are added."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from uffdtrace.model.events import PAGE_SIZE, Array
+from uffdtrace.model.pages import CHANGES, COUNTS, Cause
+from uffdtrace.model.ranges import Ranges
+
+HOW = ("observed", "blind")
+# A loss is a code: 1 + 2 * cause + how; with CANCEL it says that it was none after all.
+CANCEL = 128
+_RECORD = np.dtype([("place", "<i8"), ("pages", "<i8"), ("time", "<u8"), ("tid", "<u4"), ("code", "u1")])
+
+
+def _codes() -> Array:
+    """Per row of CHANGES: the loss that it adds or takes back, 0 for none."""
+    codes = np.zeros(len(CHANGES), dtype=np.uint8)
+    for row, change in enumerate(CHANGES):
+        for how, name in enumerate(HOW):
+            by = int(change[COUNTS.index(name)])
+            if by:
+                cause = int(np.flatnonzero(change[len(COUNTS) :])[0])
+                codes[row] = 1 + 2 * cause + how | (CANCEL if by < 0 else 0)
+    return codes
+
+
+CODES = _codes()
+
+
+def how_of(code: int) -> str:
+    return HOW[(code - 1) & 1]
+
+
+def cause_of(code: int) -> Cause:
+    return Cause((code - 1) >> 1)
+
+
+def merged(runs: Array) -> Array:
+    """The same runs (dtype _RECORD) with those that touch or overlap made one, by code and place.
+
+    A merged run has the time and thread of its earliest part.
+    """
+    if not len(runs):
+        return runs
+    runs = runs[np.lexsort((runs["time"], runs["place"], runs["code"]))]
+    ends = runs["place"] + runs["pages"]
+    first_of_code = np.r_[True, runs["code"][1:] != runs["code"][:-1]]
+    # The furthest end so far within a code: codes are kept apart by a distance that no place can bridge.
+    apart = np.cumsum(first_of_code) * (np.int64(1) << 52)
+    furthest = np.maximum.accumulate(ends + apart)
+    fresh = np.r_[True, runs["place"][1:] + apart[1:] > furthest[:-1]]
+    starts = np.flatnonzero(fresh)
+    result = runs[starts].copy()
+    result["pages"] = np.maximum.reduceat(ends, starts) - result["place"]
+    groups = np.cumsum(fresh) - 1
+    earliest = np.lexsort((np.arange(len(runs)), runs["time"], groups))
+    firsts = earliest[np.flatnonzero(np.r_[True, groups[earliest][1:] != groups[earliest][:-1]])]
+    result["time"], result["tid"] = runs["time"][firsts], runs["tid"][firsts]
+    return result
+
+
+class Losses:
+    """Losses by place in the pool of page states, and what was taken back."""
+
+    def __init__(self) -> None:
+        self._records: list[Array] = []
+
+    def add(self, places: Array, effects: Array, times: Array | int, tids: Array | int) -> None:
+        """Note the losses among the effects (rows of CHANGES) of operations, in their order."""
+        codes = CODES[effects]
+        lossy = codes != 0
+        if not lossy.any():
+            return
+        records = np.empty(int(lossy.sum()), dtype=_RECORD)
+        records["place"], records["code"], records["pages"] = places[lossy], codes[lossy], 1
+        records["time"] = times if isinstance(times, int) else times[lossy]
+        records["tid"] = tids if isinstance(tids, int) else tids[lossy]
+        # Neighbours of one event are one record: a huge page is 512 of them.
+        fresh = records["place"][1:] != records["place"][:-1] + 1
+        for name in ("time", "tid", "code"):
+            fresh |= records[name][1:] != records[name][:-1]
+        starts = np.flatnonzero(np.r_[True, fresh])
+        kept = records[starts]
+        kept["pages"] = np.diff(np.r_[starts, len(records)])
+        self._records.append(kept)
+
+    def runs(self) -> Array:
+        """What was lost, as runs sorted by code and place (dtype with place, pages, time, tid, code)."""
+        if not self._records:
+            return np.empty(0, dtype=_RECORD)
+        records = np.concatenate(self._records)
+        cancels = records["code"] & CANCEL != 0
+        if cancels.any():
+            records = _settled(records)
+        return merged(records)
+
+
+def _settled(records: Array) -> Array:
+    """Without what was taken back: each CANCEL, and the latest loss of that page before it."""
+    cancelled = records[records["code"] & CANCEL != 0]
+    places = np.unique(np.concatenate([_every(cancelled["place"], cancelled["pages"])]))
+    low = np.searchsorted(places, records["place"])
+    high = np.searchsorted(places, records["place"] + records["pages"])
+    touched = low < high
+    order = np.arange(len(records))
+    # Only what shares a page with a CANCEL is looked at page by page.
+    single = np.repeat(records[touched], records["pages"][touched])
+    single_order = np.repeat(order[touched], records["pages"][touched])
+    single["place"], single["pages"] = _every(records["place"][touched], records["pages"][touched]), 1
+    takes_back = single["code"] & CANCEL != 0
+    single["code"] &= CANCEL - 1
+    by_page = np.lexsort((single_order, single["place"], single["code"]))
+    single, takes_back = single[by_page], takes_back[by_page]
+    same = (single["code"][1:] == single["code"][:-1]) & (single["place"][1:] == single["place"][:-1])
+    undone = np.r_[takes_back[1:] & same, False]
+    return np.concatenate([records[~touched], single[~takes_back & ~undone]])
+
+
+def _every(places: Array, pages: Array) -> Array:
+    """Each place of runs that begin at `places`."""
+    every: Array = np.repeat(places, pages) + np.arange(int(pages.sum())) - np.repeat(np.cumsum(pages) - pages, pages)
+    return every
+
+
+def lost_pages(runs: Array, ranges: Ranges, began: int) -> dict[int, list[dict[str, Any]]]:
+    """Number of each range that lost pages to their runs, in the form of the report.
+
+    `began` is the time (ns) from which `first_s` counts.
+    """
+    pieces = sorted((piece.place, piece.end - piece.start, piece.start, row.number) for row, piece in ranges.pieces())
+    if not len(runs) or not pieces:
+        return {}
+    table = np.array(pieces, dtype=np.int64)
+    places, lengths, starts, numbers = table[:, 0], table[:, 1] // PAGE_SIZE, table[:, 2], table[:, 3]
+    # A run may cross from one piece into the next: the pool lays them side by side.
+    low = np.searchsorted(places, runs["place"], side="right") - 1
+    high = np.searchsorted(places, runs["place"] + runs["pages"], side="left")
+    which = np.repeat(np.arange(len(runs)), np.maximum(high - low, 0))
+    offset = np.arange(len(which)) - np.repeat(np.cumsum(high - low) - (high - low), high - low)
+    at = low[which] + offset
+    first = np.maximum(runs["place"][which], places[at])
+    last = np.minimum(runs["place"][which] + runs["pages"][which], places[at] + lengths[at])
+    inside = first < last
+    which, at, first, last = which[inside], at[inside], first[inside], last[inside]
+    parts = runs[which]
+    parts["place"] = (starts[at] + (first - places[at]) * PAGE_SIZE) // PAGE_SIZE
+    parts["pages"] = last - first
+    owners = numbers[at]
+    return {int(number): _listed(parts[owners == number], began) for number in np.unique(owners)}
+
+
+def _listed(parts: Array, began: int) -> list[dict[str, Any]]:
+    found = [
+        {
+            "start": hex(int(run["place"]) * PAGE_SIZE),
+            "end": hex((int(run["place"]) + int(run["pages"])) * PAGE_SIZE),
+            "pages": int(run["pages"]),
+            "how": how_of(int(run["code"])),
+            "cause": cause_of(int(run["code"])).label,
+            "first_s": round((int(run["time"]) - began) / 1e9, 6),
+            "tid": int(run["tid"]),
+        }
+        for run in merged(parts)
+    ]
+    return sorted(found, key=lambda run: (int(run["start"], 16), run["how"], run["cause"]))

@@ -1,0 +1,200 @@
+"""Findings about armed pages: why their protection was not there."""
+
+from __future__ import annotations
+
+from uffdtrace.model.diagnosis import Case
+from uffdtrace.model.events import Feature
+from uffdtrace.model.pages import Cause
+from uffdtrace.model.rule import Count, Rule
+
+
+def _cause(cause: Cause) -> Count:
+    return lambda case: case.cause(cause)
+
+
+def _unpopulated(case: Case) -> str:
+    if case.offered is None:
+        return ", or ask for UFFD_FEATURE_WP_UNPOPULATED (Linux 6.4)"
+    if case.offered & Feature.WP_UNPOPULATED:
+        return ", or ask for UFFD_FEATURE_WP_UNPOPULATED, which this kernel has"
+    return " (UFFD_FEATURE_WP_UNPOPULATED would help too, but this kernel lacks it)"
+
+
+_POPULATE = (
+    "populate the range before UFFDIO_WRITEPROTECT (madvise MADV_POPULATE_READ), or register it with"
+    " UFFDIO_REGISTER_MODE_MISSING too{unpopulated}"
+)
+_UNPOPULATED = {"unpopulated": _unpopulated}
+
+LOSS_RULES: tuple[Rule, ...] = (
+    Rule(
+        "unpopulated",
+        "error",
+        _cause(Cause.HOLE),
+        "pages that were empty when armed were written without a message",
+        "{count} had no page-table entry when UFFDIO_WRITEPROTECT armed the range, so nothing was protected: the"
+        " kernel gave the first write a new page and sent no message.",
+        _POPULATE,
+        words=_UNPOPULATED,
+    ),
+    Rule(
+        "huge-page-over-hole",
+        "error",
+        _cause(Cause.HUGE_PAGE),
+        "one write to an empty part mapped a whole huge page, writable",
+        "{count} became writable at once when one write to an empty part of the armed range made the kernel map a huge"
+        " page; only that first write could be seen.",
+        _POPULATE + "; MADV_NOHUGEPAGE alone only makes each loss smaller",
+        words=_UNPOPULATED,
+    ),
+    Rule(
+        "zero-page-after-arm",
+        "error",
+        _cause(Cause.ZERO_PAGE_AFTER_ARM),
+        "empty pages were read after arming, which mapped the zero page unprotected, then written",
+        "{count} {were} empty when armed, then read: the kernel mapped the zero page without protection, and the write"
+        " that followed sent no message.",
+        _POPULATE,
+        words=_UNPOPULATED,
+    ),
+    Rule(
+        "discarded",
+        "error",
+        _cause(Cause.DISCARDED),
+        "pages were dropped after arming, and their protection with them, then written",
+        "{count} {were} dropped after arming (MADV_DONTNEED, MADV_FREE, a balloon), which drops the protection with"
+        " them, and {were} then written without a message.",
+        "ask for UFFD_FEATURE_EVENT_REMOVE and treat a removed page as written, or hold back discards while the range"
+        " is armed",
+    ),
+    Rule(
+        "copy-without-wp",
+        "error",
+        _cause(Cause.COPY_WITHOUT_WP),
+        "UFFDIO_COPY filled armed pages without protecting them",
+        "{count} of the armed range {were} filled by UFFDIO_COPY without UFFDIO_COPY_MODE_WP, which left {them}"
+        " writable: no write there can be seen.",
+        "set UFFDIO_COPY_MODE_WP in uffdio_copy.mode for every page that must stay protected",
+    ),
+    Rule(
+        "zeropage",
+        "error",
+        _cause(Cause.ZEROPAGE),
+        "UFFDIO_ZEROPAGE, which cannot protect, filled armed pages, and they were written",
+        "{count} of the armed range {were} filled by UFFDIO_ZEROPAGE, which cannot protect: the write after it went"
+        " unseen.",
+        "use UFFDIO_COPY with UFFDIO_COPY_MODE_WP from a page of zeroes",
+    ),
+    Rule(
+        "continue-without-wp",
+        "error",
+        _cause(Cause.CONTINUE_WITHOUT_WP),
+        "UFFDIO_CONTINUE mapped armed pages without protecting them",
+        "{count} of the armed range {were} mapped by UFFDIO_CONTINUE without UFFDIO_CONTINUE_MODE_WP, which left {them}"
+        " writable: no write there can be seen.",
+        "set UFFDIO_CONTINUE_MODE_WP in uffdio_continue.mode (Linux 6.4), or UFFDIO_WRITEPROTECT the page afterwards",
+    ),
+    Rule(
+        "marker-erased",
+        "error",
+        lambda case: case.cause(Cause.COPY_WITHOUT_WP, Cause.CONTINUE_WITHOUT_WP) if case.markers else 0,
+        "COPY or CONTINUE without WP erased the marker that kept an empty page protected",
+        "{count} {were} empty and protected by a marker in the page table; UFFDIO_COPY or UFFDIO_CONTINUE without its"
+        " MODE_WP erased it.",
+        "give UFFDIO_COPY_MODE_WP or UFFDIO_CONTINUE_MODE_WP: a marker protects an empty page, not the page that"
+        " replaces it",
+    ),
+    Rule(
+        "moved",
+        "error",
+        _cause(Cause.MOVE),
+        "UFFDIO_MOVE took the protection from what it moved or left behind",
+        "{count} of the armed range lost {their} protection to UFFDIO_MOVE: what it moves arrives writable, what it"
+        " leaves is empty.",
+        "UFFDIO_WRITEPROTECT both ranges again after UFFDIO_MOVE, with the writers stopped",
+    ),
+    Rule(
+        "ksm-merge",
+        "error",
+        _cause(Cause.KSM_MERGE),
+        "KSM merged armed pages, which dropped their protection, then they were written",
+        "{count} {were} armed when KSM merged {them} with pages of the same content, which drops the protection; the"
+        " write that followed sent no message.",
+        "keep KSM off tracked memory (madvise MADV_UNMERGEABLE before arming, or no MADV_MERGEABLE), or arm after the"
+        " merge: merged pages can be armed",
+    ),
+    Rule(
+        "swapoff",
+        "error",
+        _cause(Cause.SWAPOFF),
+        "swapoff brought armed pages back without their protection",
+        "{count} {were} armed and swapped out when swapoff brought {them} back; this kernel drops the protection there,"
+        " and the write that followed sent no message.",
+        "do not run swapoff while memory is tracked, or arm again after it; Linux 5.19 keeps the protection",
+    ),
+    Rule(
+        "mode-replaced",
+        "error",
+        _cause(Cause.MODE_REPLACED),
+        "a second UFFDIO_REGISTER without WP replaced the mode, then armed pages were written",
+        "{count} {were} armed when a second UFFDIO_REGISTER without UFFDIO_REGISTER_MODE_WP replaced the range's modes,"
+        " and {were} then written without a message.",
+        "name every mode in every UFFDIO_REGISTER: a later one replaces the modes, it does not add to them",
+    ),
+    Rule(
+        "unexplained",
+        "error",
+        _cause(Cause.UNKNOWN),
+        "armed pages were written without a message, and the events do not show why",
+        "{count} {were} armed, yet written without a message; the events do not show what took the protection away.",
+        "look for what happened before the trace, for UFFDIO_COPY into a mapping that was read-only, and for page"
+        " migration; and report it to the project",
+    ),
+    Rule(
+        "holes-left",
+        "warning",
+        lambda case: case.unwritten_holes,
+        "pages that were empty when armed are still unprotected",
+        "{count} or more {were} empty when armed and {are} still unprotected: the next write to each of them will be"
+        " lost.",
+        _POPULATE,
+        words=_UNPOPULATED,
+    ),
+    Rule(
+        "exposed",
+        "warning",
+        lambda case: sum(case.exposed.values()),
+        "armed pages stand unprotected; the next write will be lost",
+        "{count} {are} armed but unprotected, because of what happened after arming ({causes}): the next write to each"
+        " of them will be lost.",
+        "arm them again when what happened is over; the finding named like the cause says how to avoid it",
+        words={"causes": lambda case: ", ".join(f"{pages:,} {cause.label}" for cause, pages in case.exposed.items())},
+    ),
+    Rule(
+        "wp-dropped",
+        "warning",
+        lambda case: case.wp_dropped,
+        "a second UFFDIO_REGISTER without WP dropped the protection of armed pages",
+        "{count} {were} armed when a second UFFDIO_REGISTER without UFFDIO_REGISTER_MODE_WP replaced the range's modes:"
+        " the next write to each of them will be lost.",
+        "name every mode in every UFFDIO_REGISTER: a later one replaces the modes, it does not add to them",
+    ),
+    Rule(
+        "undecided",
+        "warning",
+        lambda case: case.row.undecided,
+        "pages were populated while they were being armed",
+        "{count} {were} populated while UFFDIO_WRITEPROTECT ran over {them}; whether {they_are} protected"
+        " cannot be shown.",
+        "stop the writers while the range is armed, or populate it before",
+    ),
+    Rule(
+        "armed-before-trace",
+        "warning",
+        lambda case: case.unknown_before,
+        "pages were populated in a range that may have been armed before the trace",
+        "{count} {were} populated without protection in a range that was registered before the trace: if armed by then,"
+        " {their} writes were lost, and nobody can tell.",
+        "trace from the tracker's start with uffdtrace run, or attach before it arms the range",
+    ),
+)

@@ -1,0 +1,167 @@
+"""Who watches what: userfaultfds, and how their registrations come, change and go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from uffdtrace.model.events import PAGE_SIZE, Array, Feature, Memory, Mode, UffdEvent
+from uffdtrace.model.facts import Fact
+from uffdtrace.model.pages import COUNTS, Op, carry
+from uffdtrace.model.ranges import Piece, Range, Ranges, page_bounds
+from uffdtrace.model.work import Remap
+
+# UFFDIO_API was called (fs/userfaultfd.c, UFFD_FEATURE_INITIALIZED): no feature of the user's.
+_INITIALIZED = 1 << 31
+# Above every address.
+EVERYWHERE = (1 << 63) - 1
+
+
+@dataclass
+class Userfaultfd:
+    """One descriptor; `mm` identifies the address space it watches."""
+
+    number: int
+    ctx: int
+    mm: int = 0
+    features: int | None = None
+    owner: int | None = None
+    readers: set[int] = field(default_factory=set)
+    callers: set[int] = field(default_factory=set)
+    # Threads that read messages, since when (ns).
+    threads: dict[int, int] = field(default_factory=dict)
+    # Time (ns) when it, or the memory, went; the kernel uses the address again.
+    gone: int | None = None
+    # What the kernel had the monitor read, by UffdEvent.
+    events: dict[UffdEvent, int] = field(default_factory=dict)
+
+    def has(self, feature: Feature) -> bool:
+        return bool((self.features or 0) & feature)
+
+
+class Watched:
+    """The userfaultfds and ranges of a trace; `current` are those there are now, by their address in the kernel."""
+
+    def __init__(self) -> None:
+        self.ranges = Ranges()
+        self.userfaultfds: list[Userfaultfd] = []
+        self.current: dict[int, Userfaultfd] = {}
+        self._home_of: list[Userfaultfd] = []
+
+    def home_of(self, row: Range) -> Userfaultfd:
+        return self._home_of[row.number]
+
+    def home(self, ctx: int) -> Userfaultfd:
+        if ctx not in self.current:
+            self.current[ctx] = Userfaultfd(len(self.userfaultfds), ctx)
+            self.userfaultfds.append(self.current[ctx])
+        return self.current[ctx]
+
+    def seen(self, ctx: int, mm: int, features: int, owner: int) -> None:
+        home = self.home(ctx)
+        home.mm = mm
+        home.features = features & ~_INITIALIZED
+        home.owner = owner or home.owner
+
+    def of_memory(self, mm: int) -> list[Userfaultfd]:
+        return [home for home in self.current.values() if home.mm == mm]
+
+    def forget(self, ctx: int, time: int) -> None:
+        """The descriptor or its memory is gone."""
+        self.ranges.cut(self.ranges.space(ctx), 0, EVERYWHERE)
+        self.ranges.spaces.pop(ctx, None)
+        if ctx in self.current:
+            self.current.pop(ctx).gone = time
+
+    def forked(self, ctx: int, start: int, end: int) -> None:
+        """A fork copies a range area by area: that of its first page counts for it."""
+        seen: set[int] = set()
+        for piece in self.ranges.space(ctx).pieces:
+            row = self.ranges.row_of(piece)
+            if row.number not in seen and start <= piece.start < end:
+                row.note(Fact.FORK)
+            seen.add(row.number)
+
+    def unmap(self, home: Userfaultfd, start: int, end: int) -> None:
+        for piece in self.ranges.end(self.ranges.space(home.ctx), start, end):
+            if not home.has(Feature.EVENT_UNMAP):
+                self.ranges.row_of(piece).note(Fact.UNMAPPED, (piece.end - piece.start) // PAGE_SIZE)
+
+    def remap(self, home: Userfaultfd, remap: Remap, time: int) -> None:
+        """Moved memory stays registered only where the monitor asked for EVENT_REMAP; what grows stays."""
+        space = self.ranges.space(home.ctx)
+        if remap.to != remap.start:
+            for piece in self.ranges.cut(space, *page_bounds(remap.start, remap.end)):
+                if home.has(Feature.EVENT_REMAP):
+                    self._move(home, piece, piece.start - remap.start + remap.to, time)
+                else:
+                    self.ranges.row_of(piece).note(Fact.MOVED_AWAY, (piece.end - piece.start) // PAGE_SIZE)
+                self.ranges.operate(piece, piece.start, piece.end, Op.ENDED)
+        grown = remap.to + (remap.end - remap.start), remap.to_end
+        before = [piece for piece in space.pieces if piece.end == grown[0]]
+        if before and grown[0] < grown[1]:
+            row = self.ranges.row_of(before[0])
+            self.register(home.ctx, *page_bounds(*grown), row.modes, time)
+            row.root().note(Fact.GROWN, (grown[1] - grown[0]) // PAGE_SIZE)
+
+    def _move(self, home: Userfaultfd, piece: Piece, to: int, time: int) -> None:
+        """Pages go to another address with their states; what is there is another range."""
+        row = self.ranges.row_of(piece)
+        old = self.ranges.states(piece).copy()
+        end = to + piece.end - piece.start
+        self.register(home.ctx, to, end, row.modes, time)
+        self._carry(home.ctx, Piece(to, end, 0, piece.range_number), old)
+
+    def found(self, event: Array) -> None:
+        """A mapping that was registered before the trace."""
+        ctx, start, end = int(event["ctx"]), int(event["start"]), int(event["end"])
+        self.register(ctx, start, end, Mode(int(event["aux"]) & 7), int(event["time"]))
+        self.backed(ctx, start, end, Memory(int(event["flags"]) & 7))
+        if not event["kind"]:
+            self.before(ctx, start, end)
+
+    def before(self, ctx: int, start: int, end: int) -> None:
+        for piece in self.ranges.space(ctx).overlapping(start, end):
+            row = self.ranges.all[piece.range_number].root()
+            row.before = row.before or bool(row.modes & Mode.WP)
+
+    def backed(self, ctx: int, start: int, end: int, memory: Memory) -> None:
+        for piece in self.ranges.space(ctx).overlapping(start, end):
+            self.ranges.all[piece.range_number].root().memory |= memory
+
+    def register(self, ctx: int, start: int, end: int, modes: Mode, time: int) -> None:
+        home = self.home(ctx)
+        replaced = self.ranges.register(ctx, start, end, modes)
+        for row in self.ranges.all[len(self._home_of) :]:
+            row.born = time
+        self._home_of += [home] * (len(self.ranges.all) - len(self._home_of))
+        for piece in replaced:
+            self._replace(ctx, piece, modes)
+
+    def _replace(self, ctx: int, piece: Piece, modes: Mode) -> None:
+        """Registered again with other modes: what was armed goes on in the new range."""
+        old = self.ranges.states(piece).copy()
+        self.ranges.operate(piece, piece.start, piece.end, Op.ENDED)
+        for new, start, end in self._carry(ctx, piece, old):
+            if not modes & Mode.WP:
+                self.ranges.operate(new, start, end, Op.MODE_REPLACED)
+
+    def _carry(self, ctx: int, place: Piece, old: Array) -> list[tuple[Piece, int, int]]:
+        """Give the pages of `place` their old states; the pieces and parts that they are in now."""
+        parts = []
+        for new in self.ranges.space(ctx).overlapping(place.start, place.end):
+            start, end = max(new.start, place.start), min(new.end, place.end)
+            first = (start - new.start) // PAGE_SIZE + new.place
+            skip, count = (start - place.start) // PAGE_SIZE, (end - start) // PAGE_SIZE
+            states = self.ranges.pool.states[first : first + count]
+            states[:], armed = carry(old[skip : skip + count], states)
+            row, before = self.ranges.row_of(new), self.ranges.row_of(place)
+            row.changes[COUNTS.index("armed_pages")] += armed
+            row.memory |= before.memory
+            row.order = max(row.order, before.order)
+            row.before |= before.before
+            parts.append((new, start, end))
+        return parts
+
+    def end(self, ctx: int, start: int, end: int) -> bool:
+        """UNREGISTER or close; whether anything was registered there."""
+        return bool(self.ranges.end(self.ranges.space(ctx), start, end))
