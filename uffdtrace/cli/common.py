@@ -6,7 +6,7 @@ import functools
 import json
 import sys
 from pathlib import Path
-from typing import Any, Callable, NoReturn, TypeVar
+from typing import Any, Callable, NoReturn, TextIO, TypeVar
 
 import click
 
@@ -90,15 +90,22 @@ def format_option(*formats: str) -> Callable[[Function], Function]:
     )
 
 
-def show(report: dict[str, Any], form: str, err: bool = False) -> None:
-    """Print a report to stdout, or to stderr where stdout is another program's."""
+def write(data: dict[str, Any], form: str, as_text: Callable[[TextIO], None], err: bool = False) -> None:
+    """Print data to stdout, or to stderr where stdout is another program's."""
     stream = sys.stderr if err else sys.stdout
     if form == "json":
         # At once: standard error would write every line by itself.
-        stream.write(json.dumps(report, indent=2) + "\n")
+        stream.write(json.dumps(data, indent=2) + "\n")
     else:
+        as_text(stream)
+    stream.flush()
+
+
+def show(report: dict[str, Any], form: str, err: bool = False, pages: bool = False, histogram: bool = False) -> None:
+    def as_text(stream: TextIO) -> None:
         # Only here: rich takes longer to import than all the rest.
         from uffdtrace.reporters import text
 
-        text.render(report, stream)
-    stream.flush()
+        text.render(report, stream, pages, histogram)
+
+    write(report, form, as_text, err)

@@ -6,22 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from uffdtrace.model.model import Model
-from uffdtrace.model.report import build
+from uffdtrace.model.report import MOST_RUNS, build
 from uffdtrace.trace.file import TraceError
 from uffdtrace.trace.reader import Reader
 
 CUT_SHORT = "cut short: the collector was killed, what came before is whole"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The report of a trace file; TraceError or ModelError (of model.ranges) where it cannot be made."""
+def read(path: Path, most_runs: int | None = MOST_RUNS) -> dict[str, Any]:
+    """The report of a trace file, with all runs of lost pages if `most_runs` is None.
+
+    TraceError or ModelError (of model.ranges) where it cannot be made.
+    """
     try:
-        return _read(path)
+        return _read(path, most_runs)
     except MemoryError:
         raise TraceError(f"{path} claims more than this machine's memory holds: it is broken or foreign") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, most_runs: int | None) -> dict[str, Any]:
     reader = Reader(path)
     model = Model()
     first = last = 0
@@ -37,4 +40,4 @@ def _read(path: Path) -> dict[str, Any]:
         trace["duration_s"], trace["stop_reason"] = ending["duration_s"], ending["stop_reason"]
     else:
         trace["duration_s"], trace["stop_reason"] = round((last - first) / 1e9, 3), CUT_SHORT
-    return build(model, trace, process, ending)
+    return build(model, trace, process, ending, reader.names, reader.meta["began"], most_runs)

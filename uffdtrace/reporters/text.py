@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from io import TextIOWrapper
 from typing import Any, TextIO
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from uffdtrace.model.diagnosis import VERDICTS
+from uffdtrace.reporters.latency import latency_table, render_histogram
+from uffdtrace.reporters.pages import render_lost, render_waiting
+from uffdtrace.reporters.terminal import MOST_NAME, MOST_RANGES, STYLES, console_for, table
+from uffdtrace.reporters.words import add, addresses, lost_pages, name, number, printable, size
 
-# More than a screen helps nobody: the worst come first, the rest is summed up.
-MOST_RANGES = 20
-_STYLES = {
-    "lost-writes": "bold red",
-    "blind": "red",
-    "never-armed": "red",
-    "pending": "yellow",
-    "error": "bold red",
-    "warning": "yellow",
-    "ok": "green",
-}
 _MEANING = {
     "lost-writes": "writes to armed pages were lost",
     "blind": "armed pages became writable with nothing left to see",
@@ -35,35 +26,8 @@ _MEANING = {
 }
 
 
-def printable(text: object) -> str:
-    """Text from a target or a trace file, made harmless for a terminal."""
-    return "".join(one if one.isprintable() else "?" for one in str(text))
-
-
-def size(pages: int, page_size: int) -> str:
-    """Bytes to three digits in a unit that fits: `16 MiB`."""
-    amount, units = float(pages * page_size), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    while amount >= 1024 and len(units) > 1:
-        amount /= 1024
-        units.pop(0)
-    return f"{amount:.0f} {units[0]}" if amount >= 100 else f"{amount:.3g} {units[0]}"
-
-
-def _number(count: Any) -> str:
-    return "?" if count is None else f"{count:,}"
-
-
-def _sum(*counts: int | None) -> int | None:
-    """What several counts make together; None where one is not known."""
-    return None if None in counts else sum(count or 0 for count in counts)
-
-
-def _lost(found: dict[str, Any]) -> int | None:
-    return _sum(found["lost"]["observed"], found["lost"]["blind"])
-
-
 def _worst_first(ranges: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(ranges, key=lambda found: (VERDICTS.index(found["verdict"]), -(_lost(found) or 0)))
+    return sorted(ranges, key=lambda found: (VERDICTS.index(found["verdict"]), -(lost_pages(found) or 0)))
 
 
 def _messages(found: dict[str, Any]) -> str:
@@ -72,36 +36,41 @@ def _messages(found: dict[str, Any]) -> str:
     return "\n".join(f"{counts[kind]:,} {kind}" for kind in counts if counts[kind] or kind in found["modes"])
 
 
+def _memory(found: dict[str, Any]) -> Text:
+    lines = [f"{size(found['pages'], found['page_size'])} {found['memory'] or '?'}", "+".join(found["modes"])]
+    return Text("\n".join([*lines, name(found, MOST_NAME)]).rstrip())
+
+
 def _table(ranges: list[dict[str, Any]]) -> Table:
     # Nothing is ever cut: what does not fit folds.
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("Range", no_wrap=True)
-    table.add_column("Memory", overflow="fold")
-    table.add_column("Messages", justify="right", overflow="fold")
-    for name in ("Holes", "Skipped", "Lost"):
-        table.add_column(name, justify="right", overflow="fold")
-    table.add_column("Verdict", no_wrap=True)
+    made = table()
+    made.add_column("Range", no_wrap=True)
+    made.add_column("Memory", overflow="fold")
+    made.add_column("Messages", justify="right", overflow="fold")
+    for header in ("Holes", "Skipped", "Lost"):
+        made.add_column(header, justify="right", overflow="fold")
+    made.add_column("Verdict", no_wrap=True)
     for found in ranges:
-        table.add_row(
-            f"{found['start'][2:]}-\n{found['end'][2:]}",
-            f"{size(found['pages'], found['page_size'])} {found['memory'] or '?'}\n{'+'.join(found['modes'])}",
+        made.add_row(
+            addresses(found, "-\n"),
+            _memory(found),
             _messages(found),
-            _number(found["holes"]),
-            _number(_sum(*found["skipped"].values())),
-            Text(_number(_lost(found)), style="bold red" if _lost(found) else ""),
-            Text(found["verdict"], style=_STYLES.get(found["verdict"], "")),
+            number(found["holes"]),
+            number(add(*found["skipped"].values())),
+            Text(number(lost_pages(found)), style="bold red" if lost_pages(found) else ""),
+            Text(found["verdict"], style=STYLES.get(found["verdict"], "")),
         )
-    return table
+    return made
 
 
 def _rest(ranges: list[dict[str, Any]]) -> str:
     messages = sum(sum(found["messages"].values()) for found in ranges)
-    lost = sum(_lost(found) or 0 for found in ranges)
+    lost = sum(lost_pages(found) or 0 for found in ranges)
     return f"and {len(ranges):,} more ranges: {messages:,} messages, {lost:,} lost (all in --format json)"
 
 
-def _findings(console: Console, ranges: list[dict[str, Any]]) -> None:
-    """Each finding once, with the ranges it holds for; its pages added up."""
+def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool) -> None:
+    """Each finding once, with the ranges it holds for; its pages, faults or calls added up."""
     together: dict[str, list[dict[str, Any]]] = {}
     for found in ranges:
         for finding in found["findings"]:
@@ -111,13 +80,15 @@ def _findings(console: Console, ranges: list[dict[str, Any]]) -> None:
             if alike[0]["severity"] != severity:
                 continue
             worst = max(alike, key=lambda finding: int(finding["pages"]))
-            where = f"{worst['range']['start'][2:]}-{worst['range']['end'][2:]}"
+            where = addresses(worst["range"])
             if len(alike) > 1:
                 total = sum(int(finding["pages"]) for finding in alike)
-                where += f" and {len(alike) - 1:,} more, {total:,} in all"
-            console.print(Text.assemble((severity, _STYLES.get(severity, "")), f" [{worst['id']}] in {where}"))
-            console.print(Padding(Text(worst["message"]), (0, 0, 0, 4)))
-            console.print(Padding(Text("Remedy: " + worst["remedy"]), (0, 0, 1, 4)))
+                where += f" and {len(alike) - 1:,} more, {total:,} {worst['unit']} in all"
+            console.print(Text.assemble((severity, STYLES.get(severity, "")), f" [{worst['id']}] in {where}"))
+            console.print(Padding(Text(printable(worst["message"])), (0, 0, 0, 4)))
+            console.print(Padding(Text("Remedy: " + printable(worst["remedy"])), (0, 0, 1, 4)))
+        if severity == "error" and not pages and any(found["lost"]["runs"] for found in ranges):
+            console.print("`uffdtrace report --pages` lists the addresses of the lost pages.\n")
 
 
 def _losses(console: Console, report: dict[str, Any]) -> None:
@@ -134,12 +105,34 @@ def _losses(console: Console, report: dict[str, Any]) -> None:
         console.print("Whether events were dropped is not known: the trace has no end.")
 
 
-def render(report: dict[str, Any], stream: TextIO) -> None:
-    """Write the report to a stream; in colour where the stream is a terminal."""
-    if isinstance(stream, TextIOWrapper):
-        # A name from a target may be more than the terminal can show.
-        stream.reconfigure(errors="replace")
-    console = Console(file=stream, highlight=False)
+def _latencies(console: Console, ranges: list[dict[str, Any]], histogram: bool) -> None:
+    measured = [found for found in ranges if found["latency_us"]]
+    shown = measured[:MOST_RANGES]
+    if shown:
+        console.print(latency_table(console, shown))
+        console.print()
+    if len(measured) > len(shown):
+        console.print(f"and {len(measured) - len(shown):,} more ranges with latencies (all in --format json)\n")
+    if histogram:
+        for found in shown:
+            render_histogram(console, found)
+        if not shown:
+            console.print("No histogram: no latency was measured.\n")
+
+
+def _pages(console: Console, ranges: list[dict[str, Any]], offsets: bool) -> None:
+    if offsets:
+        console.print("Offsets count from the range's start.\n")
+    for found in ranges:
+        render_lost(console, found, offsets)
+        render_waiting(console, found, offsets)
+    if not any(found["lost"]["runs"] != [] or found["waiting"] != [] for found in ranges):
+        console.print("No page was lost, and no fault waits.\n")
+
+
+def render(report: dict[str, Any], stream: TextIO, pages: bool = False, histogram: bool = False) -> None:
+    """Write the report to a stream; `pages` lists what was lost and what waits, `histogram` draws the latencies."""
+    console = console_for(stream)
     trace, process = report["trace"], report["process"]
     command = printable(" ".join(process.get("cmdline") or [process.get("comm", "?")]))
     console.print(Text(f"{command} ({process.get('pid')})"), overflow="ellipsis", no_wrap=True)
@@ -160,7 +153,10 @@ def render(report: dict[str, Any], stream: TextIO) -> None:
         console.print()
         if len(ranges) > MOST_RANGES:
             console.print(_rest(ranges[MOST_RANGES:]) + "\n")
-        _findings(console, ranges)
+        _findings(console, ranges, pages)
+        _latencies(console, ranges, histogram)
+        if pages:
+            _pages(console, ranges, report.get("relative", False))
     _losses(console, report)
     verdict = report["verdict"]
-    console.print(Text.assemble("Verdict: ", (verdict, _STYLES.get(verdict, "")), f": {_MEANING[verdict]}."))
+    console.print(Text.assemble("Verdict: ", (verdict, STYLES.get(verdict, "")), f": {_MEANING[verdict]}."))

@@ -1,0 +1,72 @@
+"""Which pages were lost and which faults wait: the lists of `report --pages`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from uffdtrace.reporters.terminal import duration, list_rows
+from uffdtrace.reporters.words import addresses, name, noun
+
+MOST_HEADING_NAME = 200
+
+
+def _heading(console: Console, what: str, found: dict[str, Any], counted: str) -> None:
+    where = f"{addresses(found)} {name(found, MOST_HEADING_NAME)}".rstrip()
+    console.print(Text.assemble((what, "bold"), f" in {where}: {counted}"))
+
+
+def render_lost(console: Console, found: dict[str, Any], offsets: bool) -> None:
+    """The runs of pages that a range lost; nothing where it lost none."""
+    lost = found["lost"]
+    if lost["runs"] is None:
+        _heading(console, "Lost pages", found, "not known\n")
+        return
+    if not lost["runs"]:
+        return
+    pages = noun(sum(run["pages"] for run in lost["runs"]), "page")
+    _heading(console, "Lost pages", found, f"{pages} in {noun(len(lost['runs']), 'run')}")
+    headers = ["Offsets" if offsets else "Addresses", "Pages", "First s", "Thread", "How", "Cause"]
+    rows = [
+        (
+            addresses(run),
+            f"{run['pages']:,}",
+            f"{run['first_s']:.3f}",
+            str(run["tid"]),
+            run["how"],
+            run["cause"],
+        )
+        for run in lost["runs"]
+    ]
+    list_rows(console, headers, rows, {"Pages", "First s", "Thread"})
+    if lost["runs_left_off"]:
+        console.print(f"and {noun(lost['runs_left_off'], 'more run')}, which this report leaves off")
+    console.print()
+
+
+def render_waiting(console: Console, found: dict[str, Any], offsets: bool) -> None:
+    """The faults of a range that nobody resolved; nothing where there are none."""
+    waiting = found["waiting"]
+    if waiting is None:
+        _heading(console, "Waiting faults", found, "not known\n")
+        return
+    if not waiting:
+        return
+    left_off = (found["pending"] or 0) - len(waiting)
+    counted = f"the {len(waiting):,} longest of {found['pending']:,}" if left_off > 0 else f"{len(waiting):,}"
+    _heading(console, "Waiting faults", found, counted)
+    headers = ["Offset" if offsets else "Address", "Kind", "Thread", "Waiting for", "Message"]
+    rows = [
+        (
+            fault["address"][2:],
+            fault["kind"],
+            str(fault["tid"]),
+            duration(None if fault["for_s"] is None else fault["for_s"] * 1e6, console),
+            "read" if fault["read"] else "not read",
+        )
+        for fault in waiting
+    ]
+    list_rows(console, headers, rows, {"Thread", "Waiting for"})
+    console.print()

@@ -1,0 +1,60 @@
+"""Words and numbers as the text reports write them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def printable(text: object) -> str:
+    """Text from a target or a trace file, made harmless for a terminal."""
+    return "".join(one if one.isprintable() else "?" for one in str(text))
+
+
+def shorten(text: str, width: int) -> str:
+    """Text of at most that many characters: a longer one loses its middle."""
+    if len(text) <= width:
+        return text
+    kept = width - 3
+    return text[: kept - kept // 2] + "..." + text[len(text) - kept // 2 :]
+
+
+def name(found: dict[str, Any], width: int) -> str:
+    """What the kernel calls a range's mapping, harmless and short; empty where it has no name."""
+    # memfd is always "deleted".
+    return shorten(printable(found["name"] or "").removesuffix(" (deleted)"), width)
+
+
+def three_digits(amount: float) -> str:
+    return f"{amount:.0f}" if amount >= 100 else f"{amount:.3g}"
+
+
+def size(pages: int, page_size: int) -> str:
+    """Bytes to three digits in a unit that fits: `16 MiB`."""
+    amount, units = float(pages * page_size), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    while amount >= 1024 and len(units) > 1:
+        amount /= 1024
+        units.pop(0)
+    return f"{three_digits(amount)} {units[0]}"
+
+
+def number(count: int | None) -> str:
+    return "?" if count is None else f"{count:,}"
+
+
+def noun(count: int, one: str) -> str:
+    return f"{count:,} {one}" + ("" if count == 1 else "s")
+
+
+def addresses(found: dict[str, Any], joint: str = "-") -> str:
+    """Start and end of a range or a run, as /proc/PID/maps writes them."""
+    return f"{found['start'][2:]}{joint}{found['end'][2:]}"
+
+
+def add(*counts: int | None) -> int | None:
+    """What several counts make together; None where one is not known."""
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def lost_pages(found: dict[str, Any]) -> int | None:
+    """The pages of a range that were lost, seen or not."""
+    return add(found["lost"]["observed"], found["lost"]["blind"])
