@@ -54,16 +54,107 @@ SCENARIOS = (
     "pending",
     "idle",
     "wake-only",
+    "shmem-fork",
+    "fork-event",
+    "mixed",
+    "exposed",
+    "discarded-unpopulated",
+    "huge-discarded-unpopulated",
+    "discarded-free",
+    "free-kept",
+    "shmem-discarded",
+    "copy-over-armed",
+    "shmem-copy-marker",
+    "shmem-copy-wp",
+    "hugetlb-copy-marker",
+    "continue-marker",
+    "continue-wp",
+    "move",
+    "mprotected",
+    "copy-wp-read-only",
+    "swapped",
+    "swapped-before-arm",
+    "swapoff",
+    "ksm-merge",
+    "ksm-unwritten",
+    "ksm-merged-first",
+    "map-fixed",
+    "unmapped-event",
+    "remapped",
+    "remapped-event",
+    "grown",
+    "stale-unregister",
+    "stale-close",
+    "wp-dropped",
+    "re-registered-wp",
+    "never-read",
+    "monitor-fault",
+    "monitor-process-fault",
+    "slow-service",
+    "prompt-service",
+    "closed-with-waiters",
+    "closed-after",
+    "unregistered-with-waiters",
+    "unregistered-after",
+    "cannot-wait",
+    "user-mode-only",
+    "sigbus-feature",
+    "holes-left",
+    "rearmed-holes",
+    "eagain-storm",
+    "eagain-once",
+    "eexist",
+    "zeropage-eexist",
+    "copy-into-holes",
+    "partial-copy",
+    "gap",
+    "adjacent",
+    "half",
+    "arm-failed",
 )
 
 # The kernel series that the table was written for (scripts/guests).
 SERIES = {"bullseye": "5.10", "bookworm": "6.1", "trixie": "6.12", "sid": "7.2"}
 
+# WP_UNPOPULATED (6.4), WP_ASYNC (6.7), MOVE (6.8), CONTINUE_MODE_WP (6.4).
+_SINCE_6_1 = {
+    "wp-unpopulated",
+    "wp-unpopulated-read",
+    "wp-async",
+    "discarded-unpopulated",
+    "huge-discarded-unpopulated",
+    "continue-wp",
+    "move",
+}
+# WP on shmem and hugetlb (5.19), MINOR (5.13), UFFD_USER_MODE_ONLY (5.11).
+_SINCE_5_10 = {
+    "shmem",
+    "minor",
+    "hugetlb-wp",
+    "shmem-fork",
+    "shmem-discarded",
+    "shmem-copy-marker",
+    "shmem-copy-wp",
+    "hugetlb-copy-marker",
+    "continue-marker",
+    "user-mode-only",
+}
 ABSENT: dict[str, frozenset[str]] = {
-    "bullseye": frozenset({"wp-unpopulated", "wp-unpopulated-read", "wp-async", "shmem", "minor", "hugetlb-wp"}),
-    "bookworm": frozenset({"wp-unpopulated", "wp-unpopulated-read", "wp-async"}),
+    "bullseye": frozenset(_SINCE_6_1 | _SINCE_5_10),
+    "bookworm": frozenset(_SINCE_6_1),
     "trixie": frozenset(),
     "sid": frozenset(),
+}
+
+# Findings that no scenario can force: a race, and what an attach does not know.
+_NOT_FORCED = {"undecided", "armed-before-trace"}
+# Findings that a kernel cannot earn.
+UNEARNED: dict[str, set[str]] = {
+    "bullseye": _NOT_FORCED
+    | {"continue-without-wp", "marker-erased", "moved", "async", "half-protected", "gap-skipped"},
+    "bookworm": _NOT_FORCED | {"moved", "async", "half-protected", "gap-skipped", "swapoff", "unexplained"},
+    "trixie": _NOT_FORCED | {"swapoff", "unexplained", "stale-protection"},
+    "sid": _NOT_FORCED | {"swapoff", "unexplained", "stale-protection"},
 }
 
 SUITES = tuple(ABSENT)

@@ -58,6 +58,14 @@ def mount(kind: str, where: str) -> None:
         subprocess.run(["mount", "-t", kind, kind, where], check=True)
 
 
+def make_swap() -> str:
+    """A compressed block device in memory, ready for swapon(2)."""
+    subprocess.run(["modprobe", "zram"], check=True)
+    Path("/sys/block/zram0/disksize").write_text("256M\n")
+    subprocess.run(["mkswap", "/dev/zram0"], check=True, stdout=subprocess.DEVNULL)
+    return "/dev/zram0"
+
+
 def kill_group(process: subprocess.Popen[Any]) -> None:
     """The process and all that it started; each has a session of its own."""
     with contextlib.suppress(ProcessLookupError):
@@ -268,6 +276,8 @@ def main() -> None:
     guest = Guest(arguments.dir, arguments.workload, arguments.repository, arguments.backend)
     mount("debugfs", "/sys/kernel/debug")
     mount("tracefs", "/sys/kernel/tracing")
+
+    guest.environment["UFFDTRACE_SWAP"] = make_swap()
 
     steps: dict[str, Callable[[], Result]] = {"guest": lambda: {"release": platform.release()}}
     for backend in guest.backends:

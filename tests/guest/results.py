@@ -9,6 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from guest.belief import replay
+
+from uffdtrace.model.model import Model
+
 Json = dict[str, Any]
 
 
@@ -61,6 +65,10 @@ class Trace:
         """`run` leaves standard output to its command."""
         found = re.search(r"^\{.*\}$", self.stderr, re.MULTILINE | re.DOTALL)
         return json.loads(found[0]) if found else None
+
+    @cached_property
+    def model(self) -> Model:
+        return replay(self.data)
 
     @cached_property
     def truth(self) -> dict[str, Json]:

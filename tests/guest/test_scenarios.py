@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+from guest.belief import disagreements
 from guest.compare import compare, strays
-from guest.features import ABSENT, SCENARIOS, SERIES
+from guest.features import ABSENT, SCENARIOS, SERIES, UNEARNED
 from guest.results import Guest, Trace
+
+from uffdtrace.model.rules import RULES
 
 
 def test_the_table_names_every_scenario(workload: Path) -> None:
@@ -33,6 +36,28 @@ def test_scenario(
     record_property("cell", outcome.cell)
     if outcome.differences:
         pytest.fail("\n".join(outcome.differences), pytrace=False)
+
+
+def test_protection_is_where_the_model_believes(trace: Trace, suite: str, backend: str, scenario: str) -> None:
+    truth = trace.truth.get(scenario, {})
+    assert truth.get("ranges"), "the workload did not come to this scenario"
+    if backend != "auto" and trace.report["loss"]["lower_bounds"]:
+        # Events are missing, and the report says so.
+        return
+    compared, wrong = disagreements(trace.model, truth)
+    assert not wrong, f"{len(wrong)} pages: " + "\n".join(wrong[:10])
+    if suite != "bullseye" and scenario == "populated":
+        assert compared, "nothing was compared"
+
+
+def test_every_finding_was_earned(trace: Trace, suite: str, backend: str) -> None:
+    earned = {
+        name
+        for truth in trace.truth.values()
+        for found in truth["ranges"]
+        for name in [*found["findings"], *found["must"]]
+    }
+    assert earned == {rule.id for rule in RULES} - UNEARNED[suite]
 
 
 def test_absent_scenarios_are_absent(trace: Trace, suite: str, backend: str) -> None:

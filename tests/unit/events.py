@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from uffdtrace.model.diagnosis import Case
 from uffdtrace.model.events import (
     CONTINUE_MODE_WP,
     COPY_MODE_WP,
     EVENT,
+    MODES_SHIFT,
     PAGE_SIZE,
     WRITEPROTECT_MODE_WP,
     Array,
@@ -17,8 +21,12 @@ from uffdtrace.model.events import (
     MessageFlag,
     Mode,
     Type,
+    UffdEvent,
 )
+from uffdtrace.model.losses import lost_pages
 from uffdtrace.model.model import Model
+from uffdtrace.model.pages import COUNTS, Cause, protected
+from uffdtrace.model.ranges import Range
 
 CTX = 0xFFFF888000001000
 MM = 0xFFFF888000002000
@@ -45,6 +53,8 @@ class Events:
         self.ctx, self.mm, self.features, self.monitor = ctx, mm, features, monitor
         self.memory = Memory.ANON
         self.order = 0
+        # Who takes the faults.
+        self.thread = THREAD
         self._records: list[Array] = []
 
     def array(self) -> Array:
@@ -80,8 +90,9 @@ class Events:
     def userfaultfd(self) -> None:
         self.add(Type.USERFAULTFD, start=self.mm, end=self.features, aux=THREAD)
 
-    def release_descriptor(self) -> None:
-        self.add(Type.RELEASE)
+    def release_descriptor(self, dying: bool = False) -> None:
+        """Closed, or with `dying` because the process whose memory it is ends."""
+        self.add(Type.RELEASE, kind=int(dying), tgid=THREAD if dying else self.monitor)
 
     # ---- the monitor's calls -------------------------------------------------
 
@@ -139,6 +150,14 @@ class Events:
         self.protect_return(changed, tid)
         self.returned(Ioctl.WRITEPROTECT, at, pages, mode, tid=tid)
 
+    def arm_part(self, at: int, pages: int, spans: list[tuple[int, int]], ret: int = 0) -> None:
+        """UFFDIO_WRITEPROTECT with MODE_WP that protected no more than `spans` (page, pages)."""
+        self.call(Ioctl.WRITEPROTECT, at, pages, WRITEPROTECT_MODE_WP)
+        for low, length in spans:
+            self.protect(low, length)
+            self.protect_return(length)
+        self.returned(Ioctl.WRITEPROTECT, at, pages, WRITEPROTECT_MODE_WP, ret=ret)
+
     def copy(self, at: int, pages: int = 1, wp: bool = False, done: int | None = None, ret: int = 0) -> None:
         done = pages if done is None else done
         self.ioctl(Ioctl.COPY, at, pages, COPY_MODE_WP if wp else 0, value=done * PAGE_SIZE, ret=ret)
@@ -155,17 +174,28 @@ class Events:
     # ---- faults --------------------------------------------------------------
 
     def fault(
-        self, at: int, kind: Kind = Kind.WP, tid: int = THREAD, area: tuple[int, int] | None = None, ret: int = 0
+        self,
+        at: int,
+        kind: Kind = Kind.WP,
+        tid: int = THREAD,
+        area: tuple[int, int] | None = None,
+        ret: int = 0,
+        modes: int = 0,
+        flags: int = 0,
     ) -> None:
+        """`modes` are the area's, `flags` the fault's."""
         low, high = area or (at, at + 1)
         self.add(
-            Type.FAULT, start=page(at), value=page(low), end=page(high), kind=kind, flags=self._flags(), tid=tid,
-            tgid=THREAD, ret=ret,
+            Type.FAULT, start=page(at), value=page(low), end=page(high), kind=kind, tid=tid, tgid=THREAD, ret=ret,
+            flags=self._flags() | int(modes) << MODES_SHIFT, aux=flags,
         )  # fmt: skip
 
-    def message(self, at: int, kind: Kind = Kind.WP, tid: int = THREAD, write: bool = True) -> None:
+    def message(
+        self, at: int, kind: Kind = Kind.WP, tid: int = THREAD, write: bool = True, reader: int | None = None
+    ) -> None:
         aux = int(MessageFlag.WRITE if write else 0) | {Kind.MISSING: 0, Kind.WP: 2, Kind.MINOR: 4}[kind]
-        self.add(Type.MESSAGE, start=page(at), aux=aux, kind=kind, tid=tid, tgid=self.monitor)
+        reader = self.monitor if reader is None else reader
+        self.add(Type.MESSAGE, start=page(at), aux=aux, kind=kind, tid=tid, tgid=self.monitor, value=reader)
 
     def wake(self, at: int, tid: int = THREAD) -> None:
         self.add(Type.WAKE, start=page(at), tid=tid, tgid=THREAD)
@@ -186,7 +216,7 @@ class Events:
     # ---- what the fault paths do ---------------------------------------------
 
     def _page_event(self, type_: Type, at: int, pages: int = 1, **fields: int) -> None:
-        self.add(type_, **self._span(at, pages), flags=self._flags(), tid=THREAD, tgid=THREAD, **fields)
+        self.add(type_, **self._span(at, pages), flags=self._flags(), tid=self.thread, tgid=THREAD, **fields)
 
     def fresh(self, at: int) -> None:
         self._page_event(Type.FRESH_PAGE, at, aux=page(at))
@@ -217,13 +247,37 @@ class Events:
     def discard(self, at: int, pages: int = 1) -> None:
         self._page_event(Type.DISCARD, at, pages)
 
-    def unmap(self, at: int, pages: int = 1) -> None:
-        self.add(Type.UNMAP, **self._span(at, pages))
-        self._records[-1]["ctx"] = self.mm
+    def unmap(self, at: int, pages: int = 1, tid: int = 0) -> None:
+        self.add(Type.UNMAP, **{**self._span(at, pages), "ctx": self.mm, "tid": tid})
 
     def exit(self) -> None:
-        self.add(Type.EXIT)
-        self._records[-1]["ctx"] = self.mm
+        self.add(Type.EXIT, ctx=self.mm)
+
+    def remap_call(self, at: int, pages: int, new: int, tid: int = THREAD) -> None:
+        self.add(Type.REMAP, **{**self._span(at, pages), "ctx": self.mm}, aux=new * PAGE_SIZE, tid=tid)
+
+    def remap_return(self, to: int | None, tid: int = THREAD) -> None:
+        """`to` is None where it failed."""
+        self.add(Type.REMAP_RETURN, ctx=self.mm, value=-12 if to is None else page(to), tid=tid)
+
+    def remap(self, at: int, pages: int, to: int | None, new: int | None = None, tid: int = THREAD) -> None:
+        """A mremap; one that moves unmaps what it leaves."""
+        self.remap_call(at, pages, pages if new is None else new, tid)
+        if to not in (None, at):
+            self.unmap(at, pages, tid)
+        self.remap_return(to, tid)
+
+    def fork(self, at: int, pages: int, watched: bool = False) -> None:
+        self.add(Type.FORK, **self._span(at, pages), kind=int(watched))
+
+    def merged(self, at: int, pages: int = 1) -> None:
+        self.add(Type.MERGED, **{**self._span(at, pages), "ctx": self.mm})
+
+    def swapped_back(self, at: int) -> None:
+        self.add(Type.SWAPPED_BACK, **self._span(at, 1))
+
+    def event(self, what: UffdEvent | int) -> None:
+        self.add(Type.EVENT, kind=int(what))
 
     # ---- from the collector --------------------------------------------------
 
@@ -246,13 +300,29 @@ def fed(events: Array, cuts: list[int] | None = None, finish: bool = True) -> Mo
     return model
 
 
-def counts(model: Model) -> list[dict[str, object]]:
-    """What the report says of every range, without texts: comparable."""
-    from uffdtrace.model.pages import COUNTS, Cause
+def lost_runs(model: Model) -> dict[int, list[dict[str, Any]]]:
+    """Number of each range to its lost pages; `first_s` counts from 0."""
+    return lost_pages(model.losses.runs(), model.ranges, 0)
 
+
+def beliefs(model: Model, row: Range) -> dict[int, int]:
+    """What protected() says of each page of a range that is registered still."""
+    space = model.ranges.space(model.userfaultfd_of(row).ctx)
+    return {
+        (piece.start - BASE) // PAGE_SIZE + offset: int(belief)
+        for piece in space.pieces
+        if model.ranges.row_of(piece) is row
+        for offset, belief in enumerate(protected(model.ranges.states(piece)))
+    }
+
+
+def counts(model: Model) -> list[dict[str, Any]]:
+    """What the report says of every range, without texts: comparable."""
+    lost = lost_runs(model)
     return [
         {
             "userfaultfd": model.userfaultfd_of(row).ctx,
+            "events": {int(event): count for event, count in sorted(model.userfaultfd_of(row).events.items())},
             "start": (row.start - BASE) // PAGE_SIZE,
             "end": (row.end - BASE) // PAGE_SIZE,
             "modes": int(row.modes),
@@ -260,10 +330,26 @@ def counts(model: Model) -> list[dict[str, object]]:
             "faults": list(row.faults),
             "holes": row.holes,
             "pending": row.pending,
+            "waiting": sorted(
+                ((fault.address - BASE) // PAGE_SIZE, fault.tid, int(fault.kind), fault.since, fault.read)
+                for fault in row.waiting
+            ),
             "undecided": row.undecided,
             **{name: row.count(name) for name in COUNTS if name != "unarmed"},
             "causes": {cause.label: row.cause(cause) for cause in Cause if row.cause(cause)},
-            "waits": sorted(int(wait[2]) for waits in row.latencies for wait in waits),
+            "exposed": {cause.label: int(row.exposed[cause]) for cause in Cause if row.exposed[cause]},
+            "unwritten_holes": Case(row, model.userfaultfd_of(row)).unwritten_holes,
+            "facts": {fact.name: count for fact, count in sorted(row.facts.items(), key=str) if count},
+            "belief": beliefs(model, row),
+            "lost": [tuple(run.values()) for run in lost.get(row.number, [])],
+            "waits": sorted(
+                [
+                    tuple(None if np.isnan(part) else int(part) for part in wait)
+                    for waits in row.latencies
+                    for wait in waits
+                ],
+                key=repr,
+            ),
         }
         for row in model.rows()
     ]

@@ -2,172 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
 from unit.events import BASE
+from unit.reference_page import Descriptor, Page, Range, Sleeper
 
 from uffdtrace.model.events import PAGE_SIZE, Array, Feature, Ioctl, MessageFlag, Mode, Type
 
 EVIDENCE = (Type.FRESH_PAGE, Type.ZERO_PAGE, Type.UNPROTECTED_WRITE)
+FILLS = (Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE, Ioctl.MOVE)
+EEXIST, EAGAIN = -17, -11
+RETRY_NOWAIT = 8
+Event = dict[str, int]
 
 
-@dataclass(eq=False)
-class Range:
-    """One row of the report; `armed` and `notified` are sets, so that a page counts once."""
-
-    ctx: int
-    start: int
-    end: int
-    modes: int
-    messages: list[int] = field(default_factory=lambda: [0, 0, 0])
-    faults: list[int] = field(default_factory=lambda: [0, 0, 0])
-    holes: int | None = 0
-    pending: int | None = 0
-    undecided: int = 0
-    zero_page: int = 0
-    fresh_page: int = 0
-    observed: int = 0
-    blind: int = 0
-    causes: dict[str, int] = field(default_factory=dict)
-    armed: set[int] = field(default_factory=set)
-    notified: set[int] = field(default_factory=set)
-    waits: list[int] = field(default_factory=list)
-    merged_into: Range | None = None
-
-    def root(self) -> Range:
-        return self if self.merged_into is None else self.merged_into.root()
-
-    def absorb(self, other: Range) -> None:
-        other.merged_into = self
-        self.start, self.end = min(self.start, other.start), max(self.end, other.end)
-        for kind in range(3):
-            self.messages[kind] += other.messages[kind]
-            self.faults[kind] += other.faults[kind]
-        self.holes = None if self.holes is None or other.holes is None else self.holes + other.holes
-        for name in ("undecided", "zero_page", "fresh_page", "observed", "blind"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for cause, pages in other.causes.items():
-            self.causes[cause] = self.causes.get(cause, 0) + pages
-        self.armed |= other.armed
-        self.notified |= other.notified
-        self.waits += other.waits
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "userfaultfd": self.ctx,
-            "start": self.start,
-            "end": self.end,
-            "modes": self.modes,
-            "messages": self.messages,
-            "faults": self.faults,
-            "holes": self.holes,
-            "pending": self.pending,
-            "undecided": self.undecided,
-            "zero_page": self.zero_page,
-            "fresh_page": self.fresh_page,
-            "huge_page": 0,
-            "file_page": 0,
-            "observed": self.observed,
-            "blind": self.blind,
-            "armed_pages": len(self.armed),
-            "notified_pages": len(self.notified),
-            "causes": {cause: pages for cause, pages in self.causes.items() if pages},
-            "waits": sorted(self.waits),
-        }
-
-
-@dataclass
-class Page:
-    """A registered page. `lost` and `zero` say in which range they were counted."""
-
-    home: Range
-    armed: bool = False
-    told: bool = False
-    lost: str = ""
-    lost_in: Range | None = None
-    zero_in: Range | None = None
-    # What is known to have taken the protection away.
-    why: str = ""
-    number: int = -1
-
-    def arm(self) -> None:
-        self.home.root().armed.add(self.number)
-        self.armed, self.told, self.lost, self.why = True, False, "", ""
-        self.lost_in = self.zero_in = None
-
-    def release(self) -> None:
-        self.armed = self.told = False
-        self.lost = self.why = ""
-        self.lost_in = self.zero_in = None
-
-    def lose(self, how: str, cause: str) -> None:
-        if self.lost:
-            return
-        row = self.home.root()
-        setattr(row, how, getattr(row, how) + 1)
-        row.causes[cause] = row.causes.get(cause, 0) + 1
-        self.lost, self.lost_in, self.why = how, self.home, cause
-
-    def written(self, cause: str) -> None:
-        # Whoever was told of a write does not miss its retry, but will miss the next one.
-        self.lose("blind" if self.told else "observed", self.why or cause)
-
-
-@dataclass
-class Sleeper:
-    fault: Range | None
-    tgid: int
-    began: int
-    read: int = 0
-    woken: int = 0
-    returned: bool = False
-    died: bool = False
+def numbers(event: Event, length: int | None = None) -> range:
+    """The pages that an event names."""
+    first = (event["start"] - BASE) // PAGE_SIZE
+    return range(first, first + (event["end"] - event["start"] if length is None else length) // PAGE_SIZE)
 
 
 class Reference:
     def __init__(self) -> None:
         self.ranges: list[Range] = []
+        self.homes: dict[int, Descriptor] = {}
         self.pages: dict[int, dict[int, Page]] = {}
-        self.mm: dict[int, int] = {}
-        self.features: dict[int, int] = {}
         self.sleepers: dict[int, Sleeper] = {}
-        self.served: list[Sleeper] = []
         self.asleep: set[int] = set()
         self.looked_at: set[int] = set()
         self.unattributed = 0
         # A count of one range was undone by an event in the range that replaced it.
         self.undone_elsewhere = False
+        # Two ranges became one that had both had a page.
+        self.tangled = False
 
     def run(self, events: Array) -> list[dict[str, Any]]:
-        records = [{name: int(event[name]) for name in events.dtype.names or ()} for event in events]
-        undecided = self._undecided(records)
-        for index, event in enumerate(records):
-            self._take(records, index, event, index in undecided)
+        self.records = [{name: int(event[name]) for name in events.dtype.names or ()} for event in events]
+        self.undecided = self._undecided()
+        self.remaps = self._remaps()
+        for index, event in enumerate(self.records):
+            self._take(index, event)
         for tid in list(self.sleepers):
             self._close(tid, final=True)
-        found = [row.summary() for row in self.ranges if row.merged_into is None]
+        for ctx in self.pages:
+            self._expose(ctx)
+        found = [
+            row.summary(self.pages.get(row.home.ctx, {}) if self.homes.get(row.home.ctx) is row.home else {})
+            for row in self.ranges
+            if row.merged_into is None
+        ]
         return sorted(found, key=repr)
 
     # ---- calls and returns ---------------------------------------------------
 
-    @staticmethod
-    def _result(records: list[dict[str, int]], index: int) -> int | None:
+    def _result(self, index: int) -> int | None:
         """Index of the return of the call at `index`: the thread's next event of these two types."""
-        call = records[index]["type"]
-        for later in range(index + 1, len(records)):
-            event = records[later]
-            if event["tid"] == records[index]["tid"] and event["type"] in (call, call + 1):
+        call = self.records[index]["type"]
+        for later in range(index + 1, len(self.records)):
+            event = self.records[later]
+            if event["tid"] == self.records[index]["tid"] and event["type"] in (call, call + 1):
                 return later if event["type"] == call + 1 else None
         return None
 
-    def _undecided(self, records: list[dict[str, int]]) -> set[int]:
+    def _undecided(self) -> set[int]:
         found: set[int] = set()
-        for index, call in enumerate(records):
+        for index, call in enumerate(self.records):
             if call["type"] == Type.PROTECT and call["kind"] == 1:
-                end = self._result(records, index)
+                end = self._result(index)
                 for later in range(index + 1, end if end is not None else index):
-                    event = records[later]
+                    event = self.records[later]
                     if (
                         event["type"] in EVIDENCE
                         and event["ctx"] == call["ctx"]
@@ -176,182 +80,339 @@ class Reference:
                         found.add(later)
         return found
 
+    def _remaps(self) -> dict[int, tuple[Event, int]]:
+        """Where each mremap takes effect: at its munmap of the old addresses, or where it began."""
+        found: dict[int, tuple[Event, int]] = {}
+        for index, call in enumerate(self.records):
+            if call["type"] != Type.REMAP:
+                continue
+            end = self._result(index)
+            if end is None or self.records[end]["value"] <= 0:
+                continue
+            place = index
+            for later in range(index, end):
+                event = self.records[later]
+                if event["type"] == Type.UNMAP and event["tid"] == call["tid"] and event["start"] == call["start"]:
+                    place = later
+            found[place] = call, self.records[end]["value"]
+        return found
+
     # ---- one event -----------------------------------------------------------
 
-    def _take(self, records: list[dict[str, int]], index: int, event: dict[str, int], undecided: bool) -> None:
+    def _take(self, index: int, event: Event) -> None:
         kind, ctx = event["type"], event["ctx"]
-        first = (event["start"] - BASE) // PAGE_SIZE
-        last = (event["end"] - BASE) // PAGE_SIZE
+        here = numbers(event)
         pages = self.pages.get(ctx, {})
+        page = pages.get(here.start)
         if kind == Type.USERFAULTFD:
-            self.mm[ctx], self.features[ctx] = event["start"], event["end"]
+            home = self.homes.setdefault(ctx, Descriptor(ctx))
+            home.mm, home.features, home.owner = event["start"], event["end"], event["aux"]
             self.pages.setdefault(ctx, {})
-        elif kind == Type.IOCTL:
-            result = self._result(records, index)
-            if result is not None:
-                self._ioctl(records[result])
-        elif kind == Type.PROTECT:
-            self._protect(records, index, first, last)
+        elif index in self.remaps:
+            for home in self._of_memory(ctx):
+                self._remap(home, *self.remaps[index])
         elif kind == Type.UNMAP:
-            for other, mm in self.mm.items():
-                if mm == ctx:
-                    self._forget(other, first, last)
-        elif kind == Type.FAULT and not event["ret"]:
-            page = pages[first]
-            page.home.root().faults[event["kind"]] += 1
-            self._close(event["tid"])
-            self.sleepers[event["tid"]] = Sleeper(page.home, event["tgid"], event["time"])
-            if event["kind"] == 1 and page.armed:
-                self._protected_after_all(page)
+            for home in self._of_memory(ctx):
+                for row in self._end(home.ctx, here):
+                    if not home.features & Feature.EVENT_UNMAP:
+                        row.note("UNMAPPED")
+        elif kind == Type.EXIT:
+            for home in self._of_memory(ctx):
+                self._expose(home.ctx)
+                del self.homes[home.ctx], self.pages[home.ctx]
+        elif kind == Type.RELEASE:
+            if event["kind"] and event["tgid"] == self.homes[ctx].owner:
+                self._expose(ctx)
+            else:
+                self._left_asleep(ctx, None, self._end(ctx, list(pages)))
+            del self.homes[ctx], self.pages[ctx]
+        elif kind == Type.FORK and not event["kind"]:
+            # It comes area by area: a range counts with the one of its first page.
+            firsts: dict[Range, int] = {}
+            for number in sorted(pages):
+                firsts.setdefault(pages[number].home.root(), number)
+            for row, first in firsts.items():
+                if first in here:
+                    row.note("FORK")
+        elif kind == Type.EVENT:
+            self.homes[ctx].events[event["kind"]] = self.homes[ctx].events.get(event["kind"], 0) + 1
+        elif kind == Type.MERGED:
+            for home in self._of_memory(ctx):
+                for number in here:
+                    if number in self.pages[home.ctx]:
+                        self.pages[home.ctx][number].unprotect("ksm-merge")
+        elif kind == Type.SWAPPED_BACK and page:
+            page.unprotect("swapoff")
+        elif kind == Type.IOCTL:
+            result = self._result(index)
+            if result is not None:
+                self._ioctl(index, result)
+        elif kind == Type.PROTECT:
+            self._protect(index, here)
+        elif kind == Type.FAULT and page:
+            self._fault(event, page)
         elif kind == Type.MESSAGE:
-            self._message(event, pages.get(first))
+            self._message(event, page)
         elif kind in (Type.WAKE, Type.FAULT_RETURN):
             self._woken(event)
         elif kind == Type.ASLEEP:
             self.asleep.add(event["tid"])
             self.looked_at.add(event["tgid"])
         elif kind == Type.DISCARD:
-            for number in range(first, last):
-                if number in pages and pages[number].armed:
-                    pages[number].zero_in = None
-                    if not pages[number].lost:
-                        pages[number].why = "discarded"
-        elif kind in EVIDENCE and first in pages:
-            if undecided:
-                pages[first].home.root().undecided += 1
-            elif pages[first].armed and not self.features[ctx] & Feature.WP_ASYNC:
-                self._evidence(kind, event["kind"], pages[first])
+            self._empty(ctx, here, "discarded")
+        elif kind in EVIDENCE and page:
+            if index in self.undecided:
+                page.home.root().undecided += 1
+            elif not self.homes[ctx].features & Feature.WP_ASYNC:
+                page.asked = False
+                if page.armed:
+                    self._evidence(event, page)
 
-    def _evidence(self, kind: int, variant: int, page: Page) -> None:
-        if kind == Type.ZERO_PAGE:
-            if page.zero_in is None and not page.lost:
+    def _of_memory(self, mm: int) -> list[Descriptor]:
+        return [home for home in self.homes.values() if home.mm == mm]
+
+    def _empty(self, ctx: int, here: Iterable[int], why: str) -> None:
+        for number in here:
+            page = self.pages.get(ctx, {}).get(number)
+            if page:
+                page.empty(why)
+
+    def _evidence(self, event: Event, page: Page) -> None:
+        when = event["time"], event["tid"]
+        if event["type"] == Type.ZERO_PAGE:
+            if not page.zero and not page.lost:
                 page.home.root().zero_page += 1
-                page.zero_in = page.home
+                page.zero, page.zero_in = True, page.home
                 page.why = page.why or "zero-page-after-arm"
-        elif kind == Type.FRESH_PAGE:
+        elif event["type"] == Type.FRESH_PAGE:
             # Only an empty page gets a fresh one: no zero page had come.
             self._no_zero_page(page)
             if page.why == "zero-page-after-arm" and not page.lost:
                 page.why = ""
             page.home.root().fresh_page += 1
-            page.written("hole")
+            page.written("hole", *when)
         else:
-            page.written("zero-page-after-arm" if variant else "unknown")
-            page.zero_in = None
+            page.written("zero-page-after-arm" if event["kind"] else "unknown", *when)
+            page.zero, page.zero_in = False, None
 
     def _no_zero_page(self, page: Page) -> None:
-        if page.zero_in is not None:
-            self.undone_elsewhere |= page.zero_in.root() is not page.home.root()
-            page.zero_in.root().zero_page -= 1
-            page.zero_in = None
+        if page.zero:
+            if page.zero_in is None:
+                self.undone_elsewhere = True
+            else:
+                page.zero_in.root().zero_page -= 1
+        page.zero, page.zero_in = False, None
 
     def _protected_after_all(self, page: Page) -> None:
-        if page.lost and page.lost_in is not None:
-            self.undone_elsewhere |= page.lost_in.root() is not page.home.root()
-            row = page.lost_in.root()
-            setattr(row, page.lost, getattr(row, page.lost) - 1)
-            row.causes[page.why] -= 1
-        # What was mapped after a discard was mapped.
-        if page.why == "discarded":
-            page.zero_in = None
-        self._no_zero_page(page)
+        """A write-protect fault: what looked like a loss was none."""
+        if page.lost:
+            if page.lost_in is None:
+                self.undone_elsewhere = True
+            else:
+                page.lost_in.root().lost[page.number, page.lost, page.why].pop()
+        # What was mapped after something else had happened was mapped.
+        if page.why == "zero-page-after-arm":
+            self._no_zero_page(page)
         page.lost, page.lost_in, page.why = "", None, ""
+        page.zero, page.zero_in = False, None
 
     # ---- the monitor ---------------------------------------------------------
 
-    def _protect(self, records: list[dict[str, int]], index: int, first: int, last: int) -> None:
-        event = records[index]
-        pages = self.pages[event["ctx"]]
-        for number in range(first, last):
+    def _protect(self, index: int, here: range) -> None:
+        event = self.records[index]
+        pages = self.pages.get(event["ctx"], {})
+        for number in here:
             if number in pages:
                 if event["kind"] == 1:
                     pages[number].arm()
                 else:
                     pages[number].release()
-        if event["kind"] == 1 and first in pages:
-            result = self._result(records, index)
-            row = pages[first].home.root()
-            if not self.features[event["ctx"]] & (Feature.WP_ASYNC | Feature.WP_UNPOPULATED):
+        if event["kind"] == 1 and here.start in pages:
+            result = self._result(index)
+            row = pages[here.start].home.root()
+            if not self.homes[event["ctx"]].features & (Feature.WP_ASYNC | Feature.WP_UNPOPULATED):
                 if result is None or row.holes is None:
                     row.holes = None
                 else:
-                    row.holes += max(0, last - first - records[result]["value"])
+                    row.holes += max(0, len(here) - self.records[result]["value"])
 
-    def _ioctl(self, result: dict[str, int]) -> None:
-        ctx, kind = result["ctx"], result["kind"]
-        first = (result["start"] - BASE) // PAGE_SIZE
-        last = (result["end"] - BASE) // PAGE_SIZE
+    def _ioctl(self, index: int, end: int) -> None:
+        call, result = self.records[index], self.records[end]
+        ctx, kind, value = result["ctx"], result["kind"], result["value"]
+        here = numbers(result)
+        fact, count = self._went_wrong(index, end)
+        named = [number for number in here if number in self.pages.get(ctx, {})]
+        if fact and named:
+            self.pages[ctx][named[0]].home.root().note(fact, count)
         if kind == Ioctl.REGISTER:
             if not result["ret"]:
-                self._register(ctx, first, last, result["aux"])
+                self._register(ctx, here, result["aux"])
         elif kind == Ioctl.UNREGISTER:
             if not result["ret"]:
-                self._forget(ctx, first, last)
-        elif kind in (Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE):
-            protects = kind != Ioctl.ZEROPAGE and result["aux"] & 2
-            for number in range(first, first + max(0, result["value"]) // PAGE_SIZE):
-                page = self.pages[ctx].get(number)
-                if page is None:
-                    continue
-                if protects:
-                    page.arm()
-                elif not page.armed:
-                    continue
-                elif kind == Ioctl.ZEROPAGE:
-                    page.why = page.why if page.lost else "zeropage"
-                else:
-                    page.lose("blind", "copy-without-wp" if kind == Ioctl.COPY else "continue-without-wp")
+                self._left_asleep(ctx, here, self._end(ctx, here))
+        elif kind in FILLS and value > 0:
+            filled = numbers(result, value)
+            for number in filled:
+                if number in self.pages.get(ctx, {}):
+                    self._fill(call, kind, result["aux"], self.pages[ctx][number])
+            if kind == Ioctl.MOVE:
+                source = (call["value"] - BASE) // PAGE_SIZE
+                self._empty(ctx, range(source, source + len(filled)), "move")
 
-    def _register(self, ctx: int, first: int, last: int, modes: int) -> None:
-        pages = self.pages.setdefault(ctx, {})
+    def _fill(self, call: Event, kind: int, mode: int, page: Page) -> None:
+        page.fill()
+        if kind in (Ioctl.COPY, Ioctl.CONTINUE) and mode & 2:
+            page.arm(filled=True)
+        elif page.armed and kind == Ioctl.ZEROPAGE:
+            page.unprotect("zeropage")
+        elif page.armed:
+            names = {Ioctl.COPY: "copy-without-wp", Ioctl.CONTINUE: "continue-without-wp", Ioctl.MOVE: "move"}
+            page.lose("blind", names[Ioctl(kind)], call["time"], call["tid"])
+
+    def _went_wrong(self, index: int, end: int) -> tuple[str, int]:
+        """What a call ran into, and how often; nothing if all went well."""
+        result = self.records[end]
+        asked = result["end"] - result["start"]
+        if result["kind"] in FILLS and 0 < result["value"] < asked:
+            return "PARTIAL", 1
+        if result["kind"] in FILLS and result["ret"] == EEXIST:
+            return "EEXIST", 1
+        if result["ret"] == EAGAIN:
+            return "EAGAIN", 1
+        if result["kind"] != Ioctl.WRITEPROTECT or not result["aux"] & 1:
+            return "", 0
+        covered = [
+            len(numbers(event))
+            for event in self.records[index:end]
+            if event["type"] == Type.PROTECT and event["kind"] == 1 and event["tid"] == result["tid"]
+        ]
+        if result["ret"] < 0:
+            return "HALF_PROTECTED" if covered else "ARM_FAILED", 1
+        left = asked // PAGE_SIZE - sum(covered)
+        return ("GAP", left) if left > 0 else ("", 0)
+
+    # ---- ranges --------------------------------------------------------------
+
+    def _register(self, ctx: int, here: range, modes: int) -> None:
+        pages = self.pages[ctx]
+        old = {number: pages[number] for number in here if number in pages}
+        if all(number in old and old[number].home.modes == modes for number in here):
+            return
         alike = {
             pages[number].home.root()
-            for number in range(first - 1, last + 1)
+            for number in range(here.start - 1, here.stop + 1)
             if number in pages and pages[number].home.modes == modes
         }
-        old = {number: pages[number] for number in range(first, last) if number in pages}
-        if all(number in old and old[number].home.modes == modes for number in range(first, last)):
-            return
         together = sorted(alike, key=lambda row: row.start)
         if together:
             home = together[0]
             for other in together[1:]:
+                self.tangled |= bool(home.members & other.members)
                 home.absorb(other)
-            home.start, home.end = min(home.start, first), max(home.end, last)
+            home.start, home.end = min(home.start, here.start), max(home.end, here.stop)
         else:
-            home = Range(ctx, first, last, modes)
+            home = Range(self.homes[ctx], here.start, here.stop, modes)
             self.ranges.append(home)
-        for number in range(first, last):
+        for number in here:
             page = old.get(number)
             if page is None:
-                pages[number] = Page(home, number=number)
+                pages[number] = Page(home, number, former=number in home.armed)
             elif page.home.modes != modes:
-                page.home = home
-                if page.armed:
-                    home.armed.add(number)
-                    if not modes & Mode.WP and not page.lost:
-                        page.why = "mode-replaced"
+                self._carry(page, home, number)
+                if not modes & Mode.WP:
+                    pages[number].unprotect("mode-replaced")
+        home.members |= set(here)
 
-    def _forget(self, ctx: int, first: int, last: int) -> None:
-        for number in range(first, last):
-            self.pages.get(ctx, {}).pop(number, None)
+    def _carry(self, page: Page, home: Range, number: int) -> None:
+        """A page goes on in another range, perhaps at another address."""
+        went_on = page.carried()
+        page.end()
+        went_on.home, went_on.number = home, number
+        if went_on.armed:
+            home.armed.add(number)
+        self.pages[home.home.ctx][number] = went_on
+
+    def _end(self, ctx: int, here: Iterable[int]) -> list[Range]:
+        """These pages are registered no more; the range of each that was."""
+        found = []
+        for number in here:
+            page = self.pages.get(ctx, {}).pop(number, None)
+            if page:
+                page.end()
+                found.append(page.home.root())
+        return found
+
+    def _remap(self, home: Descriptor, call: Event, address: int) -> None:
+        pages = self.pages[home.ctx]
+        to = (address - BASE) // PAGE_SIZE
+        here = numbers(call)
+        if to != here.start:
+            moved = {number: pages.pop(number) for number in here if number in pages}
+            for number, page in moved.items():
+                if home.features & Feature.EVENT_REMAP:
+                    target = number - here.start + to
+                    self._register(home.ctx, range(target, target + 1), page.home.modes)
+                    self._carry(page, pages[target].home.root(), target)
+                else:
+                    page.end()
+                    page.home.root().note("MOVED_AWAY")
+        grown = range(to + len(here), to + call["aux"] // PAGE_SIZE)
+        if grown and grown.start - 1 in pages:
+            modes = pages[grown.start - 1].home.modes
+            self._register(home.ctx, grown, modes)
+            pages[grown.start - 1].home.root().note("GROWN", len(grown))
+
+    def _expose(self, ctx: int) -> None:
+        for page in self.pages[ctx].values():
+            if page.armed and not page.lost and page.why:
+                exposed = page.home.root().exposed
+                exposed[page.why] = exposed.get(page.why, 0) + 1
 
     # ---- who sleeps ----------------------------------------------------------
 
-    def _message(self, event: dict[str, int], page: Page | None) -> None:
+    def _fault(self, event: Event, page: Page) -> None:
+        row = page.home.root()
+        if event["ret"]:
+            if not event["aux"] & RETRY_NOWAIT:
+                row.note("REFUSED")
+            return
+        row.faults[event["kind"]] += 1
+        if event["tid"] in self.homes[event["ctx"]].threads:
+            row.note("MONITOR_FAULT")
+        self._close(event["tid"])
+        modes = event["flags"] >> 16
+        self.sleepers[event["tid"]] = Sleeper(
+            page.number, page.home, event["kind"], modes, event["tgid"], event["time"]
+        )
+        if event["kind"] == 1 and page.armed:
+            self._protected_after_all(page)
+
+    def _message(self, event: Event, page: Page | None) -> None:
         sleeper = self.sleepers.get(event["tid"])
         if sleeper and not sleeper.read:
             sleeper.read = event["time"]
+        self.homes[event["ctx"]].threads.setdefault(event["value"], event["time"])
         if page is None:
             self.unattributed += 1
             return
         row = page.home.root()
         row.messages[event["kind"]] += 1
-        row.notified.add((event["start"] - BASE) // PAGE_SIZE)
-        if page.armed and event["aux"] & MessageFlag.WRITE:
+        if page.asked:
+            row.repeated += 1
+        elif event["kind"] == 1 and not page.armed:
+            # Never armed, or not in this registration; or it was released just before.
+            known = page.number in row.armed | row.notified
+            if page.former or not known:
+                row.stale += 1
+            else:
+                row.repeated += 1
+            page.former = False
+        row.notified.add(page.number)
+        page.asked = True
+        if page.armed and (event["kind"] == 1 or event["aux"] & MessageFlag.WRITE):
             page.told = True
 
-    def _woken(self, event: dict[str, int]) -> None:
+    def _woken(self, event: Event) -> None:
         sleeper = self.sleepers.get(event["tid"])
         if sleeper is None:
             return
@@ -360,19 +421,34 @@ class Reference:
         elif event["kind"]:
             sleeper.died = True
         else:
-            sleeper.returned = True
+            sleeper.returned = sleeper.returned or event["time"]
+
+    def _left_asleep(self, ctx: int, here: range | None, ended: list[Range]) -> None:
+        """A registration ended, all of the userfaultfd's where `here` is None: who slept there?"""
+        for sleeper in self.sleepers.values() if ended else ():
+            if sleeper.home.home.ctx != ctx or sleeper.over():
+                continue
+            if here is None:
+                sleeper.home.root().note("CLOSED")
+            elif sleeper.page in here and sleeper.kind == 1 and not sleeper.modes & Mode.MISSING:
+                sleeper.home.root().note("UNREGISTERED")
 
     def _close(self, tid: int, final: bool = False) -> None:
         """The thread's fault is over, as its next one shows, or the trace is."""
         sleeper = self.sleepers.pop(tid, None)
-        if sleeper is None or sleeper.fault is None:
+        if sleeper is None:
             return
-        row = sleeper.fault.root()
-        if sleeper.read and sleeper.woken:
-            row.waits.append(sleeper.woken - sleeper.began)
+        row = sleeper.home.root()
+        if sleeper.read and sleeper.woken >= sleeper.read:
+            wakeup = sleeper.returned - sleeper.woken if sleeper.returned else None
+            row.waits.append(
+                (sleeper.read - sleeper.began, sleeper.woken - sleeper.read, sleeper.woken - sleeper.began, wakeup)
+            )
         if not final or sleeper.woken or sleeper.returned:
             return
-        if sleeper.tgid not in self.looked_at and not sleeper.died:
+        alive = sleeper.tgid in self.looked_at
+        if not alive and not sleeper.died:
             row.pending = None
-        elif (tid in self.asleep if sleeper.tgid in self.looked_at else True) and row.pending is not None:
-            row.pending += 1
+        elif tid in self.asleep or not alive:
+            row.pending = None if row.pending is None else row.pending + 1
+            row.waiting.append((sleeper.page, tid, sleeper.kind, sleeper.began, bool(sleeper.read)))

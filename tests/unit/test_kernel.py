@@ -166,12 +166,20 @@ _ALL = {
 
 
 class FakeBtf:
-    def __init__(self, functions: dict[str, tuple[str, ...]], by_value: tuple[str, ...] = ()) -> None:
-        self._functions, self._by_value = functions, by_value
+    def __init__(
+        self,
+        functions: dict[str, tuple[str, ...]],
+        by_value: tuple[str, ...] = (),
+        declared: tuple[str, ...] = (),
+    ) -> None:
+        self._functions, self._by_value, self._declared = functions, by_value, declared
 
     def function(self, name: str) -> Function | None:
         parameters = self._functions.get(name)
-        return None if parameters is None else Function(name, parameters, name in self._by_value)
+        if parameters is None:
+            return None
+        places = frozenset(range(len(parameters)) if name in self._declared else ())
+        return Function(name, parameters, name in self._by_value, places)
 
 
 class FakeSymbols:
@@ -186,12 +194,13 @@ def served(
     without: tuple[str, ...] = (),
     by_value: tuple[str, ...] = (),
     ambiguous: tuple[str, ...] = (),
+    declared: tuple[str, ...] = (),
     wanted: Backend = Backend.AUTO,
     preemptible: bool = False,
     **changed: tuple[str, ...],
 ) -> dict[str, list[Attachment]]:
     functions = {**_ALL, "add_wait_queue": ("wq_head", "wq_entry"), **changed}
-    btf: Any = FakeBtf({name: value for name, value in functions.items() if name not in without}, by_value)
+    btf: Any = FakeBtf({name: value for name, value in functions.items() if name not in without}, by_value, declared)
     symbols: Any = FakeSymbols(btf, ambiguous)
     found: dict[str, list[Attachment]] = {}
     for attachment in plan(btf, symbols, wanted, preemptible):
@@ -231,6 +240,14 @@ def test_a_struct_by_value_takes_a_kprobe() -> None:
         (one,) = found[name]
         assert not one.fentry and "by value" in one.exception
     assert found["faults"][0].fentry
+
+
+def test_a_struct_that_btf_does_not_describe_takes_a_kprobe() -> None:
+    """The verifier refuses the argument (5.10, 6.12), but a return needs none."""
+    found = served(declared=("__x64_sys_mremap",))
+    (one,) = found["remaps"]
+    assert not one.fentry and "does not describe" in one.exception
+    assert found["remap-returns"][0].fentry
 
 
 @pytest.mark.parametrize("wanted", Backend)

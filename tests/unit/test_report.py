@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,15 @@ import pytest
 from unit.events import Events, fed
 
 from uffdtrace.model import report as report_module
-from uffdtrace.model.diagnosis import RULES, SEVERITIES, VERDICTS, Case, findings, verdict
+from uffdtrace.model.diagnosis import Case, verdict
 from uffdtrace.model.events import Feature, Memory, Mode
-from uffdtrace.model.model import Userfaultfd
 from uffdtrace.model.pages import COUNTS, Cause
 from uffdtrace.model.ranges import Range
 from uffdtrace.model.report import build
-from uffdtrace.reporters import text
+from uffdtrace.model.watched import Userfaultfd
+from uffdtrace.reporters import offline
 
-SCHEMA_FILE = Path(text.__file__).with_name("report.schema.json")
+SCHEMA_FILE = Path(offline.__file__).with_name("report.schema.json")
 TRACE = {
     "file": "uffdtrace.data",
     "started": "2026-01-02T03:04:05.678+00:00",
@@ -116,103 +115,6 @@ def ids(found: Any) -> list[str]:
     return [one["id"] for one in found]
 
 
-CAUSE_FINDINGS = {
-    "HOLE": "unpopulated",
-    "HUGE_PAGE": "huge-page-over-hole",
-    "ZERO_PAGE_AFTER_ARM": "zero-page-after-arm",
-    "DISCARDED": "discarded",
-    "COPY_WITHOUT_WP": "copy-without-wp",
-    "ZEROPAGE": "zeropage",
-    "CONTINUE_WITHOUT_WP": "continue-without-wp",
-    "MOVE": "moved",
-    "MODE_REPLACED": "mode-replaced",
-    "UNKNOWN": "unexplained",
-}
-
-
-@pytest.mark.parametrize(("cause", "finding"), CAUSE_FINDINGS.items())
-def test_each_cause_has_its_finding(cause: str, finding: str) -> None:
-    found = findings(case(armed_pages=5, observed=3, **{cause: 3}))
-    assert ids(found) == [finding]
-    assert (found[0]["severity"], found[0]["pages"]) == ("error", 3)
-    assert "3 pages" in str(found[0]["message"])
-
-
-def test_every_cause_that_can_come_up_has_a_finding() -> None:
-    # No event tells of KSM: it is UNKNOWN.
-    assert set(CAUSE_FINDINGS) == set(Cause.__members__) - {"NONE", "KSM_MERGE"}
-
-
-@pytest.mark.parametrize(
-    ("present", "changes"),
-    [
-        (["holes-left"], {"armed_pages": 4, "holes": 2}),
-        ([], {"armed_pages": 4, "holes": 0}),
-        ([], {"armed_pages": 4, "holes": None}),
-        # MISSING mode catches the first touch of an empty page.
-        ([], {"armed_pages": 4, "holes": 2, "modes": Mode.WP | Mode.MISSING}),
-        ([], {"armed_pages": 4, "holes": 2, "zero_page": 2}),
-        (["unpopulated"], {"armed_pages": 4, "holes": 2, "observed": 2, "HOLE": 2}),
-        (["unpopulated", "holes-left"], {"armed_pages": 4, "holes": 3, "observed": 2, "HOLE": 2}),
-        (["pending"], {"armed_pages": 4, "pending": 1}),
-        ([], {"armed_pages": 4, "pending": None}),
-        (["undecided"], {"armed_pages": 4, "undecided": 1}),
-        (["never-armed"], {}),
-        ([], {"armed_pages": 1}),
-        ([], {"modes": Mode.MISSING | Mode.MINOR}),
-        (["never-armed", "pending"], {"pending": 2}),
-    ],
-)
-def test_findings_at_near_misses(present: list[str], changes: dict[str, Any]) -> None:
-    assert ids(findings(case(**changes))) == present
-
-
-def test_async_is_a_note_and_nothing_is_never_armed_there() -> None:
-    assert ids(findings(case(ASYNC))) == ["async"]
-    assert ids(findings(case(ASYNC, modes=Mode.MISSING))) == []
-
-
-def test_findings_come_worst_first_and_are_whole_sentences() -> None:
-    everything = dict.fromkeys(CAUSE_FINDINGS, 1)
-    found = findings(case(ASYNC, armed_pages=9, observed=9, holes=9, pending=1, undecided=1, **everything))
-    severities = [SEVERITIES.index(str(one["severity"])) for one in found]
-    assert severities == sorted(severities)
-    # Those of ranges that were not armed, or before the trace.
-    assert {rule.id for rule in RULES} - set(ids(found)) <= {"never-armed", "armed-before-trace"}
-    for one in found:
-        for sentence in (str(one["message"]), str(one["remedy"])):
-            assert sentence.endswith(".") and not sentence.endswith(".."), sentence
-            assert "{" not in sentence and "  " not in sentence
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_the_verb_agrees_with_the_number(count: int) -> None:
-    everything = dict.fromkeys(CAUSE_FINDINGS, count)
-    found = findings(case(armed_pages=9, observed=9, holes=9 * count, pending=count, undecided=count, **everything))
-    found += findings(case(pages=count))
-    wrong = [
-        str(one["message"])
-        for one in found
-        for plural in ("were", "are", "have")
-        if count == 1 and f"1 page {plural}" in str(one["message"])
-    ]
-    wrong += [str(one["message"]) for one in found if count == 1 and "1 fault were" in str(one["message"])]
-    assert not wrong
-
-
-@pytest.mark.parametrize(
-    ("offered", "words"),
-    [
-        (None, "(Linux 6.4)"),
-        (int(Feature.WP_UNPOPULATED), "which this kernel has"),
-        (int(Feature.WP_ASYNC), "this kernel lacks it"),
-    ],
-)
-def test_the_remedy_is_one_that_this_kernel_has(offered: int | None, words: str) -> None:
-    (found,) = findings(case(offered=offered, armed_pages=1, observed=1, HOLE=1))
-    assert words in str(found["remedy"])
-
-
 # ---- the report as a whole -------------------------------------------------------
 
 
@@ -226,10 +128,15 @@ def small() -> dict[str, Any]:
     return build(fed(events.array()), copy.deepcopy(TRACE), copy.deepcopy(PROCESS), ENDING)
 
 
+def same(wait: float) -> dict[str, float]:
+    """Percentiles of one wait."""
+    return dict.fromkeys(("p50", "p90", "p99", "max"), wait)
+
+
 def test_the_whole_report_of_a_small_trace() -> None:
     found = small()
     finding = found["ranges"][0]["findings"][0]
-    assert set(finding) == {"id", "severity", "pages", "message", "remedy"}
+    assert set(finding) == {"id", "severity", "pages", "unit", "message", "remedy"}
     finding.update(message="said elsewhere", remedy="said elsewhere")
     assert found == {
         "schema": "uffdtrace-report/1",
@@ -243,6 +150,7 @@ def test_the_whole_report_of_a_small_trace() -> None:
                 "end": "0x7f0000004000",
                 "pages": 4,
                 "page_size": 4096,
+                "name": None,
                 "memory": "anon",
                 "modes": ["wp"],
                 "userfaultfd": 0,
@@ -252,15 +160,40 @@ def test_the_whole_report_of_a_small_trace() -> None:
                 "notified_pages": 1,
                 "faults": {"missing": 0, "wp": 1, "minor": 0},
                 "pending": 0,
+                "waiting": [],
                 "skipped": {"zero_page": 0, "fresh_page": 1, "huge_page": 0, "file_page": 0},
-                "lost": {"observed": 1, "blind": 0, "causes": {"hole": 1}},
-                "latency_us": {"p50": 2.0, "p90": 2.0, "p99": 2.0, "max": 2.0},
+                "lost": {
+                    "observed": 1,
+                    "blind": 0,
+                    "causes": {"hole": 1},
+                    "runs": [
+                        {
+                            "start": "0x7f0000001000",
+                            "end": "0x7f0000002000",
+                            "pages": 1,
+                            "how": "observed",
+                            "cause": "hole",
+                            "first_s": 8e-06,
+                            "tid": 200,
+                        }
+                    ],
+                    "runs_left_off": 0,
+                },
+                "latency_us": {
+                    "faults": 1,
+                    **same(2.0),
+                    "queue": same(1.0),
+                    "service": same(1.0),
+                    "wakeup": same(1.0),
+                    "histogram": [{"below_us": 4, "faults": 1}],
+                },
                 "verdict": "lost-writes",
                 "findings": [
                     {
                         "id": "unpopulated",
                         "severity": "error",
                         "pages": 1,
+                        "unit": "pages",
                         "message": "said elsewhere",
                         "remedy": "said elsewhere",
                     }
@@ -325,120 +258,6 @@ def test_the_kernels_counters_replace_what_was_dropped() -> None:
     )
     assert [one["messages"]["wp"] for one in found["ranges"]] == [1, 0]
     assert {"messages", "faults"} <= set(found["loss"]["lower_bounds"])
-
-
-# ---- text ------------------------------------------------------------------------
-
-
-def rendered(found: dict[str, Any]) -> str:
-    out = io.StringIO()
-    text.render(found, out)
-    return out.getvalue()
-
-
-def test_text_of_a_small_trace() -> None:
-    out = rendered(small())
-    for words in ("./tracker --snapshot (7)", "7f0000000000", "unpopulated", "Remedy:", "lost-writes"):
-        assert words in out
-    assert out.rstrip().splitlines()[-1].startswith("Verdict: lost-writes")
-
-
-def test_text_of_what_is_not_known() -> None:
-    out = rendered(nulls())
-    assert "None" not in out
-    assert "Whether events were dropped is not known" in out
-
-
-HOSTILE = "a\x1b[2J\x1b]0;pwned\x07\x9b31m\r\n\tb\u202e\u2028[bold red]x[/bold red]\x00\udc80"
-
-
-@pytest.mark.parametrize("where", ["cmdline", "comm", "kernel", "arch", "backend", "stop_reason", "file", "uffdtrace"])
-def test_nothing_from_a_target_reaches_the_terminal_raw(where: str) -> None:
-    found = small()
-    if where == "cmdline":
-        found["process"]["cmdline"] = [HOSTILE, HOSTILE]
-    elif where == "comm":
-        found["process"].update(comm=HOSTILE, cmdline=[])
-    else:
-        found["trace"][where] = HOSTILE
-    out = rendered(found)
-    assert all(one.isprintable() or one == "\n" for one in out)
-    assert len(out.splitlines()) == len(rendered(small()).splitlines()) or where in (
-        "kernel",
-        "arch",
-        "stop_reason",
-        "backend",
-    )
-    out.encode()
-
-
-def test_a_long_command_takes_one_line() -> None:
-    found = small()
-    found["process"]["cmdline"] = ["x" * 5000]
-    assert len(rendered(found).splitlines()[0]) <= 80
-
-
-def test_a_process_without_a_command_line() -> None:
-    found = small()
-    found["process"]["cmdline"] = []
-    assert rendered(found).startswith("tracker (7)")
-
-
-def test_a_stream_that_takes_no_unicode() -> None:
-    found = small()
-    found["process"]["cmdline"] = ["caf\u00e9", "\u4e2d"]
-    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    text.render(found, stream)
-
-
-@pytest.mark.parametrize("numbers", [7, 1_024, 999_999, 12_345_678, 68_719_476_736])
-def test_no_number_is_cut(numbers: int) -> None:
-    found = small()
-    one = found["ranges"][0]
-    one.update(start="0x7ffffffff000", end="0x7fffffffffff", pages=numbers, holes=numbers)
-    one["messages"] = {"missing": numbers, "wp": numbers, "minor": numbers}
-    one["modes"] = ["missing", "wp", "minor"]
-    one["memory"] = "hugetlb"
-    one["skipped"]["fresh_page"] = numbers - 1
-    one["lost"]["observed"] = numbers
-    one["verdict"] = "never-armed"
-    out = rendered(found)
-    assert "\u2026" not in out and "never-armed" in out and "7ffffffff000-" in out
-    flat = out.replace("\n", "").replace(" ", "")
-    assert flat.count(f"{numbers:,}") >= 4 or numbers > 999_999, out
-    assert all(len(line) <= 80 for line in out.splitlines())
-
-
-@pytest.mark.parametrize("worst", VERDICTS)
-def test_every_verdict_is_explained(worst: str) -> None:
-    found = small()
-    found["verdict"] = found["ranges"][0]["verdict"] = worst
-    assert worst in rendered(found).splitlines()[-1]
-
-
-def test_many_ranges() -> None:
-    events = Events()
-    events.userfaultfd()
-    for number in range(400):
-        events.register(number * 10, 4)
-        if number != 399:
-            events.arm(number * 10, 4, 0)
-    events.fresh(3000)
-    found = build(fed(events.array()), TRACE, PROCESS, ENDING)
-    assert len(found["ranges"]) == 400
-    out = rendered(found)
-    assert len(out.splitlines()) < 120
-    # The worst stands first, the rest is summed up.
-    assert out.index("lost-writes") < out.index(" ok")
-    assert f"{400 - text.MOST_RANGES} more ranges" in out
-
-
-@pytest.mark.parametrize(
-    ("pages", "words"),
-    [(1, "4 KiB"), (2, "8 KiB"), (256, "1 MiB"), (4096, "16 MiB"), (1 << 28, "1 TiB"), (255, "1020 KiB")],
-)
-def test_size(pages: int, words: str) -> None:
-    assert text.size(pages, 4096) == words
 
 
 def test_names() -> None:

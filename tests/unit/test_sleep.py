@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from unit.events import STEP_NS, THREAD, Events, counts, fed
 
 from uffdtrace.model.events import Array, Kind
+from uffdtrace.model.sleep import TOTAL
 
 
 def started() -> Events:
@@ -28,9 +29,7 @@ def told(events: Events) -> tuple[object, object]:
     for cuts, one in zip(every, found):
         assert one == found[0], f"cut at {cuts}"
     (row,) = found[0]
-    waits = row["waits"]
-    assert isinstance(waits, list)
-    return row["pending"], [wait // STEP_NS for wait in waits]
+    return row["pending"], [wait[TOTAL] // STEP_NS for wait in row["waits"]]
 
 
 def test_a_fault_that_was_served() -> None:
@@ -152,6 +151,59 @@ def test_a_died_thread_beside_an_unknown_one() -> None:
     assert told(events) == (None, [])
 
 
+def phases(events: Events) -> list[tuple[int | None, ...]]:
+    """(queue, service, total, wake-up) in steps of each fault served, the same for every way to cut."""
+    told(events)
+    (row,) = counts(fed(events.array()))
+    return [tuple(None if part is None else part // STEP_NS for part in wait) for wait in row["waits"]]
+
+
+def test_the_phases_of_a_fault() -> None:
+    events = started()
+    events.fault(1)
+    events.add(0)
+    events.message(1)
+    events.add(0)
+    events.add(0)
+    events.wake(1)
+    events.add(0)
+    events.add(0)
+    events.add(0)
+    events.fault_return()
+    assert phases(events) == [(2, 3, 5, 4)]
+
+
+def test_a_wake_up_that_was_not_seen_is_unknown() -> None:
+    # The thread's next fault came, or the trace ended, before its return was seen.
+    events = started()
+    events.fault(1)
+    events.message(1)
+    events.wake(1)
+    events.fault(2)
+    events.message(2)
+    events.wake(2)
+    assert phases(events) == [(1, 1, 2, None), (1, 1, 2, None)]
+
+
+def test_a_thread_that_dies_when_it_is_woken_ran_on_nowhere() -> None:
+    events = started()
+    events.fault(1)
+    events.message(1)
+    events.wake(1)
+    events.fault_return(died=True)
+    assert phases(events) == [(1, 1, 2, None)]
+
+
+def test_a_wake_up_while_others_go_on() -> None:
+    events = started()
+    events.fault(1)
+    events.message(1)
+    events.wake(1)
+    events.served(2, tid=THREAD + 1)
+    events.fault_return()
+    assert phases(events) == [(1, 1, 2, 1), (1, 1, 2, 5)]
+
+
 Step = tuple[int, str]
 
 
@@ -188,9 +240,7 @@ def test_threads_do_not_mix(history: list[Step], cuts: list[int]) -> None:
 
     def waits(array: Array, cuts: list[int]) -> list[int]:
         (row,) = counts(fed(array, [cut for cut in cuts if cut < len(array)]))
-        found = row["waits"]
-        assert isinstance(found, list)
-        return found
+        return sorted(wait[TOTAL] for wait in row["waits"])
 
     together = waits(play({0, 1, 2, 3}).array(), cuts)
     assert together == sorted(itertools.chain(*(waits(play({one}).array(), []) for one in range(4))))

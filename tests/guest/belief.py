@@ -1,0 +1,63 @@
+"""What the model believes to be protected, held against the workload's pagemap page by page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from uffdtrace.model.events import PAGE_SIZE, Feature, Mode
+from uffdtrace.model.model import Model
+from uffdtrace.model.pages import protected
+from uffdtrace.model.ranges import Range
+from uffdtrace.trace.reader import Reader
+
+Json = dict[str, Any]
+
+
+def replay(path: Path) -> Model:
+    model = Model()
+    for events in Reader(path).events():
+        model.feed(events)
+    model.finish()
+    return model
+
+
+def pages_in(runs: list[list[str]]) -> set[int]:
+    return {page for start, end in runs for page in range(int(start, 16), int(end, 16), PAGE_SIZE)}
+
+
+def beliefs(model: Model, wanted: Range) -> Iterator[tuple[int, int]]:
+    """(address, what pages.protected() says) of every page of a range."""
+    for row, piece in model.ranges.pieces():
+        if row is wanted:
+            for index, belief in enumerate(protected(model.ranges.states(piece)).tolist()):
+                yield piece.start + index * PAGE_SIZE, belief
+
+
+def disagreements(model: Model, truth: Json) -> tuple[int, list[str]]:
+    """How many pages could be compared, and which of a scenario's the model has wrong."""
+    rows = [row for row in model.rows() if model.userfaultfd_of(row).owner == truth["pid"]]
+    # As in_order() of compare.py: those at the same addresses stay in the order of time.
+    rows.sort(key=lambda row: row.start)
+    ranges = sorted(truth["ranges"], key=lambda found: int(found["start"], 16))
+    compared, wrong = 0, []
+    for row, told in zip(rows, ranges):
+        home = model.userfaultfd_of(row)
+        if told["protected"] is None or not row.modes & Mode.WP or home.has(Feature.WP_ASYNC):
+            continue
+        bits, watched = pages_in(told["protected"]), pages_in(told["watched"])
+        # Which of the pages it armed were holes no event tells one by one, only how many.
+        unsure = 0
+        for address, belief in beliefs(model, row):
+            if address not in watched or belief < 0:
+                continue
+            if belief == 1 and row.holes != 0:
+                unsure += address not in bits
+                continue
+            compared += 1
+            if (address in bits) != bool(belief):
+                wrong.append(f"{address:#x} is {'not ' * (not belief)}believed to be protected, pagemap disagrees")
+        if row.holes is not None and unsure > row.holes:
+            wrong.append(f"{unsure} pages lack protection, only {row.holes} were holes")
+    return compared, wrong

@@ -1,0 +1,263 @@
+"""A page and a range as design.md section 2 tells of them: the parts of the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from unit.events import BASE
+
+from uffdtrace.model.events import PAGE_SIZE
+
+Key = tuple[int, str, str]
+_ADDED_UP = ("undecided", "zero_page", "fresh_page", "filled", "untouched", "repeated", "stale", "rearmed")
+
+
+@dataclass(eq=False)
+class Descriptor:
+    """A userfaultfd from its first event to its end."""
+
+    ctx: int
+    mm: int = 0
+    features: int = 0
+    owner: int = 0
+    threads: dict[int, int] = field(default_factory=dict)
+    events: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Range:
+    """One row of the report; `armed` and `notified` are sets, so that a page counts once."""
+
+    home: Descriptor
+    start: int
+    end: int
+    modes: int
+    messages: list[int] = field(default_factory=lambda: [0, 0, 0])
+    faults: list[int] = field(default_factory=lambda: [0, 0, 0])
+    holes: int | None = 0
+    pending: int | None = 0
+    rearmed: int = 0
+    undecided: int = 0
+    zero_page: int = 0
+    fresh_page: int = 0
+    filled: int = 0
+    untouched: int = 0
+    repeated: int = 0
+    stale: int = 0
+    # (page, how, cause) to (time, thread) of each arming's loss.
+    lost: dict[Key, list[tuple[int, int]]] = field(default_factory=dict)
+    exposed: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, int] = field(default_factory=dict)
+    armed: set[int] = field(default_factory=set)
+    notified: set[int] = field(default_factory=set)
+    # Every page that was ever in it.
+    members: set[int] = field(default_factory=set)
+    waits: list[tuple[int | None, ...]] = field(default_factory=list)
+    waiting: list[tuple[int, int, int, int, bool]] = field(default_factory=list)
+    merged_into: Range | None = None
+
+    def root(self) -> Range:
+        return self if self.merged_into is None else self.merged_into.root()
+
+    def note(self, fact: str, count: int = 1) -> None:
+        self.facts[fact] = self.facts.get(fact, 0) + count
+
+    def absorb(self, other: Range) -> None:
+        other.merged_into = self
+        self.start, self.end = min(self.start, other.start), max(self.end, other.end)
+        for kind in range(3):
+            self.messages[kind] += other.messages[kind]
+            self.faults[kind] += other.faults[kind]
+        self.holes = None if self.holes is None or other.holes is None else self.holes + other.holes
+        for name in _ADDED_UP:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for fact, count in other.facts.items():
+            self.note(fact, count)
+        for key, losses in other.lost.items():
+            self.lost[key] = self.lost.get(key, []) + losses
+        self.armed |= other.armed
+        self.notified |= other.notified
+        self.members |= other.members
+
+    def _of(self, **wanted: str) -> int:
+        return sum(
+            len(losses) for (_, how, cause), losses in self.lost.items() if wanted in ({"how": how}, {"cause": cause})
+        )
+
+    def _runs(self) -> list[tuple[Any, ...]]:
+        """Pages that follow each other and were lost alike, with the first of them."""
+        runs: list[list[Any]] = []
+        for page, how, cause in sorted(
+            (key for key in self.lost if self.lost[key]), key=lambda key: (*key[1:], key[0])
+        ):
+            first = min(self.lost[page, how, cause])
+            if runs and runs[-1][1:4] == [page, how, cause]:
+                runs[-1][1] += 1
+                runs[-1][4] = min(runs[-1][4], first)
+            else:
+                runs.append([page, page + 1, how, cause, first])
+        return [
+            (
+                hex(BASE + start * PAGE_SIZE),
+                hex(BASE + end * PAGE_SIZE),
+                end - start,
+                how,
+                cause,
+                round(time / 1e9, 6),
+                tid,
+            )
+            for start, end, how, cause, (time, tid) in sorted(runs, key=lambda run: (run[0], run[2:4]))
+        ]
+
+    def _unwritten_holes(self) -> int:
+        if self.holes is None or self.modes & 1 or self.rearmed:
+            return 0
+        gone = sum(self._of(cause=cause) for cause in ("hole", "huge-page"))
+        return max(0, self.holes - gone - self.zero_page - self.filled - self.untouched)
+
+    def summary(self, pages: dict[int, Page]) -> dict[str, Any]:
+        causes = {cause: self._of(cause=cause) for _, _, cause in self.lost}
+        return {
+            "userfaultfd": self.home.ctx,
+            "events": dict(sorted(self.home.events.items())),
+            "start": self.start,
+            "end": self.end,
+            "modes": self.modes,
+            "messages": self.messages,
+            "faults": self.faults,
+            "holes": self.holes,
+            "pending": self.pending,
+            "waiting": sorted(self.waiting),
+            "undecided": self.undecided,
+            "zero_page": self.zero_page,
+            "fresh_page": self.fresh_page,
+            "huge_page": 0,
+            "file_page": 0,
+            "observed": self._of(how="observed"),
+            "blind": self._of(how="blind"),
+            "armed_pages": len(self.armed),
+            "notified_pages": len(self.notified),
+            "filled": self.filled,
+            "untouched": self.untouched,
+            "rearmed": self.rearmed,
+            "repeated": self.repeated,
+            "stale": self.stale,
+            "causes": {cause: count for cause, count in causes.items() if count},
+            "exposed": self.exposed,
+            "unwritten_holes": self._unwritten_holes(),
+            "facts": {fact: count for fact, count in self.facts.items() if count},
+            "belief": {page.number: page.belief() for page in pages.values() if page.home.root() is self},
+            "lost": self._runs(),
+            "waits": sorted(self.waits, key=repr),
+        }
+
+
+@dataclass
+class Page:
+    """A registered page."""
+
+    home: Range
+    number: int
+    armed: bool = False
+    told: bool = False
+    # A message was read and not answered yet.
+    asked: bool = False
+    # Armed in an earlier registration only.
+    former: bool = False
+    # How it was lost in this arming, and in which range that counts: None where it is another's.
+    lost: str = ""
+    lost_in: Range | None = None
+    zero: bool = False
+    zero_in: Range | None = None
+    # What is known to have taken the protection away.
+    why: str = ""
+
+    def clean(self) -> bool:
+        """Armed, and nothing is known to have happened to it."""
+        return self.armed and not (self.lost or self.zero or self.why)
+
+    def _start(self) -> None:
+        self.told = self.asked = self.zero = False
+        self.lost = self.why = ""
+        self.lost_in = self.zero_in = None
+
+    def arm(self, filled: bool = False) -> None:
+        row = self.home.root()
+        row.rearmed += self.number in row.armed and not filled
+        row.armed.add(self.number)
+        self._start()
+        self.armed, self.former = True, False
+
+    def leave(self) -> None:
+        """If nothing had happened to it, it may have been a hole."""
+        if self.clean() and not self.told:
+            self.home.root().untouched += 1
+
+    def end(self) -> None:
+        """It is armed no more: released, or registered no more."""
+        self.leave()
+        self._start()
+        self.armed = False
+
+    def release(self) -> None:
+        self.end()
+        self.former = False
+
+    def carried(self) -> Page:
+        """What happened to it so far is in the counts of the range that it leaves."""
+        went_on = Page(**vars(self))
+        went_on.lost_in = went_on.zero_in = None
+        return went_on
+
+    def fill(self) -> None:
+        """A page was put here: it was empty, or the call would have failed."""
+        if self.clean():
+            self.home.root().filled += 1
+        self.asked = False
+
+    def lose(self, how: str, cause: str, time: int, tid: int) -> None:
+        if self.lost:
+            return
+        self.home.root().lost.setdefault((self.number, how, cause), []).append((time, tid))
+        self.lost, self.lost_in, self.why = how, self.home, cause
+
+    def written(self, cause: str, time: int, tid: int) -> None:
+        # Whoever was told of a write does not miss its retry, but will miss the next one.
+        self.lose("blind" if self.told else "observed", self.why or cause, time, tid)
+
+    def unprotect(self, why: str) -> None:
+        """Its protection is gone, and the next write will show."""
+        if self.armed and not self.lost:
+            self.why = why
+
+    def empty(self, why: str) -> None:
+        self.asked = False
+        self.leave()
+        if self.armed:
+            self.zero, self.zero_in = False, None
+        self.unprotect(why)
+
+    def belief(self) -> int:
+        if not self.armed or self.why in ("mode-replaced", "swapoff"):
+            return -1
+        return 0 if self.lost or self.zero or self.why else 1
+
+
+@dataclass
+class Sleeper:
+    """A thread in a fault."""
+
+    page: int
+    home: Range
+    kind: int
+    modes: int
+    tgid: int
+    began: int
+    read: int = 0
+    woken: int = 0
+    returned: int = 0
+    died: bool = False
+
+    def over(self) -> bool:
+        return bool(self.woken or self.returned or self.died)

@@ -1,0 +1,262 @@
+"""The report as text: what it says, within 80 columns, whatever a target is called."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from unit.reports import BASE, HOSTILE, a_range, a_report, finding, latency, run, waits
+
+from uffdtrace.model.diagnosis import VERDICTS
+from uffdtrace.reporters import text, words
+
+SCHEMA_FILE = Path(text.__file__).with_name("report.schema.json")
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def small() -> dict[str, Any]:
+    return a_report(a_range(pages=4, lost=1))
+
+
+def rendered(found: dict[str, Any], **options: bool) -> str:
+    out = io.StringIO()
+    text.render(found, out, **options)
+    return out.getvalue()
+
+
+def ascii_only(found: dict[str, Any], **options: bool) -> str:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    text.render(found, stream, **options)
+    stream.flush()
+    return raw.getvalue().decode("ascii")
+
+
+def test_hand_made_reports_are_what_the_schema_says() -> None:
+    schema = json.loads(SCHEMA_FILE.read_text())
+    full = a_range(lost=3, name="[heap]", latency_us=latency(), pending=1, waiting=[waits(3)])
+    for found in (a_report(), small(), a_report(full, a_range(lost=None, pending=None, waiting=None))):
+        jsonschema.validate(found, schema)
+
+
+def test_text_of_a_small_trace() -> None:
+    out = rendered(small())
+    for part in ("./tracker --snapshot (7)", "7f0000000000", "unpopulated", "Remedy:", "lost-writes"):
+        assert part in out
+    assert out.rstrip().splitlines()[-1].startswith("Verdict: lost-writes")
+
+
+def test_text_of_what_is_not_known() -> None:
+    unknown = a_range(lost=None, pending=None, waiting=None, memory=None)
+    out = rendered(a_report(unknown, events_dropped=None, probes_missed=None), pages=True)
+    assert "None" not in out
+    assert "Whether events were dropped is not known" in out
+
+
+def test_a_report_without_ranges() -> None:
+    for options in ({}, {"pages": True, "histogram": True}):
+        assert "No memory was registered" in rendered(a_report(), **options)
+
+
+@pytest.mark.parametrize("where", ["cmdline", "comm", "kernel", "arch", "backend", "stop_reason", "file", "uffdtrace"])
+def test_nothing_from_a_target_reaches_the_terminal_raw(where: str) -> None:
+    found = small()
+    if where == "cmdline":
+        found["process"]["cmdline"] = [HOSTILE, HOSTILE]
+    elif where == "comm":
+        found["process"].update(comm=HOSTILE, cmdline=[])
+    else:
+        found["trace"][where] = HOSTILE
+    out = rendered(found)
+    assert all(one.isprintable() or one == "\n" for one in out)
+    assert len(out.splitlines()) == len(rendered(small()).splitlines()) or where in (
+        "kernel",
+        "arch",
+        "stop_reason",
+        "backend",
+    )
+    out.encode()
+
+
+def test_a_long_command_takes_one_line() -> None:
+    found = small()
+    found["process"]["cmdline"] = ["x" * 5000]
+    assert len(rendered(found).splitlines()[0]) <= 80
+
+
+def test_a_process_without_a_command_line() -> None:
+    found = small()
+    found["process"]["cmdline"] = []
+    assert rendered(found).startswith("tracker (7)")
+
+
+def test_a_stream_that_takes_no_unicode() -> None:
+    found = small()
+    found["process"]["cmdline"] = ["caf\u00e9", "\u4e2d"]
+    assert "caf? ?" in ascii_only(found)
+
+
+@pytest.mark.parametrize("numbers", [7, 1_024, 999_999, 12_345_678, 68_719_476_736])
+def test_no_number_is_cut(numbers: int) -> None:
+    found = small()
+    one = found["ranges"][0]
+    one.update(start="0x7ffffffff000", end="0x7fffffffffff", pages=numbers, holes=numbers)
+    one["messages"] = {"missing": numbers, "wp": numbers, "minor": numbers}
+    one["modes"] = ["missing", "wp", "minor"]
+    one["memory"] = "hugetlb"
+    one["skipped"]["fresh_page"] = numbers - 1
+    one["lost"]["observed"] = numbers
+    one["verdict"] = "never-armed"
+    out = rendered(found)
+    assert "\u2026" not in out and "never-armed" in out and "7ffffffff000-" in out
+    flat = out.replace("\n", "").replace(" ", "")
+    assert flat.count(f"{numbers:,}") >= 4 or numbers > 999_999, out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+@pytest.mark.parametrize("worst", VERDICTS)
+def test_every_verdict_is_explained(worst: str) -> None:
+    found = small()
+    found["verdict"] = found["ranges"][0]["verdict"] = worst
+    assert worst in rendered(found).splitlines()[-1]
+
+
+def test_many_ranges() -> None:
+    ranges = [a_range(BASE + number * 0x10000, latency_us=latency()) for number in range(1000)]
+    ranges[700] = a_range(BASE + 700 * 0x10000, lost=5)
+    out = rendered(a_report(*ranges, verdict="lost-writes"))
+    assert len(out.splitlines()) < 200
+    # The worst stands first, the rest is summed up.
+    assert out.index("lost-writes") < out.index(" ok")
+    assert f"{1000 - text.MOST_RANGES} more ranges" in out
+    assert f"{999 - text.MOST_RANGES} more ranges with latencies" in out
+
+
+@pytest.mark.parametrize(
+    ("pages", "expected"),
+    [(1, "4 KiB"), (2, "8 KiB"), (256, "1 MiB"), (4096, "16 MiB"), (1 << 28, "1 TiB"), (255, "1020 KiB")],
+)
+def test_size(pages: int, expected: str) -> None:
+    assert words.size(pages, 4096) == expected
+
+
+# ---- names -----------------------------------------------------------------------
+
+
+def named(name: str | None) -> dict[str, Any]:
+    return a_report(a_range(lost=3, name=name, latency_us=latency(), pending=1, waiting=[waits(3)]))
+
+
+@pytest.mark.parametrize("name", ["[heap]", "[anon:guest-ram]", "[red]x[/red]", "[/]", "a:smile:", "\\[b]"])
+def test_a_name_is_shown_as_it_is(name: str) -> None:
+    assert rendered(named(name)).count(name) == 1
+    assert rendered(named(name), pages=True).count(name) == 3
+
+
+@pytest.mark.parametrize(
+    "name", [HOSTILE, HOSTILE * 200, "x" * 4096, "\u4e2d" * 2048, "[red]" * 800, "\n" * 4096, " " * 99]
+)
+def test_a_hostile_name_stays_harmless(name: str) -> None:
+    for found in (rendered(named(name), pages=True), ascii_only(named(name), pages=True)):
+        assert all(one.isprintable() or one == "\n" for one in found)
+        assert all(len(line) <= 80 for line in found.splitlines())
+        assert len(found.splitlines()) < len(rendered(named(None), pages=True).splitlines()) + 25
+        assert "lost-writes" in found
+
+
+def test_a_long_name_loses_its_middle() -> None:
+    assert words.shorten("/dev/shm/a-very-long-name/ram0", 20) == "/dev/shm/...ame/ram0"
+    assert words.shorten("x" * 20, 20) == "x" * 20
+    assert words.name({"name": "/memfd:ram (deleted)"}, 20) == "/memfd:ram"
+
+
+# ---- findings --------------------------------------------------------------------
+
+
+def test_what_findings_of_several_ranges_make_together_is_in_their_unit() -> None:
+    ranges = [
+        a_range(BASE + at * 0x100000, findings=[finding("eagain-storm", 9 + at, "warning", "calls")]) for at in range(3)
+    ]
+    assert "warning [eagain-storm] in 7f0000200000-7f0000210000 and 2 more, 30 calls in all" in rendered(
+        a_report(*ranges)
+    )
+
+
+def test_a_finding_that_quotes_the_target_is_harmless() -> None:
+    found = small()
+    found["ranges"][0]["findings"][0].update(message=f"thread {HOSTILE}", remedy=HOSTILE)
+    assert all(one.isprintable() or one == "\n" for one in rendered(found))
+
+
+def test_the_report_says_how_to_list_the_pages() -> None:
+    hint = "`uffdtrace report --pages` lists"
+    with_warning = a_range(BASE + (1 << 20), findings=[finding("pending", 1, "warning", "faults")])
+    out = rendered(a_report(a_range(lost=1), with_warning))
+    assert out.count(hint) == 1 and out.index("unpopulated") < out.index(hint) < out.index("warning")
+    assert hint not in rendered(a_report(a_range(lost=1), with_warning), pages=True)
+    assert hint not in rendered(a_report(with_warning))
+    assert hint not in rendered(a_report(a_range(lost=None)))
+
+
+# ---- latency ---------------------------------------------------------------------
+
+
+def test_latency_table() -> None:
+    out = rendered(a_report(a_range(latency_us={**latency(1234, 12345.6), "wakeup": None})))
+    for row in (
+        "queue (fault to read)   6.17 ms  12.3 ms  61.7 ms  617 ms",
+        "service (read to wake)  3.09 ms  6.17 ms  30.9 ms  309 ms",
+        "wake-up (wake to run)         ?        ?        ?       ?",
+        "total (fault to wake)   12.3 ms  24.7 ms   123 ms  1.23 s",
+    ):
+        assert row in out
+    assert "1,234" in out
+    assert "Latency" not in rendered(small())
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "expected"),
+    [(0, "0 µs"), (0.1, "0.1 µs"), (999, "999 µs"), (1000, "1 ms"), (1_500_000, "1.5 s"), (86_400e6, "86400 s")],
+)
+def test_durations(microseconds: float, expected: str) -> None:
+    values = dict.fromkeys(("p50", "p90", "p99", "max"), microseconds)
+    measured = {**latency(), **values, "queue": values, "service": values, "wakeup": values}
+    found = a_report(a_range(latency_us=measured))
+    assert rendered(found).count(expected) >= 16
+    assert ascii_only(found).count(expected.replace("µ", "u")) >= 16
+
+
+def test_histogram() -> None:
+    found = a_report(a_range(latency_us=latency(1000)))
+    assert "█" not in rendered(found)
+    out = rendered(found, histogram=True)
+    lines = out[out.index("fault to wake: 1,000 faults") :].splitlines()[1:5]
+    assert [line.split("  ")[0].strip() for line in lines] == ["< 8 µs", "< 16 µs", "< 32 µs", "< 64 µs"]
+    # One fault of a thousand shows, none does not; the longest bar fills the line.
+    assert [line.count("█") for line in lines] == [1, 80 - len("< 16 µs") - len("998") - 4, 0, 1]
+    assert all(len(line) <= 80 for line in out.splitlines())
+    plain = ascii_only(found, histogram=True)
+    assert "####" in plain and "?" not in plain
+    assert "No histogram" in rendered(small(), histogram=True)
+
+
+def test_a_histogram_of_many_powers_of_two() -> None:
+    bins = [{"below_us": 2**power, "faults": 10**9 if power % 2 else 1} for power in range(40)]
+    out = rendered(a_report(a_range(latency_us={**latency(), "histogram": bins})), histogram=True)
+    assert "< 549756 s" in out and all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    found = a_report(a_range(lost=5, latency_us=latency()))
+    found["ranges"][0]["lost"]["runs"] = [run(0, 5, cause="zero-page-after-arm")]
+    out = rendered(found, pages=True, histogram=True)
+    assert "\u2026" not in out and "zero-page-after-arm" in out

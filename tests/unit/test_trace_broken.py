@@ -1,0 +1,331 @@
+"""The trace file: cut, broken, foreign, hostile."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from unit.events import CTX, Events, page
+from unit.traces import ENDING, WHAT, chunk, either_way, history, meta, one_line, read_all, write
+
+from uffdtrace.model.events import EVENT, Array, Memory, Type
+from uffdtrace.reporters import offline
+from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, TraceError
+from uffdtrace.trace.reader import Reader
+
+# ---- cut and broken files --------------------------------------------------------
+
+
+def test_cut_at_every_byte(tmp_path: Path) -> None:
+    events = history()
+    data = write(tmp_path / "whole", events[:3], events[3:]).read_bytes()
+    path = tmp_path / "cut"
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        try:
+            reader, found = read_all(path)
+        except TraceError as error:
+            one_line(error)
+            assert length < len(meta()), "the head was there"
+            continue
+        assert not reader.complete
+        assert found.tobytes() == events[: len(found)].tobytes()
+        report = offline.read(path)
+        assert report["trace"]["stop_reason"] == offline.CUT_SHORT
+    assert either_way(write(tmp_path / "again", events)) is not None
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=6))
+def test_bytes_flipped(tmp_path: Path, flips: list[tuple[float, int]]) -> None:
+    (tmp_path / "trace").unlink(missing_ok=True)
+    events = history()
+    data = bytearray(write(tmp_path / "trace", events[:4], events[4:]).read_bytes())
+    for where, mask in flips:
+        data[int(where * len(data))] ^= mask
+    (tmp_path / "trace").write_bytes(data)
+    try:
+        _, found = read_all(tmp_path / "trace")
+    except TraceError as error:
+        one_line(error)
+    else:
+        assert found[:4].tobytes() in (events[:4].tobytes(), b"", events[4:8].tobytes())
+    either_way(tmp_path / "trace")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0",
+        b"\x7fELF" + bytes(100),
+        b"PERFILE2" + bytes(500),
+        MAGIC,
+        MAGIC + bytes(16),
+        b"uffdtrc",
+        os.urandom(5000),
+    ],
+)
+def test_foreign_files(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "foreign").write_bytes(data)
+    with pytest.raises(TraceError) as caught:
+        Reader(tmp_path / "foreign")
+    one_line(caught.value)
+    assert "foreign" in str(caught.value)
+
+
+def test_no_file_and_a_directory(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(TraceError) as caught:
+            Reader(path)
+        one_line(caught.value)
+
+
+@pytest.mark.parametrize("schema", ["uffdtrace-trace/2", None, 7, ["x"], "x" * 10000, "\x1b[2J\n"])
+def test_another_schema(tmp_path: Path, schema: object) -> None:
+    (tmp_path / "trace").write_bytes(MAGIC + chunk(META, json.dumps({**WHAT, "schema": schema}).encode()))
+    with pytest.raises(TraceError, match="schema") as caught:
+        Reader(tmp_path / "trace")
+    one_line(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"[]", b"null", b"{", b"\xff\xfe", b"7", b"[" * 100_000, b'{"a":' * 100_000, b"1" * 10_000]
+)
+@pytest.mark.parametrize("tag", [META, LOSS, DONE])
+def test_a_part_that_is_no_json_object(tmp_path: Path, tag: bytes, payload: bytes) -> None:
+    head = MAGIC if tag == META else meta()
+    (tmp_path / "trace").write_bytes(head + chunk(tag, payload))
+    with pytest.raises(TraceError) as caught:
+        read_all(tmp_path / "trace")
+    one_line(caught.value)
+
+
+def test_a_part_of_an_event(tmp_path: Path) -> None:
+    (tmp_path / "trace").write_bytes(meta() + chunk(EVENTS, bytes(EVENT.itemsize + 1)))
+    with pytest.raises(TraceError) as caught:
+        read_all(tmp_path / "trace")
+    one_line(caught.value)
+
+
+def test_an_unknown_part_is_skipped(tmp_path: Path) -> None:
+    events = history()
+    (tmp_path / "trace").write_bytes(meta() + chunk(b"NEW!", b"x" * 77) + chunk(EVENTS, events.tobytes()))
+    assert read_all(tmp_path / "trace")[1].tobytes() == events.tobytes()
+
+
+@pytest.mark.parametrize("length", [2**64 - 1, 2**63, 2**63 - 1, 2**40, 65])
+def test_a_length_beyond_the_end(tmp_path: Path, length: int) -> None:
+    (tmp_path / "trace").write_bytes(meta() + chunk(EVENTS, bytes(64), length))
+    reader, found = read_all(tmp_path / "trace")
+    assert (len(found), reader.complete) == (0, False)
+
+
+# ---- hostile files: read in a process that may not take the machine's memory ------
+
+_READ = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]), int(sys.argv[2])))
+from uffdtrace.model.ranges import ModelError
+from uffdtrace.reporters import offline
+from uffdtrace.trace.file import TraceError
+try:
+    offline.read(Path(sys.argv[1]))
+except (TraceError, ModelError) as error:
+    print("ours:", error)
+else:
+    print("read")
+"""
+_MOST_SECONDS = 20
+
+
+def read_apart(path: Path, memory: int = 4 << 30) -> str:
+    began = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-c", _READ, str(path), str(memory)],
+        capture_output=True,
+        text=True,
+        timeout=4 * _MOST_SECONDS,
+        env={**os.environ, "PYTHONPATH": str(Path(offline.__file__).parents[2]), "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert ran.returncode == 0, ran.stderr.strip().splitlines()[-1]
+    assert time.monotonic() - began < _MOST_SECONDS
+    return ran.stdout
+
+
+def test_a_huge_sparse_chunk(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    path.write_bytes(meta() + HEADER.pack(EVENTS, 0, 1 << 40))
+    os.truncate(path, (1 << 40) + 4096)
+    read_apart(path)
+
+
+@pytest.mark.parametrize("pages", [1 << 20, 1 << 30, 1 << 31, 1 << 33, 1 << 35, 1 << 36])
+def test_an_absurd_range(tmp_path: Path, pages: int) -> None:
+    """Armed and written: 2^35 pages are all that x86-64 can map."""
+    events = Events()
+    events.userfaultfd()
+    events.add(Type.RANGE_FOUND, start=0, end=pages * 4096, aux=2, flags=1)
+    events.add(Type.PROTECT, start=0, end=pages * 4096, kind=1, flags=1, tid=1)
+    events.add(Type.PROTECT_RETURN, value=0, tid=1)
+    events.add(Type.FRESH_PAGE, start=0, end=4096)
+    read_apart(write(tmp_path / "trace", events.array()))
+
+
+def test_many_absurd_ranges(tmp_path: Path) -> None:
+    events = Events()
+    for number in range(64):
+        events.using(CTX + number)
+        events.userfaultfd()
+        events.range_found(0, 1 << 27)
+    read_apart(write(tmp_path / "trace", events.array()))
+
+
+def test_many_long_operations(tmp_path: Path) -> None:
+    """Few bytes that stand for many pages."""
+    events = np.zeros(60_000, dtype=EVENT)
+    events["type"], events["ctx"], events["flags"] = Type.DISCARD, CTX, Memory.ANON
+    events["start"], events["end"] = page(0), page(1024)
+    begin = Events()
+    begin.userfaultfd()
+    begin.register(0, 1024)
+    begin.arm(0, 1024)
+    assert read_apart(write(tmp_path / "trace", begin.array(), events), 2 << 30).startswith("read")
+
+
+IMPOSSIBLE = [
+    (0, 0), (4096, 0), (2**47, 2**46), (0, 2**64 - 1), (2**64 - 8192, 2**64 - 1), (2**64 - 1, 2**64 - 1),
+    (2**63, 2**63 + 4096), (1, 2), (4095, 4097), (0, 2**48), (0, 2**48 + 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("start", "end"), IMPOSSIBLE)
+@pytest.mark.parametrize("kind", ["found", "register", "unregister", "unmap", "protect", "fault", "discard", "pages"])
+def test_impossible_ranges(tmp_path: Path, kind: str, start: int, end: int) -> None:
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 16)
+    span = {"start": start, "end": end}
+    if kind == "found":
+        events.add(Type.RANGE_FOUND, **span, aux=2)
+    elif kind in ("register", "unregister"):
+        call = {"kind": int(kind == "unregister"), "aux": 2, "tid": 1}
+        events.add(Type.IOCTL, **span, **call)
+        events.add(Type.IOCTL_RETURN, **span, **call)
+    elif kind == "unmap":
+        events.add(Type.UNMAP, **span)
+        events.unmap(0)
+    elif kind == "protect":
+        events.add(Type.PROTECT, **span, kind=1, flags=1, tid=1)
+    elif kind == "fault":
+        events.add(Type.FAULT, start=start, end=end, value=start - (2**64 if start >= 2**63 else 0), kind=1, tid=1)
+    elif kind == "discard":
+        events.add(Type.DISCARD, **span, flags=1)
+    else:
+        events.add(Type.PAGES_FOUND, **span)
+    events.fresh(3)
+    trace = write(tmp_path / "trace", events.array())
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    # What one of these takes must not be taken from the tests.
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, limit[1]))
+    try:
+        either_way(trace)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+_address = st.one_of(
+    st.integers(0, 40).map(page),
+    st.integers(0, 2**64 - 1),
+    st.sampled_from([0, 1, 4096, 2**47, 2**63 - 1, 2**63, 2**64 - 4096, 2**64 - 1]),
+)
+_signed = st.one_of(st.integers(-64, 64), st.integers(-(2**63), 2**63 - 1), st.integers(0, 40).map(page))
+_records = st.fixed_dictionaries(
+    {
+        "time": st.integers(0, 2**64 - 1),
+        "ctx": st.sampled_from([CTX, CTX + 1, 0, 2**64 - 1]),
+        "start": _address,
+        "end": _address,
+        "aux": st.one_of(st.integers(0, 7), _address),
+        "value": _signed,
+        "tid": st.sampled_from([0, 1, 2, 2**32 - 1]),
+        "tgid": st.sampled_from([0, 1, 2**32 - 1]),
+        "type": st.one_of(st.sampled_from([int(kind) for kind in Type]), st.integers(0, 255)),
+        "kind": st.one_of(st.integers(0, 8), st.integers(0, 255)),
+        "ret": st.one_of(st.just(0), st.integers(-(2**15), 2**15 - 1)),
+        "flags": st.one_of(st.integers(0, 7), st.integers(0, 2**32 - 1)),
+    }
+)
+
+
+def random_events(records: list[dict[str, int]]) -> Array:
+    events = np.zeros(len(records), dtype=EVENT)
+    for place, record in enumerate(records):
+        for name, value in record.items():
+            events[place][name] = value
+    return events
+
+
+@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(_records, max_size=25))
+def test_random_events_raise_nothing_but_our_errors(tmp_path: Path, records: list[dict[str, int]]) -> None:
+    (tmp_path / "trace").unlink(missing_ok=True)
+    head = Events()
+    head.userfaultfd()
+    head.register(0, 32)
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, limit[1]))
+    try:
+        either_way(write(tmp_path / "trace", np.concatenate([head.array(), random_events(records)])))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+# ---- parts that are whole but say nonsense ----------------------------------------
+
+_nonsense = [None, 7, "x", [], {}, [1], [[1]], [["x", "y"]], {"a": "b"}, -1, 1.5, True, [None], {"a": None}]
+
+
+@pytest.mark.parametrize("value", _nonsense, ids=repr)
+@pytest.mark.parametrize(
+    "name", ["events_dropped", "probes_missed", "doubtful", "counters", "duration_s", "stop_reason"]
+)
+def test_an_ending_that_says_nonsense(tmp_path: Path, name: str, value: object) -> None:
+    from io import StringIO
+
+    from uffdtrace.reporters import text
+
+    ending = {"events_dropped": 1, name: value}
+    found = either_way(write(tmp_path / "trace", history(), ending=ending))
+    if found is not None:
+        text.render(found, StringIO())
+
+
+@pytest.mark.parametrize("value", _nonsense, ids=repr)
+@pytest.mark.parametrize("name", ["trace", "process", "features_offered", "cmdline", "comm", "pid", "kernel"])
+def test_a_head_that_says_nonsense(tmp_path: Path, name: str, value: object) -> None:
+    from io import StringIO
+
+    from uffdtrace.reporters import text
+
+    parts: dict[str, Any] = json.loads(json.dumps(WHAT))
+    where = {"cmdline": "process", "comm": "process", "pid": "process", "kernel": "trace"}.get(name)
+    (parts[where] if where else parts)[name] = value
+    (tmp_path / "trace").write_bytes(
+        meta(**parts) + chunk(EVENTS, history().tobytes()) + chunk(DONE, json.dumps(ENDING).encode())
+    )
+    found = either_way(tmp_path / "trace")
+    if found is not None:
+        text.render(found, StringIO())
