@@ -178,11 +178,10 @@ def first_line(process: subprocess.Popen[str], seconds: float) -> str:
     return process.stdout.readline()
 
 
-def attach(guest: Guest, point: str) -> Result:
+def attach(guest: Guest, scenario: str, point: str, name: str) -> Result:
     """Attach to a tracker that stands at a point of its life, then let it go on."""
-    name = f"attach-{point}"
     truth, stderr = guest.path(f"truth-{name}.jsonl"), guest.path(f"stderr-{name}.txt")
-    target = [guest.workload, "run", "--only", "seed", "--stop-at", point, "--out", truth]
+    target = [guest.workload, "run", "--only", scenario, "--stop-at", point, "--out", truth]
     with started(guest, target, subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE) as workload:
         line = first_line(workload, FINISH_SECONDS)
         pid = json.loads(line)["pid"]
@@ -284,7 +283,9 @@ def main() -> None:
         steps[f"run-{backend}"] = lambda backend=backend: trace_workload(guest, backend)  # type: ignore[misc]
     steps["kill"] = lambda: kill(guest)
     for point in ("registered", "armed"):
-        steps[f"attach-{point}"] = lambda point=point: attach(guest, point)  # type: ignore[misc]
+        steps[f"attach-{point}"] = lambda point=point: attach(guest, "seed", point, f"attach-{point}")  # type: ignore[misc]
+    steps["attach-two"] = lambda: attach(guest, "two-userfaultfds", "armed", "attach-two")
+    steps["attach-asleep"] = lambda: attach(guest, "asleep", "asleep", "attach-asleep")
     steps["attach-interrupted"] = lambda: stopped(guest, "attach-interrupted", interrupt=True)
     steps["attach-duration"] = lambda: stopped(guest, "attach-duration", "-d", "1")
     steps["refused-pid"] = lambda: refuse_no_such_process(guest)

@@ -35,6 +35,25 @@ def test_attach_counts_what_the_workload_counted(guest: Guest, point: str) -> No
         pytest.fail("\n".join(outcome.differences), pytrace=False)
 
 
+def test_attach_tells_several_userfaultfds_apart(guest: Guest) -> None:
+    trace = guest.trace("attach-two")
+    truth = trace.truth["two-userfaultfds"]
+    outcome = compare(trace.report, truth, unknown=BEFORE_ATTACH)
+    if outcome.differences:
+        pytest.fail("\n".join(outcome.differences), pytrace=False)
+    assert len({found["userfaultfd"] for found in trace.report["ranges"]}) == 2
+
+
+def test_attach_says_who_slept_already(guest: Guest) -> None:
+    """64 threads sleep in faults that came before the trace; their messages are read in it."""
+    trace = guest.trace("attach-asleep")
+    truth = trace.truth["asleep"]["ranges"]
+    assert [home["before_trace"] for home in trace.report["userfaultfds"]] == [{"unread": 64, "waiting": 64}]
+    assert [found["messages"] for found in trace.report["ranges"]] == [found["messages"] for found in truth]
+    assert [found["pending"] for found in trace.report["ranges"]] == [0]
+    assert [found["lost"]["observed"] for found in trace.report["ranges"]] in ([0], [None])
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [("attach-interrupted", "interrupted (Ctrl-C)"), ("attach-duration", "the duration was over")],

@@ -124,7 +124,8 @@ class Reference:
             if event["kind"] and event["tgid"] == self.homes[ctx].owner:
                 self._expose(ctx)
             else:
-                self._left_asleep(ctx, None, self._end(ctx, list(pages)))
+                self._end(ctx, list(pages))
+                self._left_asleep(ctx, None)
             del self.homes[ctx], self.pages[ctx]
         elif kind == Type.FORK and not event["kind"]:
             # It comes area by area: a range counts with the one of its first page.
@@ -248,8 +249,8 @@ class Reference:
             if not result["ret"]:
                 self._register(ctx, here, result["aux"])
         elif kind == Ioctl.UNREGISTER:
-            if not result["ret"]:
-                self._left_asleep(ctx, here, self._end(ctx, here))
+            if not result["ret"] and self._end(ctx, here):
+                self._left_asleep(ctx, here)
         elif kind in FILLS and value > 0:
             filled = numbers(result, value)
             for number in filled:
@@ -423,9 +424,9 @@ class Reference:
         else:
             sleeper.returned = sleeper.returned or event["time"]
 
-    def _left_asleep(self, ctx: int, here: range | None, ended: list[Range]) -> None:
-        """A registration ended, all of the userfaultfd's where `here` is None: who slept there?"""
-        for sleeper in self.sleepers.values() if ended else ():
+    def _left_asleep(self, ctx: int, here: range | None) -> None:
+        """A registration ended, or the userfaultfd was closed where `here` is None: who slept there?"""
+        for sleeper in self.sleepers.values():
             if sleeper.home.home.ctx != ctx or sleeper.over():
                 continue
             if here is None:

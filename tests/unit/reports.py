@@ -112,7 +112,7 @@ def a_report(*ranges: dict[str, Any], verdict: str | None = None, **loss: Any) -
             "trace": TRACE,
             "process": PROCESS,
             "loss": {"events_dropped": 0, "probes_missed": 0, "unattributed_messages": 0, "lower_bounds": [], **loss},
-            "userfaultfds": [{"id": 0, "features": [], "owner_pid": 200, "monitor_pids": [100]}],
+            "userfaultfds": [{"id": 0, "features": [], "owner_pid": 200, "monitor_pids": [100], "before_trace": None}],
             "ranges": list(ranges),
             "verdict": verdict or (ranges[0]["verdict"] if ranges else "idle"),
         }

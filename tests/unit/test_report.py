@@ -143,7 +143,7 @@ def test_the_whole_report_of_a_small_trace() -> None:
         "trace": TRACE,
         "process": PROCESS,
         "loss": {"events_dropped": 0, "probes_missed": 0, "unattributed_messages": 0, "lower_bounds": []},
-        "userfaultfds": [{"id": 0, "features": [], "owner_pid": 200, "monitor_pids": [100]}],
+        "userfaultfds": [{"id": 0, "features": [], "owner_pid": 200, "monitor_pids": [100], "before_trace": None}],
         "ranges": [
             {
                 "start": "0x7f0000000000",

@@ -148,7 +148,7 @@ except (TraceError, ModelError) as error:
 else:
     print("read")
 """
-_MOST_SECONDS = 20
+_MOST_SECONDS = 60
 
 
 def read_apart(path: Path, memory: int = 4 << 30) -> str:

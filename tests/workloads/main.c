@@ -153,14 +153,14 @@ static void check_list(const char *list)
 static bool is_point(const char *name)
 {
 	return !strcmp(name, "registered") || !strcmp(name, "populated") || !strcmp(name, "armed") ||
-	       !strcmp(name, "written");
+	       !strcmp(name, "asleep") || !strcmp(name, "written");
 }
 
 static void usage(void)
 {
 	fputs("usage: workload list\n"
 	      "       workload run [--only A,B] [--skip A,B] [--out FILE]\n"
-	      "                    [--stop-at registered|populated|armed|written]\n",
+	      "                    [--stop-at registered|populated|armed|asleep|written]\n",
 	      stderr);
 	exit(2);
 }

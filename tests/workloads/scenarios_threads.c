@@ -93,6 +93,7 @@ void asleep(void)
 	}
 	while (uffd_unread(uffd) != SLEEPERS)
 		usleep(2000);
+	point("asleep");
 	monitor_start(&m, uffd);
 	for (size_t i = 0; i < SLEEPERS; i++)
 		thread_join(thread[i]);

@@ -306,6 +306,22 @@ int on_fdinfo(void *ctx, u64 m, u64 file)
 	return 0;
 }
 
+/* The collector reads /proc/PID/maps: only here does the kernel say whose a mapping is. */
+int on_area(void *ctx, u64 m, u64 vma)
+{
+	struct event event = {.type = EVENT_AREA};
+	struct area area;
+
+	if ((u32)(bpf_get_current_pid_tgid() >> 32) != COLLECTOR || !registered_area(vma, 0, &area))
+		return 0;
+	event.ctx = area.ctx;
+	event.start = read64(vma + VMA_START);
+	event.end = read64(vma + VMA_END);
+	event.flags = memory_of(&area);
+	emit_here(&event);
+	return 0;
+}
+
 /* Copies the members that every UFFDIO struct has, wherever they stand in it. */
 static __always_inline void read_argument(struct event *event, u32 command, u64 argument)
 {

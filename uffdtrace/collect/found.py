@@ -1,8 +1,9 @@
 """What was there before the trace: descriptors, ranges, protected pages.
 
 The kernel says which userfaultfd_ctx a descriptor is by running
-userfaultfd_show_fdinfo() under our probe; ranges and pages come from smaps and
-pagemap, as events of our own that stand in the stream at the time of reading.
+userfaultfd_show_fdinfo() under our probe, and whose a mapping is by running
+show_map_vma(); modes and pages come from smaps and pagemap, as events of our own
+that stand in the stream at the time of reading.
 """
 
 from __future__ import annotations
@@ -16,70 +17,91 @@ import numpy as np
 from uffdtrace.collect.program import Program
 from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import offers, proc
-from uffdtrace.model.events import EVENT, Array, Ioctl, Memory, Mode, Type
+from uffdtrace.model.events import EVENT, Array, Ioctl, Mode, Type
 from uffdtrace.model.report import Name
-
-_MEMORY = {"anon": Memory.ANON, "shmem": Memory.SHMEM, "hugetlb": Memory.HUGETLB}
 
 
 def _event(what: Type, **fields: int) -> Array:
     event = np.zeros(1, dtype=EVENT)
-    # The clock of bpf_ktime_get_ns().
-    event["time"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    event["time"] = _now()
     event["type"] = what
     for name, value in fields.items():
         event[name] = value
     return event
 
 
+def _now() -> int:
+    # The clock of bpf_ktime_get_ns().
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+
 def descriptors(program: Program, stream: Stream, pid: int) -> list[Array]:
     """Have every userfaultfd that `pid` holds, or that watches its memory, traced.
 
-    Returns a USERFAULTFD event for each.
+    Returns a USERFAULTFD event for each, once however many processes hold it.
     """
-    found: list[Array] = []
+    found: dict[int, Array] = {}
     for holder in proc.pids():
         for fd in proc.userfaultfds(holder):
-            proc.touch_fdinfo(holder, fd)
+            said = proc.fdinfo(holder, fd)
             for event in stream.peek():
                 ours = event["type"] == Type.USERFAULTFD and event["tgid"] == os.getpid()
-                if ours and pid in (holder, int(event["aux"])):
+                if ours and pid in (holder, int(event["aux"])) and int(event["ctx"]) not in found:
                     program.trace_mm(int(event["start"]))
-                    found.append(event)
-    return found
+                    found[int(event["ctx"])] = event
+                    if said:
+                        waiting = {"aux": said.unread, "value": said.waiting}
+                        stream.push([_event(Type.WAITERS_FOUND, ctx=int(event["ctx"]), **waiting)])
+    return list(found.values())
 
 
-def ranges(userfaultfds: list[Array]) -> tuple[list[Array], list[Name]]:
-    """RANGE_FOUND and PAGES_FOUND events for the memory that USERFAULTFD events tell of, and its names.
-
-    Which of several descriptors of one process a mapping belongs to smaps does
-    not say; there the first fault tells.
-    """
-    by_owner: dict[tuple[int, int], list[int]] = {}
-    for event in userfaultfds:
-        contexts = by_owner.setdefault((int(event["aux"]), int(event["start"])), [])
-        if int(event["ctx"]) not in contexts:
-            contexts.append(int(event["ctx"]))
+def ranges(stream: Stream, userfaultfds: list[Array]) -> tuple[list[Array], list[Name]]:
+    """RANGE_FOUND and PAGES_FOUND events for the memory that USERFAULTFD events tell of, and its names."""
     own: list[Array] = []
     names: list[Name] = []
     tells = offers.pagemap_tells_protection()
-    for (owner, _), contexts in by_owner.items():
-        if not owner or len(contexts) != 1:
-            continue
-        for found in proc.registered(owner):
-            place = {"ctx": contexts[0], "tgid": owner, "start": found.start, "end": found.end}
-            flags = int(_MEMORY[found.memory])
-            own.append(_event(Type.RANGE_FOUND, aux=found.modes, flags=flags, kind=int(tells), **place))
-            if found.name:
-                names.append(Name(int(own[-1]["time"][0]), contexts[0], found.start, found.end, found.name))
-            if tells and found.modes & Mode.WP:
-                for start, end in proc.protected_runs(owner, found.start, found.end):
-                    own.append(_event(Type.PAGES_FOUND, ctx=contexts[0], tgid=owner, start=start, end=end))
+    watched = {int(event["ctx"]): int(event["time"]) for event in userfaultfds}
+    for owner in sorted({int(event["aux"]) for event in userfaultfds if event["aux"]}):
+        modes = {found.start: found for found in proc.registered(owner)}
+        proc.areas(owner)
+        areas = stream.peek()
+        # The kernel shows one twice where its buffer ended.
+        for area in np.unique(areas[areas["type"] == Type.AREA][["ctx", "start", "end", "flags"]]):
+            ctx, start, end = int(area["ctx"]), int(area["start"]), int(area["end"])
+            registered = modes.get(start)
+            if ctx not in watched or registered is None or registered.end != end:
+                continue
+            place = {"ctx": ctx, "tgid": owner, "start": start, "end": end}
+            # As of the moment from which its events are recorded.
+            place["time"] = watched[ctx]
+            own.append(_event(Type.RANGE_FOUND, aux=registered.modes, flags=int(area["flags"]), kind=tells, **place))
+            if registered.name:
+                names.append(Name(watched[ctx], ctx, start, end, registered.name))
+            if tells and registered.modes & Mode.WP:
+                own += _protected(stream, ctx, owner, start, end)
     return own, names
 
 
-class Backing:
-    """Says what memory a fresh registration is, for events tell it only when something happens there, and its name."""
+def _protected(stream: Stream, ctx: int, owner: int, start: int, end: int) -> list[Array]:
+    """PAGES_FOUND events with the time before the look, so that what happens during it comes after.
+
+    What is armed during it has events of its own: those pages are left out, for
+    they were not armed at that time.
+    """
+    before = _now()
+    runs = list(proc.protected_runs(owner, start, end))
+    events = stream.peek()
+    armed = (events["type"] == Type.PROTECT) & (events["kind"] == 1)
+    armed |= (events["type"] == Type.IOCTL) & np.isin(events["kind"], (Ioctl.COPY, Ioctl.CONTINUE))
+    for event in events[armed & (events["ctx"] == ctx)]:
+        low, high = int(event["start"]), int(event["end"])
+        runs = [part for one in runs for part in ((one[0], min(one[1], low)), (max(one[0], high), one[1]))]
+        runs = [one for one in runs if one[0] < one[1]]
+    return [_event(Type.PAGES_FOUND, time=before, ctx=ctx, tgid=owner, start=low, end=high) for low, high in runs]
+
+
+class Registrations:
+    """Looks at the memory of fresh registrations: otherwise events tell of it only when something happens there."""
 
     def __init__(self) -> None:
         self._owners: dict[int, int] = {}
@@ -89,8 +111,8 @@ class Backing:
         """The processes whose memory was registered."""
         return {owner for owner in self._owners.values() if owner}
 
-    def of(self, events: Array) -> tuple[list[Array], list[Name]]:
-        """MEMORY_FOUND events and names for the registrations among a batch."""
+    def names(self, events: Array) -> list[Name]:
+        """What the registrations among a batch are called; looking has the kernel tell what memory they are (AREA)."""
         types = events["type"]
         seen = types == Type.USERFAULTFD
         done = (types == Type.IOCTL_RETURN) & (events["kind"] == Ioctl.REGISTER) & (events["ret"] == 0)
@@ -101,22 +123,16 @@ class Backing:
                 self._owners[int(one["ctx"])] = int(one["aux"])
             elif self._owners.get(int(one["ctx"])):
                 registered.setdefault(self._owners[int(one["ctx"])], []).append(one)
-        own: list[Array] = []
         names: list[Name] = []
         for owner, ones in registered.items():
             areas = proc.areas(owner)
             starts, ends = [area.start for area in areas], [area.end for area in areas]
             for one in ones:
-                ctx, start, end = int(one["ctx"]), int(one["start"]), int(one["end"])
-                here = areas[bisect_right(ends, start) : bisect_left(starts, end)]
-                kinds = {area.memory for area in here}
-                if len(kinds) == 1:
-                    flags = int(_MEMORY[kinds.pop()])
-                    own.append(_event(Type.MEMORY_FOUND, ctx=ctx, tgid=owner, start=start, end=end, flags=flags))
-                called = {area.name for area in here}
+                start, end = int(one["start"]), int(one["end"])
+                called = {area.name for area in areas[bisect_right(ends, start) : bisect_left(starts, end)]}
                 if len(called) == 1 and called != {""}:
-                    names.append(Name(int(one["time"]), ctx, start, end, called.pop()))
-        return own, names
+                    names.append(Name(int(one["time"]), int(one["ctx"]), start, end, called.pop()))
+        return names
 
 
 def asleep(owners: list[int]) -> list[Array]:

@@ -80,7 +80,7 @@ class Session:
         self._say = say
         self._model = Model()
         self._stop = Stop()
-        self._backing = found.Backing()
+        self._registrations = found.Registrations()
         self._names: list[Name] = []
         self._backlog = np.empty(0, dtype=EVENT)
         self._dropped = 0
@@ -154,7 +154,7 @@ class Session:
             else:
                 self._wait(wait_fd)
             self._take(stream, writer)
-        stream.push(found.asleep(sorted(self._backing.owners | {self._process.pid})))
+        stream.push(found.asleep(sorted(self._registrations.owners | {self._process.pid})))
         self._program.detach()
         self._take(stream, writer, everything=True)
         # Nothing more can come.
@@ -177,7 +177,7 @@ class Session:
 
     def _look_back(self, stream: Stream, writer: Writer) -> None:
         """What the process registered before we came."""
-        own, names = found.ranges(found.descriptors(self._program, stream, self._process.pid))
+        own, names = found.ranges(stream, found.descriptors(self._program, stream, self._process.pid))
         stream.push(own)
         self._call(names, writer)
 
@@ -189,12 +189,7 @@ class Session:
         """Drain and write what there is; account for some of it, so that a storm finds us draining."""
         events = stream.drain(everything)
         if len(events):
-            own, names = self._backing.of(events)
-            self._call(names, writer)
-            if everything:
-                events = np.concatenate([events, *own])
-            else:
-                stream.push(own)
+            self._call(self._registrations.names(events), writer)
             writer.events(events)
             self._backlog = np.concatenate([self._backlog, events])
         batch = len(self._backlog) if everything else _BATCH

@@ -174,6 +174,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row("remap-returns", ("pages",), (Candidate("__x64_sys_mremap", "on_remap_return", (), _RETURN),)),
     Row("events", (), (Candidate("userfaultfd_event_wait_completion", "on_event", ("ctx", "ewq")),), required=False),
+    Row("areas", ("pages",), (Candidate("show_map_vma", "on_area", ("m", "vma")),)),
     # A kernel without CONFIG_KSM merges nothing.
     Row(
         "merges",

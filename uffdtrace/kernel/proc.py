@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-import re
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 PROC = Path("/proc")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-# Documentation/admin-guide/mm/pagemap.rst; since 5.14 (fb8e37f35a2f).
-_PAGEMAP_UFFD_WP = np.uint64(1 << 57)
+# Documentation/admin-guide/mm/pagemap.rst; bit 57 since 5.14 (fb8e37f35a2f).
+PAGEMAP_UFFD_WP, PAGEMAP_SWAPPED, PAGEMAP_PRESENT = (np.uint64(1 << bit) for bit in (57, 62, 63))
 _PAGEMAP_CHUNK = 1 << 16
 _MODES = {"um": 1, "uw": 2, "ui": 4}
+_SYS_KCMP = {"x86_64": 312, "aarch64": 272}
 
 
 class NoProcess(Exception):
     """There is no such process, or it is gone."""
+
+
+def gone(pid: int) -> str:
+    return f"process {pid} has no memory to look at: it ended, or is the kernel's; see ps for what runs"
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,14 @@ def process(pid: int) -> Process:
     return Process(pid, comm, [part.decode(errors="replace") for part in raw.split(b"\0")[:-1]])
 
 
+def comm(pid: int) -> str:
+    """Empty if it is gone."""
+    try:
+        return (PROC / str(pid) / "comm").read_text(errors="replace").rstrip("\n")
+    except OSError:
+        return ""
+
+
 def pids() -> list[int]:
     return sorted(int(entry) for entry in os.listdir(PROC) if entry.isdigit())
 
@@ -78,6 +94,36 @@ def touch_fdinfo(pid: int, fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+@dataclass(frozen=True)
+class Fdinfo:
+    """What fdinfo says of a userfaultfd: UFFD_FEATURE_*, the faults that nobody has read, and all that wait."""
+
+    features: int
+    unread: int
+    waiting: int
+
+
+def fdinfo(pid: int, fd: int) -> Fdinfo | None:
+    """None if the descriptor is gone, or is no userfaultfd."""
+    try:
+        lines = (PROC / str(pid) / "fdinfo" / str(fd)).read_text().splitlines()
+    except OSError:
+        return None
+    said = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    if not {"pending", "total", "API"} <= set(said):
+        return None
+    return Fdinfo(int(said["API"].split(":")[1], 16), int(said["pending"]), int(said["total"]))
+
+
+def same_file(pid: int, fd: int, other: int, other_fd: int) -> bool | None:
+    """Whether two descriptors are one open file: duplicated, inherited or passed on. None where the kernel says not."""
+    number = _SYS_KCMP.get(platform.machine())
+    if number is None:
+        return None
+    answer = ctypes.CDLL(None).syscall(number, pid, other, 0, fd, other_fd)
+    return None if answer < 0 else answer == 0
 
 
 @dataclass(frozen=True)
@@ -117,33 +163,36 @@ def _file_memory(pid: int, addresses: str) -> str:
 def registered(pid: int) -> list[Registered]:
     """Its registered mappings, from smaps; empty if it is gone."""
     found = []
-    start = end = 0
-    name = ""
+    head = ""
     try:
         with (PROC / str(pid) / "smaps").open(errors="replace") as smaps:
             for line in smaps:
-                head = re.match(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+\s*(.*)", line)
-                if head:
-                    start, end, name = int(head.group(1), 16), int(head.group(2), 16), head.group(3)
-                elif line.startswith("VmFlags:"):
+                if line.startswith("VmFlags:"):
                     flags = line.split()[1:]
                     modes = sum(bit for flag, bit in _MODES.items() if flag in flags)
                     if modes:
-                        memory = (
-                            "hugetlb"
-                            if "ht" in flags
-                            else "shmem"
-                            if name.startswith(("/", "[anon_shmem:"))
-                            else "anon"
-                        )
-                        found.append(Registered(start, end, modes, memory, name))
+                        found.append(_registered(head, flags, modes))
+                elif not line[0].isupper():
+                    head = line
     except (FileNotFoundError, ProcessLookupError):
         return []
     return found
 
 
-def protected_runs(pid: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Runs [start, end) of pages with the uffd-wp bit, from pagemap; none before 5.14."""
+def _registered(head: str, flags: list[str], modes: int) -> Registered:
+    addresses, _, _, _, _, *rest = head.rstrip("\n").split(maxsplit=5)
+    start, end = (int(part, 16) for part in addresses.split("-"))
+    name = rest[0] if rest else ""
+    memory = "anon"
+    if "ht" in flags:
+        memory = "hugetlb"
+    elif name.startswith(("/", "[anon_shmem:")):
+        memory = "shmem"
+    return Registered(start, end, modes, memory, name)
+
+
+def pagemap_entries(pid: int, start: int, end: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Address and pagemap entries of each chunk of a range; nothing if the process is gone."""
     try:
         pagemap = (PROC / str(pid) / "pagemap").open("rb", buffering=0)
     except (FileNotFoundError, ProcessLookupError):
@@ -156,36 +205,51 @@ def protected_runs(pid: int, start: int, end: int) -> Iterator[tuple[int, int]]:
                 entries = np.frombuffer(pagemap.read(pages * 8), dtype="<u8")
             except ProcessLookupError:
                 return
-            marked = np.r_[False, (entries & _PAGEMAP_UFFD_WP) != 0, False]
-            edges = np.flatnonzero(marked[1:] != marked[:-1])
-            for first, last in zip(edges[::2].tolist(), edges[1::2].tolist()):
-                yield chunk + first * _PAGE, chunk + last * _PAGE
+            yield chunk, entries
+
+
+def protected_runs(pid: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Runs [start, end) of pages with the uffd-wp bit, from pagemap; none before 5.14."""
+    for chunk, entries in pagemap_entries(pid, start, end):
+        marked = np.r_[False, (entries & PAGEMAP_UFFD_WP) != 0, False]
+        edges = np.flatnonzero(marked[1:] != marked[:-1])
+        for first, last in zip(edges[::2].tolist(), edges[1::2].tolist()):
+            yield chunk + first * _PAGE, chunk + last * _PAGE
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(entry) for entry in os.listdir(PROC / str(pid) / "task")]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def asleep_in_fault(pid: int) -> list[int]:
     """Threads that sleep in handle_userfault() now, from their wchan."""
     found = []
-    try:
-        for entry in os.listdir(PROC / str(pid) / "task"):
-            try:
-                if (PROC / str(pid) / "task" / entry / "wchan").read_text() == "handle_userfault":
-                    found.append(int(entry))
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+    for tid in _threads(pid):
+        try:
+            if (PROC / str(pid) / "task" / str(tid) / "wchan").read_text() == "handle_userfault":
+                found.append(tid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
     return found
+
+
+def _ended(tid: int) -> bool:
+    """Whether that thread is gone, or waits to be reaped."""
+    try:
+        stat = (PROC / str(tid) / "stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return stat.rpartition(")")[2].split()[0] in ("Z", "X")
+
+
+def living_thread(pid: int) -> int:
+    """The first thread, or where that has ended, taking its view of memory and files along, one that has not."""
+    return next((tid for tid in [pid, *_threads(pid)] if not _ended(tid)), pid)
 
 
 def is_alive(pid: int) -> bool:
     """Whether it still runs: a zombie does not, unless only its first thread ended."""
-    try:
-        stat = (PROC / str(pid) / "stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    if stat.rpartition(")")[2].split()[0] not in ("Z", "X"):
-        return True
-    try:
-        return len(os.listdir(PROC / str(pid) / "task")) > 1
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return not _ended(pid) or len(_threads(pid)) > 1

@@ -49,11 +49,12 @@ class Type(IntEnum):
     MERGED = 25
     SWAPPED_BACK = 26
     EVENT = 27
+    AREA = 28
     # From the collector, not from the kernel:
     RANGE_FOUND = 32
     PAGES_FOUND = 33
     ASLEEP = 34
-    MEMORY_FOUND = 35
+    WAITERS_FOUND = 35
 
 
 # Meaning of the fields that differ per type; `ctx` is the kernel's
@@ -90,10 +91,11 @@ FIELDS = {
     Type.MERGED: "ctx=mm: KSM put a shared page at start..end, without protection",
     Type.SWAPPED_BACK: "swapoff brought the page at start..end back, on a kernel that drops its protection",
     Type.EVENT: "the kernel waits for the monitor to read an event; kind=UffdEvent",
+    Type.AREA: "a registered mapping that the collector looked at: start, end; flags=Memory",
     Type.RANGE_FOUND: "found registered at attach: start, end, aux=Mode, flags=Memory,"
     " kind=1 if protected pages would be found",
     Type.PAGES_FOUND: "found protected at attach: start, end",
-    Type.MEMORY_FOUND: "what backs start..end, seen after its registration: flags=Memory",
+    Type.WAITERS_FOUND: "faults of the userfaultfd found at attach: aux=messages not read yet, value=threads not woken",
     Type.ASLEEP: "tid still slept in handle_userfault when the trace ended",
 }
 

@@ -341,6 +341,8 @@ class Model:
             if ctx in self.watched.current and what in list(UffdEvent):
                 seen = self.watched.current[ctx].events
                 seen[UffdEvent(what)] = seen.get(UffdEvent(what), 0) + 1
+        elif kind == Type.WAITERS_FOUND:
+            self.watched.home(ctx).before = (int(event["aux"]), int(event["value"]))
         elif kind == Type.REMAP:
             pass
         elif kind == Type.RANGE_FOUND:

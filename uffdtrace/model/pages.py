@@ -233,6 +233,7 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
                 bits |= FILED
             if op is Op.FILE_WRITE:
                 written(Cause.UNKNOWN)
+                bits &= ~BARE
         elif op in (Op.UNPROTECTED_WRITE, Op.UNPROTECTED_ZERO_WRITE):
             written(Cause.UNKNOWN if op is Op.UNPROTECTED_WRITE else Cause.ZERO_PAGE_AFTER_ARM)
             bits &= ~BARE

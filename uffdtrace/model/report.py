@@ -115,6 +115,7 @@ def _userfaultfd(home: Userfaultfd) -> dict[str, Any]:
         "features": names,
         "owner_pid": home.owner,
         "monitor_pids": sorted(home.readers or home.callers),
+        "before_trace": None if home.before is None else {"unread": home.before[0], "waiting": home.before[1]},
     }
 
 

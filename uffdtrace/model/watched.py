@@ -31,6 +31,8 @@ class Userfaultfd:
     threads: dict[int, int] = field(default_factory=dict)
     # Time (ns) when it, or the memory, went; the kernel uses the address again.
     gone: int | None = None
+    # Messages not read and threads not woken when the trace began, of faults that are in no count.
+    before: tuple[int, int] | None = None
     # What the kernel had the monitor read, by UffdEvent.
     events: dict[UffdEvent, int] = field(default_factory=dict)
 

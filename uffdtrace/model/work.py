@@ -46,6 +46,7 @@ _STRUCTURAL = np.array(
         Type.EVENT,
         Type.RANGE_FOUND,
         Type.PAGES_FOUND,
+        Type.WAITERS_FOUND,
     ],
     dtype=np.uint8,
 )

@@ -91,6 +91,17 @@ def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool) -> No
             console.print("`uffdtrace report --pages` lists the addresses of the lost pages.\n")
 
 
+def _before(console: Console, report: dict[str, Any]) -> None:
+    """Who slept already when the trace began: in no count."""
+    found = [home["before_trace"] for home in report["userfaultfds"] if home["before_trace"]]
+    waiting, unread = (sum(int(one[name]) for one in found) for name in ("waiting", "unread"))
+    if waiting:
+        console.print(
+            f"{waiting:,} thread{'s' if waiting > 1 else ''} slept in faults already when the trace began, with"
+            f" {unread:,} of the messages not read: they are in no count.\n"
+        )
+
+
 def _losses(console: Console, report: dict[str, Any]) -> None:
     loss = report["loss"]
     if loss["events_dropped"]:
@@ -157,6 +168,7 @@ def render(report: dict[str, Any], stream: TextIO, pages: bool = False, histogra
         _latencies(console, ranges, histogram)
         if pages:
             _pages(console, ranges, report.get("relative", False))
+    _before(console, report)
     _losses(console, report)
     verdict = report["verdict"]
     console.print(Text.assemble("Verdict: ", (verdict, STYLES.get(verdict, "")), f": {_MEANING[verdict]}."))
