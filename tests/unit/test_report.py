@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 from unit.events import Events, fed
+from unit.reports import PROCESS, TRACE
 
 from uffdtrace.model import report as report_module
 from uffdtrace.model.diagnosis import Case, verdict
@@ -21,17 +22,6 @@ from uffdtrace.model.watched import Userfaultfd
 from uffdtrace.reporters import offline
 
 SCHEMA_FILE = Path(offline.__file__).with_name("report.schema.json")
-TRACE = {
-    "file": "uffdtrace.data",
-    "started": "2026-01-02T03:04:05.678+00:00",
-    "duration_s": 2.5,
-    "kernel": "6.1.0",
-    "arch": "x86_64",
-    "backend": "fentry",
-    "stop_reason": "the process exited",
-    "uffdtrace": "1",
-}
-PROCESS = {"pid": 7, "comm": "tracker", "cmdline": ["./tracker", "--snapshot"]}
 ENDING: dict[str, Any] = {"events_dropped": 0, "probes_missed": {}, "doubtful": [], "counters": []}
 
 

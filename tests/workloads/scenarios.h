@@ -22,6 +22,7 @@ void track(struct range *r, uint64_t modes, uint64_t features, struct monitor *m
 struct range *track_wp(size_t pages, uint64_t features, struct monitor *m);
 /* The same, its first `full` pages populated, and all of it armed. */
 struct range *track_armed(size_t pages, size_t full, uint64_t features, struct monitor *m);
+struct range *track_armed_shmem(size_t full, struct monitor *m);
 void arm_all(struct range *r);
 void write_and_stop(struct range *r, struct monitor *m);
 /* Huge page by huge page: which of them one write populates is the kernel's choice. */

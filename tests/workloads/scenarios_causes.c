@@ -153,13 +153,8 @@ void free_kept(void)
 void shmem_discarded(void)
 {
 	struct monitor m = {0};
-	struct range *r = map_shmem(PAGES, NULL);
+	struct range *r = track_armed_shmem(PAGES, &m);
 
-	track(r, MODE_WP, 0, &m);
-	point("registered");
-	populate(r, 0, PAGES);
-	point("populated");
-	arm_all(r);
 	discard(r, 0, PAGES / 2);
 	if (madvise(r->start + PAGES / 2 * PAGE, PAGES / 4 * PAGE, MADV_REMOVE))
 		fail("MADV_REMOVE: %s", strerror(errno));

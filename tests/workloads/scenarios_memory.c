@@ -61,13 +61,8 @@ void huge_zero(void)
 void shmem(void)
 {
 	struct monitor m = {0};
-	struct range *r = map_shmem(PAGES, NULL);
+	struct range *r = track_armed_shmem(PAGES / 2, &m);
 
-	track(r, MODE_WP, 0, &m);
-	point("registered");
-	populate(r, 0, PAGES / 2);
-	point("populated");
-	arm_all(r);
 	write_and_stop(r, &m);
 }
 

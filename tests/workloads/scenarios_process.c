@@ -120,13 +120,8 @@ void fork_wp(void)
 void shmem_fork(void)
 {
 	struct monitor m = {0};
-	struct range *r = map_shmem(PAGES, NULL);
+	struct range *r = track_armed_shmem(PAGES / 2, &m);
 
-	track(r, MODE_WP, 0, &m);
-	point("registered");
-	populate(r, 0, PAGES / 2);
-	point("populated");
-	arm_all(r);
 	fork_and_wait();
 	truth_finding(r, "fork-without-event", 1);
 	pagemap_expect(r, 0, PAGES, PAGES);

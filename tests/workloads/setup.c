@@ -88,3 +88,15 @@ void stay_on_one_cpu(void)
 	if (sched_setaffinity(0, sizeof(cpus), &cpus))
 		fail("sched_setaffinity: %s", strerror(errno));
 }
+
+struct range *track_armed_shmem(size_t full, struct monitor *m)
+{
+	struct range *r = map_shmem(PAGES, NULL);
+
+	track(r, MODE_WP, 0, m);
+	point("registered");
+	populate(r, 0, full);
+	point("populated");
+	arm_all(r);
+	return r;
+}
