@@ -124,6 +124,18 @@ def trace_workload(guest: Guest, backend: str) -> Result:
     return {"exit_status": status, "seconds": round(time.monotonic() - began, 1)}
 
 
+def trace_both(guest: Guest) -> Result:
+    """A tracker that arms empty memory, and the same with the remedy: two traces to compare."""
+    statuses = []
+    for scenario in ("empty", "populated"):
+        command = [*guest.uffdtrace, "run", "-o", guest.path(f"trace-{scenario}.data"), "--"]
+        command += [guest.workload, "run", "--only", scenario, "--out", "/dev/null"]
+        with open(guest.path(f"stderr-{scenario}.txt"), "w") as err:
+            with started(guest, command, subprocess.DEVNULL, err) as process:
+                statuses.append(finish(process, READY_SECONDS + FINISH_SECONDS))
+    return {"exit_statuses": statuses}
+
+
 def probe_lists() -> dict[str, list[str]]:
     lists = {}
     for path in PROBE_LISTS:
@@ -281,6 +293,7 @@ def main() -> None:
     steps: dict[str, Callable[[], Result]] = {"guest": lambda: {"release": platform.release()}}
     for backend in guest.backends:
         steps[f"run-{backend}"] = lambda backend=backend: trace_workload(guest, backend)  # type: ignore[misc]
+    steps["compare"] = lambda: trace_both(guest)
     steps["kill"] = lambda: kill(guest)
     for point in ("registered", "armed"):
         steps[f"attach-{point}"] = lambda point=point: attach(guest, "seed", point, f"attach-{point}")  # type: ignore[misc]

@@ -68,6 +68,20 @@ def test_a_trace_that_ends_before_its_target(guest: Guest, name: str, reason: st
     assert step["state"] == "S"
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "change", "status"),
+    [("empty", "populated", "fixed", 0), ("populated", "empty", "worse", 3), ("empty", "empty", "same", 3)],
+)
+def test_compare_tells_whether_the_fix_helped(guest: Guest, before: str, after: str, change: str, status: int) -> None:
+    assert guest.step("compare")["exit_statuses"] == [0, 0], guest.trace(before).stderr + guest.trace(after).stderr
+    command = [sys.executable, "-m", "uffdtrace", "report", "--check", "--format", "json", "--compare"]
+    done = subprocess.run(
+        [*command, guest.trace(before).data, guest.trace(after).data], text=True, capture_output=True, cwd=ROOT
+    )
+    assert done.returncode == status, done.stderr
+    assert json.loads(done.stdout)["change"] == change
+
+
 def test_killed_collector_leaves_a_readable_trace(guest: Guest) -> None:
     killed = guest.step("kill")
     assert killed["exit_status"] == 0, killed["stderr"]
