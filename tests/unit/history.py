@@ -118,13 +118,28 @@ class History:
         elif name == "unmap":
             self._unmap(at, length)
         elif name == "gone" and variant > 5:
-            self.events.release_descriptor(dying=variant > 6)
-            self._announce(which)
+            self._close(which, dying=variant > 6)
         elif name == "gone" and variant == 5:
+            for tid in self._asleep:
+                self.events.fault_return(tid, died=True)
+            self._dead |= set(self._asleep)
+            self._asleep.clear()
             self.events.exit()
             self._announce(0, 1)
         else:
             self._memory(name, at, length, variant)
+
+    def _close(self, which: int, dying: bool) -> None:
+        self.events.release_descriptor(dying)
+        for tid, (ctx, at, _, _) in list(self._asleep.items()):
+            # The kernel wakes them all, or they die.
+            if ctx == which:
+                if not dying:
+                    self.events.wake(at, tid)
+                self.events.fault_return(tid, died=dying)
+                self._dead |= {tid} if dying else set()
+                del self._asleep[tid]
+        self._announce(which)
 
     def _memory(self, name: str, at: int, length: int, variant: int) -> None:
         if name == "fresh":

@@ -34,8 +34,6 @@ class Reference:
         self.unattributed = 0
         # A count of one range was undone by an event in the range that replaced it.
         self.undone_elsewhere = False
-        # Two ranges became one that had both had a page.
-        self.tangled = False
 
     def run(self, events: Array) -> list[dict[str, Any]]:
         self.records = [{name: int(event[name]) for name in events.dtype.names or ()} for event in events]
@@ -308,7 +306,6 @@ class Reference:
         if together:
             home = together[0]
             for other in together[1:]:
-                self.tangled |= bool(home.members & other.members)
                 home.absorb(other)
             home.start, home.end = min(home.start, here.start), max(home.end, here.stop)
         else:
@@ -322,7 +319,6 @@ class Reference:
                 self._carry(page, home, number)
                 if not modes & Mode.WP:
                     pages[number].unprotect("mode-replaced")
-        home.members |= set(here)
 
     def _carry(self, page: Page, home: Range, number: int) -> None:
         """A page goes on in another range, perhaps at another address."""

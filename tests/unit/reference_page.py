@@ -51,8 +51,6 @@ class Range:
     facts: dict[str, int] = field(default_factory=dict)
     armed: set[int] = field(default_factory=set)
     notified: set[int] = field(default_factory=set)
-    # Every page that was ever in it.
-    members: set[int] = field(default_factory=set)
     waits: list[tuple[int | None, ...]] = field(default_factory=list)
     waiting: list[tuple[int, int, int, int, bool]] = field(default_factory=list)
     merged_into: Range | None = None
@@ -78,7 +76,6 @@ class Range:
             self.lost[key] = self.lost.get(key, []) + losses
         self.armed |= other.armed
         self.notified |= other.notified
-        self.members |= other.members
 
     def _of(self, **wanted: str) -> int:
         return sum(

@@ -127,6 +127,16 @@ def test_what_another_thread_protects_is_not_this_calls() -> None:
     assert facts(events) == [{"ARM_FAILED": 1}]
 
 
+def test_what_a_thread_protects_without_a_call_is_not_anothers() -> None:
+    # PAGEMAP_SCAN
+    events = started()
+    events.call(Ioctl.WRITEPROTECT, 0, 4, 1, tid=102)
+    events.protect(0, 4, tid=105)
+    events.protect_return(4, tid=105)
+    events.returned(Ioctl.WRITEPROTECT, 0, 4, 1, ret=-errno.ENOENT, tid=102)
+    assert facts(events) == [{"ARM_FAILED": 1}]
+
+
 def test_spans_are_of_the_call_that_stopped_half_way() -> None:
     events = started(16)
     events.arm_part(0, 4, [(0, 2)])
@@ -303,6 +313,18 @@ def test_a_write_before_the_move_is_of_the_old_addresses() -> None:
     events.remap_return(100)
     old, new = counts(model_of(events))
     assert (old["observed"], new["observed"]) == (1, 1)
+
+
+def test_a_move_is_over_when_its_own_thread_unmapped() -> None:
+    events = started(4, features=int(Feature.EVENT_REMAP))
+    events.arm(0, 4, 0)
+    events.remap_call(0, 4, 4)
+    events.unmap(0, 4, THREAD)
+    events.fresh(102)
+    events.unmap(0, 2, THREAD + 1)
+    events.remap_return(100)
+    old, new = counts(model_of(events))
+    assert (old["observed"], new["observed"]) == (0, 1)
 
 
 # ---- events ------------------------------------------------------------------------------

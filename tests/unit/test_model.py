@@ -284,3 +284,16 @@ def test_what_was_armed_before_the_trace() -> None:
     events.unprotected_write(7)
     (row,) = told(events)
     assert (row["armed_pages"], row["observed"]) == (4, 1)
+
+
+@pytest.mark.parametrize("how", ["registered again", "moved"])
+def test_what_may_have_been_armed_before_the_trace_still_may(how: str) -> None:
+    events = Events(features=int(Feature.EVENT_REMAP))
+    events.userfaultfd()
+    events.range_found(0, 4)
+    if how == "moved":
+        events.remap(0, 4, 100)
+    else:
+        events.register(0, 4, Mode.WP | Mode.MISSING)
+    told(events)
+    assert [row.before for row in fed(events.array()).rows()] == [True, True]

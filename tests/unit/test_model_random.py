@@ -30,7 +30,7 @@ def check_history(events: Array, cuts: list[int]) -> None:
     if reference.undone_elsewhere:
         # In which of two ranges of one memory that shows is nobody's business, but no count is below nothing.
         assert all(value >= 0 for row in whole[0] for name, value in row.items() if isinstance(value, int))
-    elif not reference.tangled:
+    else:
         assert whole == (rows, reference.unattributed)
     assert account(events, [cut for cut in cuts if cut < len(events)]) == whole
     assert account(events, list(range(len(events)))) == whole

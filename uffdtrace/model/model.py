@@ -82,6 +82,7 @@ class Model:
             # The kernel used the address again.
             if gone is None or gone >= ending.time:
                 row.note(Fact.CLOSED if ending.closed else Fact.UNREGISTERED)
+        self.ranges.count_once()
         for row, piece in self.ranges.pieces():
             row.exposed += np.bincount(exposed(self.ranges.states(piece)), minlength=len(Cause))
             row.exposed[Cause.NONE] = 0

@@ -13,7 +13,7 @@ import numpy as np
 
 from uffdtrace.model.events import PAGE_SIZE, Array, Kind, Memory, Mode
 from uffdtrace.model.facts import Fact
-from uffdtrace.model.pages import CHANGES, COUNTS, WIDTH, Cause, Op, apply_range
+from uffdtrace.model.pages import CHANGES, COUNTS, EVER_ARMED, NOTIFIED, WIDTH, Cause, Op, apply_range
 from uffdtrace.model.sleep import Waiting
 
 # User addresses end here with five-level page tables; more no trace can claim.
@@ -287,6 +287,24 @@ class Ranges:
         """Every piece that there ever was, with its range."""
         standing = [(self.row_of(piece), piece) for space in self.spaces.values() for piece in space.pieces]
         return standing + [(row, piece) for row in self.rows() for piece in row.retired]
+
+    def count_once(self) -> None:
+        """Take back what pages count twice that left their range, were another's, and came back with it."""
+        of_rows: dict[int, list[Piece]] = {}
+        for row, piece in self.pieces():
+            of_rows.setdefault(row.number, []).append(piece)
+        for number, pieces in of_rows.items():
+            pieces.sort(key=lambda piece: piece.start)
+            if not any(before.end > piece.start for before, piece in zip(pieces, pieces[1:])):
+                continue
+            row = self.all[number]
+            for name, bit in (("armed_pages", EVER_ARMED), ("notified_pages", NOTIFIED)):
+                times = np.zeros(row.pages, dtype=np.int64)
+                for piece in pieces:
+                    first = (piece.start - row.start) // PAGE_SIZE
+                    states = self.states(piece)
+                    times[first : first + len(states)] += (states & bit) != 0
+                row.changes[COUNTS.index(name)] -= int(np.maximum(times - 1, 0).sum())
 
     def states(self, piece: Piece) -> Array:
         """The states of its pages, as they are: not a copy."""
