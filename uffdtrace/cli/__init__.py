@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from uffdtrace import __version__
-from uffdtrace.cli import attach, report, run
+from uffdtrace.cli import attach, inspect, report, run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,9 +18,11 @@ def main() -> None:
       uffdtrace run -- ./tracker           trace a program from its start
       uffdtrace attach 1234                trace a running process
       uffdtrace report                     read the last trace again
+      uffdtrace inspect 1234               what its page tables say, without BPF
     """
 
 
 main.add_command(attach.command)
 main.add_command(run.command)
 main.add_command(report.command)
+main.add_command(inspect.command)

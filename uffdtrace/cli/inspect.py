@@ -1,0 +1,137 @@
+"""uffdtrace inspect."""
+
+from __future__ import annotations
+
+import os
+import platform
+import select
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from typing import Any, TextIO
+
+import click
+
+from uffdtrace import __version__
+from uffdtrace.cli.common import errors_in_one_line, format_option, write
+from uffdtrace.collect.target import open_pidfd
+from uffdtrace.kernel import offers, preflight, proc
+from uffdtrace.kernel.pagemap import Pagemap
+from uffdtrace.kernel.preflight import Refusal
+from uffdtrace.model.inspection import Holder, Span, Userfaultfd, build
+
+
+@click.command("inspect")
+@click.argument("pid", type=click.IntRange(min=1))
+@format_option("text", "json")
+@errors_in_one_line
+def command(pid: int, form: str) -> None:
+    """Tell what the page tables of PID say now; needs no BPF, nor root for your own.
+
+    PID is the process whose memory is tracked, or the monitor that holds the
+    userfaultfd.
+
+    \b
+    Examples:
+      uffdtrace inspect 1234
+      uffdtrace inspect --format json $(pidof qemu-system-x86_64)
+    """
+    found = inspect(pid)
+
+    def as_text(stream: TextIO) -> None:
+        # Only here: rich takes longer to import than all the rest.
+        from uffdtrace.reporters import inspection_text
+
+        inspection_text.render(found, stream)
+
+    write(found, form, as_text)
+
+
+def inspect(pid: int) -> dict[str, Any]:
+    process = proc.process(pid)
+    pidfd = open_pidfd(pid)
+    try:
+        found = _look(process)
+        # Of a process that ended meanwhile everything looks empty.
+        if select.select([pidfd], [], [], 0)[0]:
+            raise proc.NoProcess(proc.gone(pid))
+    finally:
+        os.close(pidfd)
+    return found
+
+
+def _look(process: proc.Process) -> dict[str, Any]:
+    pid, thread = process.pid, proc.living_thread(process.pid)
+    try:
+        with Pagemap(thread) as pagemap:
+            spans = list(_spans(pagemap, thread))
+            method = "PAGEMAP_SCAN" if pagemap.scans else "pagemap"
+    except PermissionError:
+        raise Refusal(f"may not look into process {pid}, which is not yours or protects itself: use sudo") from None
+    spans, notes = _known(spans, method == "PAGEMAP_SCAN")
+    return build(
+        {
+            "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            "kernel": platform.release(),
+            "arch": platform.machine(),
+            "method": method,
+            "uffdtrace": __version__,
+        },
+        asdict(process),
+        spans,
+        list(_userfaultfds()) if spans or proc.userfaultfds(thread) else [],
+        proc.asleep_in_fault(pid),
+        notes,
+        whole=preflight.is_root(),
+    )
+
+
+def _spans(pagemap: Pagemap, thread: int) -> Iterator[Span]:
+    for found in proc.registered(thread):
+        pages = pagemap.pages(found.start, found.end)
+        yield Span(
+            found.start,
+            found.end,
+            found.modes,
+            found.memory,
+            found.name,
+            pagemap.wp_async(found.start),
+            pages.protected,
+            pages.unprotected,
+            pages.swapped,
+            pages.empty,
+            pages.in_memory,
+        )
+
+
+def _known(spans: list[Span], scans: bool) -> tuple[list[Span], list[str]]:
+    """Without what this kernel's pagemap does not show, and a note that says so."""
+    # PAGEMAP_SCAN is younger than the bit.
+    if not spans or scans or any(span.protected for span in spans) or offers.pagemap_tells_protection():
+        return spans, []
+    note = "This kernel's pagemap does not show which pages are protected (Linux 5.14 does)."
+    if offers.features() is None:
+        note = "Whether this kernel's pagemap shows which pages are protected, only root can find out: use sudo."
+    return [replace(span, protected=None, unprotected=None, swapped=None) for span in spans], [note]
+
+
+def _userfaultfds() -> Iterator[Userfaultfd]:
+    """All that we may see, each with everyone who holds it."""
+    groups: list[tuple[tuple[int, int], dict[int, list[int]]]] = []
+    for pid in proc.pids():
+        thread = proc.living_thread(pid)
+        for fd in proc.userfaultfds(thread):
+            for first, holders in groups:
+                if proc.same_file(*first, thread, fd):
+                    holders.setdefault(pid, []).append(fd)
+                    break
+            else:
+                groups.append(((thread, fd), {pid: [fd]}))
+    for first, holders in groups:
+        said = proc.fdinfo(*first)
+        yield Userfaultfd(
+            said.features if said else None,
+            said.unread if said else None,
+            said.waiting if said else None,
+            tuple(Holder(pid, proc.comm(pid), tuple(fds)) for pid, fds in holders.items()),
+        )

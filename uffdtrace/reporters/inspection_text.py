@@ -1,0 +1,111 @@
+"""What inspect found, for a person: registered ranges, userfaultfds, and what nobody can tell from outside."""
+
+from __future__ import annotations
+
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from uffdtrace.model.inspection import VERDICTS
+from uffdtrace.reporters.terminal import MOST_NAME, MOST_RANGES, STYLES, console_for, table
+from uffdtrace.reporters.words import add, addresses, name, noun, number, printable, size
+
+_STYLES = {**STYLES, "unprotected": "red", "unknown": "yellow"}
+_MEANING = {
+    "unprotected": "registered for write protection, but no page is protected",
+    "pending": "faults wait for the monitor",
+    "unknown": "the page tables do not decide",
+    "async": "the kernel resolves write faults itself (WP_ASYNC)",
+    "ok": "nothing can be written without its message",
+    "idle": "nothing happened",
+}
+_EXPLAINED = {
+    "unprotected": "UFFDIO_WRITEPROTECT was never called, or found only empty pages, or every page was released since."
+    " Writes send no message.",
+    "unknown": "writes to pages that are not protected send no message. The monitor released these pages, or their"
+    " protection was missed or lost: that only a trace can tell (uffdtrace attach).",
+    "async": "protected pages are those not written since they were armed.",
+}
+
+
+def _memory(found: dict[str, Any]) -> Text:
+    lines = [f"{size(found['pages'], found['page_size'])} {found['memory']}", "+".join(found["modes"])]
+    return Text("\n".join([*lines, name(found, MOST_NAME)]).rstrip())
+
+
+def _table(ranges: list[dict[str, Any]]) -> Table:
+    made = table()
+    made.add_column("Range", no_wrap=True)
+    made.add_column("Memory", overflow="fold")
+    for header in ("Protected", "Unprotected", "Swapped", "Empty"):
+        made.add_column(header, justify="right", overflow="fold")
+    made.add_column("Verdict", no_wrap=True)
+    for found in ranges:
+        made.add_row(
+            addresses(found, "-\n"),
+            _memory(found),
+            *(number(found[key]) for key in ("protected", "unprotected", "swapped", "empty")),
+            Text(found["verdict"], style=_STYLES.get(found["verdict"], "")),
+        )
+    return made
+
+
+def _rest(ranges: list[dict[str, Any]]) -> str:
+    sums = [f"{number(add(*(found[key] for found in ranges)))} {key}" for key in ("protected", "unprotected", "empty")]
+    return f"and {len(ranges):,} more ranges: {', '.join(sums)} (all in --format json)\n"
+
+
+def _explain(console: Console, ranges: list[dict[str, Any]]) -> None:
+    for word, meaning in _EXPLAINED.items():
+        # Where protection itself is not known, a note says why.
+        if any(found["verdict"] == word and found["protected"] is not None for found in ranges):
+            console.print(Text.assemble((word, _STYLES.get(word, "")), f": {meaning}\n"))
+
+
+def _userfaultfd(console: Console, found: dict[str, Any]) -> None:
+    holders = [
+        f"{one['pid']} ({printable(one['comm'])}) as {', '.join(map(str, one['fds']))}" for one in found["holders"]
+    ]
+    faults = "its faults are not known"
+    if found["waiting"] is not None:
+        faults = f"{noun(found['waiting'], 'fault')} waiting" + f", {found['unread']:,} unread" * bool(found["waiting"])
+    features = "?" if found["features"] is None else ", ".join(found["features"]) or "none"
+    console.print(Text(f"Userfaultfd of {'; '.join(holders)}: {faults}"))
+    console.print(Padding(Text(f"Features asked for: {features}"), (0, 0, 0, 4), expand=False))
+
+
+def render(found: dict[str, Any], stream: TextIO) -> None:
+    console = console_for(stream)
+    process, inspection = found["process"], found["inspection"]
+    command = printable(" ".join(process["cmdline"] or [process["comm"]]))
+    console.print(Text(f"{command} ({process['pid']})"), overflow="ellipsis", no_wrap=True)
+    console.print(Text(printable(f"Linux {inspection['kernel']} {inspection['arch']}, {inspection['method']}")))
+    console.print()
+    ranges = sorted(found["ranges"], key=lambda one: VERDICTS.index(one["verdict"]))
+    if ranges:
+        console.print(_table(ranges[:MOST_RANGES]))
+        console.print()
+        if len(ranges) > MOST_RANGES:
+            console.print(_rest(ranges[MOST_RANGES:]))
+        _explain(console, ranges)
+    else:
+        console.print("None of its memory is registered with userfaultfd.\n")
+    for one in found["userfaultfds"]:
+        _userfaultfd(console, one)
+    if found["elsewhere"]:
+        console.print("Elsewhere:")
+    for one in found["elsewhere"][:MOST_RANGES]:
+        _userfaultfd(console, one)
+    if found["asleep"]:
+        tids = ", ".join(map(str, found["asleep"][:MOST_RANGES])) + (", ..." if found["asleep"][MOST_RANGES:] else "")
+        count = noun(len(found["asleep"]), "thread")
+        console.print(Text(f"{count} asleep in a fault: {tids}; at which address only a trace can tell."))
+    for note in found["notes"]:
+        console.print(Text(printable(note)))
+    if any(found[key] for key in ("userfaultfds", "elsewhere", "asleep", "notes")):
+        console.print()
+    verdict = found["verdict"]
+    console.print(Text.assemble("Verdict: ", (verdict, _STYLES.get(verdict, "")), f": {_MEANING[verdict]}."))
