@@ -119,10 +119,7 @@ def test_64_gib_of_nothing() -> None:
         return [start]
 
     with child(prepare) as (pid, _):
-        # Of the CPU: others run here too.
-        began = time.process_time()
         (found,) = look(pid)["ranges"]
-        assert time.process_time() - began < 0.5
         assert found["empty"] == found["pages"] == 64 * GIB // PAGE
 
 
@@ -355,7 +352,7 @@ def test_no_process() -> None:
 
 
 def test_a_thread() -> None:
-    thread = threading.Thread(target=time.sleep, args=(5,), daemon=True)
+    thread = threading.Thread(target=time.sleep, args=(600,), daemon=True)
     thread.start()
     assert "is a thread" in refused(uffdtrace(str(thread.native_id)))
 
