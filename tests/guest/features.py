@@ -85,6 +85,7 @@ SCENARIOS = (
     "grown",
     "stale-unregister",
     "stale-close",
+    "stale-remap",
     "wp-dropped",
     "re-registered-wp",
     "never-read",

@@ -298,6 +298,7 @@ def main() -> None:
     for point in ("registered", "armed"):
         steps[f"attach-{point}"] = lambda point=point: attach(guest, "seed", point, f"attach-{point}")  # type: ignore[misc]
     steps["attach-two"] = lambda: attach(guest, "two-userfaultfds", "armed", "attach-two")
+    steps["attach-named"] = lambda: attach(guest, "shmem-missing", "registered", "attach-named")
     steps["attach-asleep"] = lambda: attach(guest, "asleep", "asleep", "attach-asleep")
     steps["attach-interrupted"] = lambda: stopped(guest, "attach-interrupted", interrupt=True)
     steps["attach-duration"] = lambda: stopped(guest, "attach-duration", "-d", "1")

@@ -44,6 +44,11 @@ def test_attach_tells_several_userfaultfds_apart(guest: Guest) -> None:
     assert len({found["userfaultfd"] for found in trace.report["ranges"]}) == 2
 
 
+def test_attach_names_the_mapping(guest: Guest) -> None:
+    (found,) = guest.trace("attach-named").report["ranges"]
+    assert (found["memory"], found["name"]) == ("shmem", "/memfd:workload (deleted)")
+
+
 def test_attach_says_who_slept_already(guest: Guest) -> None:
     """64 threads sleep in faults that came before the trace; their messages are read in it."""
     trace = guest.trace("attach-asleep")

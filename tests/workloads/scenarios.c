@@ -79,6 +79,7 @@ const struct scenario scenarios[] = {
 	{"grown", grown},
 	{"stale-unregister", stale_unregister},
 	{"stale-close", stale_close},
+	{"stale-remap", stale_remap},
 	{"wp-dropped", wp_dropped},
 	{"re-registered-wp", re_registered_wp},
 	{"never-read", never_read},

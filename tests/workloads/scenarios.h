@@ -117,6 +117,7 @@ void remapped_event(void);
 void grown(void);
 void stale_unregister(void);
 void stale_close(void);
+void stale_remap(void);
 void wp_dropped(void);
 void re_registered_wp(void);
 

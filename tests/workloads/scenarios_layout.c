@@ -171,9 +171,9 @@ void grown(void)
 }
 
 /* Registered once more by uffd, armed by nobody: what was armed before may still send messages. */
-static void write_unarmed(struct range *r, int uffd, struct monitor *m)
+static void write_unarmed(struct range *r, char *start, int uffd, struct monitor *m)
 {
-	struct range *again = truth_new_range(r->start, r->pages, 0, r->memory);
+	struct range *again = truth_new_range(start, r->pages, 0, r->memory);
 	size_t stale = 0;
 
 	uffd_register(uffd, 0, again, MODE_WP);
@@ -190,7 +190,7 @@ void stale_unregister(void)
 	struct range *r = track_armed(PAGES, PAGES, 0, &m);
 
 	uffd_unregister_from(r, 0);
-	write_unarmed(r, r->uffd, &m);
+	write_unarmed(r, r->start, r->uffd, &m);
 }
 
 void stale_close(void)
@@ -203,7 +203,17 @@ void stale_close(void)
 	uffd_close(r->uffd);
 	uffd = uffd_open(0);
 	monitor_start(&new, uffd);
-	write_unarmed(r, uffd, &new);
+	write_unarmed(r, r->start, uffd, &new);
+}
+
+void stale_remap(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
+	char *to = move_mapping(r);
+
+	truth_finding(r, "mremap-without-event", PAGES);
+	write_unarmed(r, to, r->uffd, &m);
 }
 
 void wp_dropped(void)
