@@ -137,8 +137,8 @@ def test_a_run_across_chunks_is_found_whole_or_in_parts(child: Child, monkeypatc
 @need_wp
 def test_userfaultfds(child: Child) -> None:
     assert proc.userfaultfds(child.pid) == [child.fd]
-    assert proc.touch_fdinfo(child.pid, child.fd)
-    assert not proc.touch_fdinfo(child.pid, 9999)
+    assert proc.fdinfo(child.pid, child.fd) is not None
+    assert proc.fdinfo(child.pid, 9999) is None
 
 
 @need_wp
@@ -178,7 +178,7 @@ def test_a_process_that_is_gone(gone: int) -> None:
     assert str(gone) in str(caught.value)
     assert not proc.is_alive(gone)
     assert (proc.registered(gone), proc.userfaultfds(gone), proc.asleep_in_fault(gone)) == ([], [], [])
-    assert not proc.touch_fdinfo(gone, 3)
+    assert proc.fdinfo(gone, 3) is None
 
 
 def test_the_pages_of_a_process_that_is_gone(gone: int) -> None:

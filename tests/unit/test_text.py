@@ -224,7 +224,7 @@ def test_latency_table() -> None:
 
 @pytest.mark.parametrize(
     ("microseconds", "expected"),
-    [(0, "0 µs"), (0.1, "0.1 µs"), (999, "999 µs"), (1000, "1 ms"), (1_500_000, "1.5 s"), (86_400e6, "86400 s")],
+    [(0, "0 µs"), (0.1, "0.1 µs"), (999, "999 µs"), (1000, "1 ms"), (1_500_000, "1.5 s"), (86_400e6, "86,400 s")],
 )
 def test_durations(microseconds: float, expected: str) -> None:
     values = dict.fromkeys(("p50", "p90", "p99", "max"), microseconds)
@@ -251,7 +251,7 @@ def test_histogram() -> None:
 def test_a_histogram_of_many_powers_of_two() -> None:
     bins = [{"below_us": 2**power, "faults": 10**9 if power % 2 else 1} for power in range(40)]
     out = rendered(a_report(a_range(latency_us={**latency(), "histogram": bins})), histogram=True)
-    assert "< 549756 s" in out and all(len(line) <= 80 for line in out.splitlines())
+    assert "< 549,756 s" in out and all(len(line) <= 80 for line in out.splitlines())
 
 
 def test_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,15 +87,6 @@ def userfaultfds(pid: int) -> list[int]:
     return sorted(found)
 
 
-def touch_fdinfo(pid: int, fd: int) -> bool:
-    """Have the kernel run userfaultfd_show_fdinfo() for a descriptor; False if it is gone."""
-    try:
-        (PROC / str(pid) / "fdinfo" / str(fd)).read_bytes()
-    except OSError:
-        return False
-    return True
-
-
 @dataclass(frozen=True)
 class Fdinfo:
     """What fdinfo says of a userfaultfd: UFFD_FEATURE_*, the faults that nobody has read, and all that wait."""
@@ -128,12 +119,18 @@ def same_file(pid: int, fd: int, other: int, other_fd: int) -> bool | None:
 
 @dataclass(frozen=True)
 class Area:
-    """A mapping: bytes [start, end) and `anon`, `shmem` or `hugetlb`, as userfaultfd tells them apart."""
+    """A mapping: bytes [start, end), and what maps calls it, empty for plain anonymous memory."""
 
     start: int
     end: int
-    memory: str
-    name: str = ""
+    name: str
+
+
+def _head(line: str) -> tuple[int, int, str]:
+    """Start, end and name in a mapping's line of maps or smaps."""
+    addresses, _, _, _, _, *name = line.rstrip("\n").split(maxsplit=5)
+    start, end = (int(part, 16) for part in addresses.split("-"))
+    return start, end, name[0] if name else ""
 
 
 def areas(pid: int) -> list[Area]:
@@ -142,22 +139,10 @@ def areas(pid: int) -> list[Area]:
     try:
         with (PROC / str(pid) / "maps").open(errors="replace") as maps:
             for line in maps:
-                addresses, _, _, _, inode, *name = line.rstrip("\n").split(maxsplit=5)
-                start, end = (int(part, 16) for part in addresses.split("-"))
-                memory = "anon" if inode == "0" else _file_memory(pid, addresses)
-                found.append(Area(start, end, memory, name[0] if name else ""))
+                found.append(Area(*_head(line)))
     except (FileNotFoundError, ProcessLookupError):
         return []
     return found
-
-
-def _file_memory(pid: int, addresses: str) -> str:
-    """A file that can be registered is shmem or hugetlb: those of hugetlbfs have huge blocks."""
-    try:
-        block = (PROC / str(pid) / "map_files" / addresses).stat().st_blksize
-    except OSError:
-        return "shmem"
-    return "hugetlb" if block > _PAGE else "shmem"
 
 
 def registered(pid: int) -> list[Registered]:
@@ -180,9 +165,7 @@ def registered(pid: int) -> list[Registered]:
 
 
 def _registered(head: str, flags: list[str], modes: int) -> Registered:
-    addresses, _, _, _, _, *rest = head.rstrip("\n").split(maxsplit=5)
-    start, end = (int(part, 16) for part in addresses.split("-"))
-    name = rest[0] if rest else ""
+    start, end, name = _head(head)
     memory = "anon"
     if "ht" in flags:
         memory = "hugetlb"

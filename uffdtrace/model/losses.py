@@ -102,7 +102,7 @@ class Losses:
 def _settled(records: Array) -> Array:
     """Without what was taken back: each CANCEL, and the latest loss of that page before it."""
     cancelled = records[records["code"] & CANCEL != 0]
-    places = np.unique(np.concatenate([_every(cancelled["place"], cancelled["pages"])]))
+    places = np.unique(_every(cancelled["place"], cancelled["pages"]))
     low = np.searchsorted(places, records["place"])
     high = np.searchsorted(places, records["place"] + records["pages"])
     touched = low < high
@@ -136,7 +136,7 @@ def lost_pages(runs: Array, ranges: Ranges, began: int) -> dict[int, list[dict[s
         return {}
     table = np.array(pieces, dtype=np.int64)
     places, lengths, starts, numbers = table[:, 0], table[:, 1] // PAGE_SIZE, table[:, 2], table[:, 3]
-    # A run may cross from one piece into the next: the pool lays them side by side.
+    # A run may cross from one piece into the next, where both were one.
     low = np.searchsorted(places, runs["place"], side="right") - 1
     high = np.searchsorted(places, runs["place"] + runs["pages"], side="left")
     which = np.repeat(np.arange(len(runs)), np.maximum(high - low, 0))

@@ -7,7 +7,7 @@ from typing import Any
 
 from uffdtrace.model.diagnosis import VERDICTS
 from uffdtrace.model.rules import SEVERITIES
-from uffdtrace.reporters.match import Range, match
+from uffdtrace.reporters.match import Range, kind, match
 from uffdtrace.reporters.words import add, addresses, lost_pages, noun
 
 SCHEMA = "uffdtrace-compare/1"
@@ -142,7 +142,7 @@ class Comparison:
         self.doubts: dict[tuple[str, str], list[Range]] = {}
         self.reasons: list[str] = []
         # Where a range is missing, any of its like could be the one.
-        self.missing = [_kind(one) for one, other in self.pairs if one and not other]
+        self.missing = [kind(one) for one, other in self.pairs if one and not other]
         self.changes = [self._pair(one, other) for one, other in self.pairs]
         self.change = self._overall()
 
@@ -170,7 +170,7 @@ class Comparison:
         why = _shows_nothing(before, after)
         if why:
             return self._doubt(after, "AFTER", why)
-        if _kind(before) in self.missing:
+        if kind(before) in self.missing:
             return self._doubt(before, "BEFORE", "cannot be told from another of its size, which AFTER lacks")
         return "better" if still or self.after.lost(after).count else "fixed"
 
@@ -294,10 +294,6 @@ class Comparison:
 
 def _ids(found: Range) -> set[str]:
     return {finding["id"] for finding in found["findings"]}
-
-
-def _kind(found: Range) -> tuple[Any, ...]:
-    return found["pages"], found["memory"], found["name"]
 
 
 def _some(ranges: list[Range]) -> str:

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from uffdtrace.model.inspection import VERDICTS
-from uffdtrace.reporters.terminal import MOST_NAME, MOST_RANGES, STYLES, console_for, table
-from uffdtrace.reporters.words import add, addresses, name, noun, number, printable, size
+from uffdtrace.reporters.terminal import MOST_RANGES, STYLES, console_for, memory, table
+from uffdtrace.reporters.words import add, addresses, noun, number, printable
 
 _STYLES = {**STYLES, "unprotected": "red", "unknown": "yellow"}
 _MEANING = {
@@ -31,11 +31,6 @@ _EXPLAINED = {
 }
 
 
-def _memory(found: dict[str, Any]) -> Text:
-    lines = [f"{size(found['pages'], found['page_size'])} {found['memory']}", "+".join(found["modes"])]
-    return Text("\n".join([*lines, name(found, MOST_NAME)]).rstrip())
-
-
 def _table(ranges: list[dict[str, Any]]) -> Table:
     made = table()
     made.add_column("Range", no_wrap=True)
@@ -46,7 +41,7 @@ def _table(ranges: list[dict[str, Any]]) -> Table:
     for found in ranges:
         made.add_row(
             addresses(found, "-\n"),
-            _memory(found),
+            memory(found),
             *(number(found[key]) for key in ("protected", "unprotected", "swapped", "empty")),
             Text(found["verdict"], style=_STYLES.get(found["verdict"], "")),
         )

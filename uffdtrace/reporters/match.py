@@ -11,9 +11,14 @@ Range = dict[str, Any]
 Pair = tuple[int, int]
 _Key = Callable[[Range], tuple[Any, ...]]
 
+
+def kind(found: Range) -> tuple[Any, ...]:
+    return found["pages"], found["memory"], found["name"]
+
+
 # What tells ranges apart, most of it first. A fix may change modes, and a kernel may not tell memory or name.
 _KEYS: tuple[_Key, ...] = (
-    lambda found: (found["pages"], found["memory"], found["name"]),
+    kind,
     lambda found: (found["pages"], found["memory"]),
     lambda found: (found["pages"],),
 )
@@ -68,13 +73,12 @@ def _align(
 
 def _out_of_order(before: list[Range], after: list[Range], pairs: set[Pair]) -> set[Pair]:
     """Of the ranges left over, those that are the only one of their kind in both runs."""
-    key = _KEYS[0]
     left = [at for at in range(len(before)) if at not in {one for one, _ in pairs}]
     right = [at for at in range(len(after)) if at not in {other for _, other in pairs}]
-    here = Counter(key(before[at]) for at in left)
-    there = Counter(key(after[at]) for at in right)
-    where = {key(after[at]): at for at in right}
-    return {(at, where[kind]) for at in left if here[kind := key(before[at])] == 1 and there[kind] == 1}
+    here = Counter(kind(before[at]) for at in left)
+    there = Counter(kind(after[at]) for at in right)
+    where = {kind(after[at]): at for at in right}
+    return {(at, where[alike]) for at in left if here[alike := kind(before[at])] == 1 and there[alike] == 1}
 
 
 def match(before: list[Range], after: list[Range]) -> list[tuple[Range | None, Range | None]]:

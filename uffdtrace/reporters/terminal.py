@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import TextIOWrapper
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from uffdtrace.reporters.words import three_digits
+from uffdtrace.model.latency import readable
+from uffdtrace.reporters.words import name, size
 
 # More than a screen helps nobody: the worst come first, the rest is summed up.
 MOST_RANGES = 20
@@ -28,14 +30,17 @@ STYLES = {
 
 
 def duration(microseconds: float | None, console: Console) -> str:
-    """A time to three digits in a unit that fits: `12.3 ms`."""
+    """A time as the findings write it, where the terminal can show it."""
     if microseconds is None:
         return "?"
-    amount, units = float(microseconds), ["us" if console.options.ascii_only else "µs", "ms", "s"]
-    while amount >= 1000 and len(units) > 1:
-        amount /= 1000
-        units.pop(0)
-    return f"{three_digits(amount)} {units[0]}"
+    said = readable(microseconds)
+    return said.replace("µ", "u") if console.options.ascii_only else said
+
+
+def memory(found: dict[str, Any]) -> Text:
+    """A range's size and kind of memory, its modes, and what it is called, each a line."""
+    lines = [f"{size(found['pages'], found['page_size'])} {found['memory'] or '?'}", "+".join(found["modes"])]
+    return Text("\n".join([*lines, name(found, MOST_NAME)]).rstrip())
 
 
 def console_for(stream: TextIO) -> Console:

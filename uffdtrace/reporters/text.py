@@ -12,8 +12,8 @@ from rich.text import Text
 from uffdtrace.model.diagnosis import VERDICTS
 from uffdtrace.reporters.latency import latency_table, render_histogram
 from uffdtrace.reporters.pages import render_lost, render_waiting
-from uffdtrace.reporters.terminal import MOST_NAME, MOST_RANGES, STYLES, console_for, table
-from uffdtrace.reporters.words import add, addresses, lost_pages, name, number, printable, size
+from uffdtrace.reporters.terminal import MOST_RANGES, STYLES, console_for, memory, table
+from uffdtrace.reporters.words import add, addresses, lost_pages, number, printable
 
 _MEANING = {
     "lost-writes": "writes to armed pages were lost",
@@ -36,11 +36,6 @@ def _messages(found: dict[str, Any]) -> str:
     return "\n".join(f"{counts[kind]:,} {kind}" for kind in counts if counts[kind] or kind in found["modes"])
 
 
-def _memory(found: dict[str, Any]) -> Text:
-    lines = [f"{size(found['pages'], found['page_size'])} {found['memory'] or '?'}", "+".join(found["modes"])]
-    return Text("\n".join([*lines, name(found, MOST_NAME)]).rstrip())
-
-
 def _table(ranges: list[dict[str, Any]]) -> Table:
     # Nothing is ever cut: what does not fit folds.
     made = table()
@@ -53,7 +48,7 @@ def _table(ranges: list[dict[str, Any]]) -> Table:
     for found in ranges:
         made.add_row(
             addresses(found, "-\n"),
-            _memory(found),
+            memory(found),
             _messages(found),
             number(found["holes"]),
             number(add(*found["skipped"].values())),

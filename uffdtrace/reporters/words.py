@@ -24,17 +24,13 @@ def name(found: dict[str, Any], width: int) -> str:
     return shorten(printable(found["name"] or "").removesuffix(" (deleted)"), width)
 
 
-def three_digits(amount: float) -> str:
-    return f"{amount:.0f}" if amount >= 100 else f"{amount:.3g}"
-
-
 def size(pages: int, page_size: int) -> str:
     """Bytes to three digits in a unit that fits: `16 MiB`."""
     amount, units = float(pages * page_size), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
     while amount >= 1024 and len(units) > 1:
         amount /= 1024
         units.pop(0)
-    return f"{three_digits(amount)} {units[0]}"
+    return f"{amount:.0f} {units[0]}" if amount >= 100 else f"{amount:.3g} {units[0]}"
 
 
 def number(count: int | None) -> str:
