@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from guest.features import BACKENDS, SCENARIOS, SUITES, expected
+from guest.features import BACKENDS, ONCE, SCENARIOS, SUITES, expected
 from guest.results import Guest, Trace, tail
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-# A guest that hangs is stopped by scripts/guests, and booted once more.
+# A guest that says nothing for longer than any step may take hangs; scripts/guests
+# boots it again, and it goes on with the step in which it hung.
+SILENT_SECONDS = 360
 HANGS_SECONDS = 1500
-BOOT_SECONDS = 2 * HANGS_SECONDS + 60.0
+BOOTS = 4
 
 CELLS = pytest.StashKey["dict[tuple[str, str, str], str]"]()
 GUESTS = pytest.StashKey["dict[str, Guest]"]()
@@ -33,47 +35,50 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[GUESTS] = {}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.guest)
+    elsewhere = [item for item in items if item.get_closest_marker("once") and ONCE not in parameters_of(item).values()]
+    config.hook.pytest_deselected(items=elsewhere)
+    items[:] = [item for item in items if item not in elsewhere]
+
+
+def parameters_of(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Absent scenarios are not collected: nothing here is green by skipping."""
     option = metafunc.config.getoption
     suites = option("--suite") or list(SUITES)
-    backends = option("--backend") or list(BACKENDS)
     names = [name for name in ("suite", "backend", "scenario") if name in metafunc.fixturenames]
     if not names:
         return
     rows: list[tuple[str, ...]] = [(suite,) for suite in suites]
     if "backend" in names:
-        rows = [(*row, backend) for row in rows for backend in backends]
+        rows = [(suite, backend) for suite in suites for backend in option("--backend") or BACKENDS[suite]]
     if "scenario" in names:
         rows = [(*row, scenario) for row in rows for scenario in expected(row[0])]
     # One boot after the other, however the tests are spread over files.
     metafunc.parametrize(names, rows, scope="session")
 
 
-def run_guest(suite: str, command: list[str], folder: Path) -> tuple[int | None, str]:
-    """scripts/guests with all it says, and its exit status or None when the time was up."""
+def run_guest(suite: str, command: list[str], folder: Path) -> tuple[int, str]:
+    """scripts/guests with all it says, and its exit status."""
     log = folder.parent / f"{suite}.log"
-    boot = [str(ROOT / "scripts" / "guests"), "boot", suite, "--rwdir", str(folder)]
-    boot += ["--timeout", str(HANGS_SECONDS), "--", shlex.join(command)]
+    boot = [str(ROOT / "scripts" / "guests"), "boot", suite, "--rwdir", str(folder), "--boots", str(BOOTS)]
+    boot += ["--timeout", str(HANGS_SECONDS), "--silent", str(SILENT_SECONDS), "--", shlex.join(command)]
     with log.open("w") as out:
         process = subprocess.Popen(
             boot, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            status: int | None = process.wait(BOOT_SECONDS)
-        except BaseException as error:
+            status = process.wait()
+        finally:
             # It takes its guest with it.
             process.terminate()
             process.wait()
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            status = None
     return status, log.read_text(errors="replace")
 
 
@@ -92,11 +97,15 @@ def boot(
     request: pytest.FixtureRequest, workload: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Guest]:
     guests = request.config.stash[GUESTS]
-    backends = request.config.getoption("--backend") or list(BACKENDS)
 
     def once(suite: str) -> Guest:
         if suite not in guests:
+            backends = request.config.getoption("--backend") or list(BACKENDS[suite])
             guests[suite] = boot_suite(suite, workload, backends, tmp_path_factory.mktemp(f"guest-{suite}"))
+            # At once: a run that is stopped for its time has no summary.
+            request.config.get_terminal_writer().line()
+            for line in guests[suite].said:
+                request.config.get_terminal_writer().line(f"{suite}: {line}")
         return guests[suite]
 
     return once
@@ -110,17 +119,15 @@ def boot_suite(suite: str, workload: Path, backends: list[str], parent: Path) ->
     compileall.compile_dir(ROOT / "uffdtrace", quiet=2)
     command = [sys.executable, str(HERE / "in_guest.py"), "--dir", str(folder)]
     command += ["--workload", str(folder / "workload"), "--repository", str(ROOT)]
+    if suite == ONCE:
+        command.append("--once")
     for backend in backends:
         command += ["--backend", backend]
     status, output = run_guest(suite, command, folder)
     error = None
-    if status is None:
-        error = f"{suite}: stopped after {BOOT_SECONDS:.0f} s"
-    elif status:
-        error = f"{suite}: scripts/guests boot ended with exit status {status}"
-    if error:
-        error += f"; its last lines:\n{tail(output)}"
-    return Guest(suite, folder, output, error, retried="boot 1 of 2" in output)
+    if status:
+        error = f"{suite}: scripts/guests boot ended with exit status {status}; its last lines:\n{tail(output)}"
+    return Guest(suite, folder, output, error)
 
 
 @pytest.fixture
@@ -141,7 +148,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    parameters = parameters_of(item)
     if {"suite", "backend", "scenario"} <= set(parameters):
         cell = (str(parameters["scenario"]), str(parameters["suite"]), str(parameters["backend"]))
         if report.failed:
@@ -156,8 +163,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for line in table(config.stash[CELLS], guests):
         terminalreporter.write_line(line)
     for guest in guests.values():
-        if guest.retried:
-            terminalreporter.write_line(f"{guest.suite}: the first boot died and was tried once more")
         seconds = [
             f"{name} {trace.step['seconds']} s" for name, trace in guest._traces.items() if "seconds" in trace.step
         ]

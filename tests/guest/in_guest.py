@@ -12,45 +12,26 @@ import contextlib
 import json
 import os
 import platform
-import re
-import select
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, TextIO
+from typing import Any, Callable
+
+from steps import FINISH_SECONDS, READY_SECONDS, Guest, Result, finish, first_line, started, until, until_ready
 
 NOBODY = 65534
-READY = re.compile(r"^uffdtrace: tracing", re.MULTILINE)
 PROBE_LISTS = (
     "/sys/kernel/debug/kprobes/list",
     "/sys/kernel/tracing/enabled_functions",
     "/sys/kernel/tracing/kprobe_events",
 )
-RUN_SECONDS = 400.0
-# Compiling and attaching takes seconds where nothing is hardware.
-READY_SECONDS = 120.0
-FINISH_SECONDS = 90.0
+RUN_SECONDS = 300.0
 KILL_AFTER_SECONDS = 8.0
 PROBES_GONE_SECONDS = 5.0
-
-Result = dict[str, Any]
-
-
-class Guest:
-    def __init__(self, folder: Path, workload: Path, repository: Path, backends: list[str]) -> None:
-        self.folder = folder
-        self.workload = str(workload)
-        self.repository = repository
-        self.backends = backends
-        self.uffdtrace = [sys.executable, "-m", "uffdtrace"]
-        self.environment = {**os.environ, "PYTHONPATH": str(repository), "TERM": "dumb", "NO_COLOR": "1"}
-
-    def path(self, name: str) -> str:
-        return str(self.folder / name)
+MOST_BOOTS = 2
 
 
 def mount(kind: str, where: str) -> None:
@@ -66,54 +47,6 @@ def make_swap() -> str:
     return "/dev/zram0"
 
 
-def kill_group(process: subprocess.Popen[Any]) -> None:
-    """The process and all that it started; each has a session of its own."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def finish(process: subprocess.Popen[Any], seconds: float) -> int | None:
-    """Its exit status, or None where it had to be killed."""
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        kill_group(process)
-        return None
-
-
-@contextlib.contextmanager
-def started(
-    guest: Guest, command: Sequence[str], out: TextIO | int, err: TextIO | int, stdin: int = subprocess.DEVNULL
-) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        command, stdin=stdin, stdout=out, stderr=err, text=True, env=guest.environment, start_new_session=True
-    )
-    try:
-        yield process
-    finally:
-        kill_group(process)
-
-
-def until(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-def until_ready(process: subprocess.Popen[str], stderr: str) -> None:
-    def ready() -> bool:
-        return bool(READY.search(Path(stderr).read_text(errors="replace"))) or process.poll() is not None
-
-    began = time.monotonic()
-    if not until(ready, READY_SECONDS) or process.poll() is not None:
-        said = Path(stderr).read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"not tracing after {time.monotonic() - began:.0f} s (exit {process.poll()}): {said}")
-
-
 def trace_workload(guest: Guest, backend: str) -> Result:
     command = [*guest.uffdtrace, "run", "-o", guest.path(f"trace-{backend}.data"), "--format", "json"]
     command += ["--backend", backend, "--", guest.workload, "run", "--out", guest.path(f"truth-{backend}.jsonl")]
@@ -122,6 +55,27 @@ def trace_workload(guest: Guest, backend: str) -> Result:
         with started(guest, command, out, err) as process:
             status = finish(process, RUN_SECONDS)
     return {"exit_status": status, "seconds": round(time.monotonic() - began, 1)}
+
+
+def plans(guest: Guest) -> Result:
+    """How each kind of probe would be attached: [row, place, fentry] by backend."""
+    code = (
+        "import json\n"
+        "from uffdtrace.kernel import preflight, probes\n"
+        "from uffdtrace.kernel.btf import Btf\n"
+        "from uffdtrace.kernel.symbols import Symbols\n"
+        "with Btf() as btf:\n"
+        "    planned = {\n"
+        "        one.value: probes.plan(btf, Symbols(), one, preflight.preemptible()) for one in probes.Backend\n"
+        "    }\n"
+        "print(json.dumps({\n"
+        "    name: [(one.row.name, one.place, one.fentry) for one in plan] for name, plan in planned.items()\n"
+        "}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=guest.environment, text=True, stdout=subprocess.PIPE, timeout=FINISH_SECONDS
+    )
+    return dict(json.loads(done.stdout))
 
 
 def trace_both(guest: Guest) -> Result:
@@ -181,13 +135,6 @@ def kill(guest: Guest) -> Result:
         "before": before,
         "after": after,
     }
-
-
-def first_line(process: subprocess.Popen[str], seconds: float) -> str:
-    assert process.stdout is not None
-    if not select.select([process.stdout], [], [], seconds)[0]:
-        raise RuntimeError(f"the workload said nothing for {seconds:.0f} s")
-    return process.stdout.readline()
 
 
 def attach(guest: Guest, scenario: str, point: str, name: str) -> Result:
@@ -279,11 +226,8 @@ def main() -> None:
     parser.add_argument("--workload", type=Path, required=True)
     parser.add_argument("--repository", type=Path, required=True)
     parser.add_argument("--backend", action="append", required=True)
+    parser.add_argument("--once", action="store_true", help="what the kernel has no part in, too")
     arguments = parser.parse_args()
-    # What a boot that died left behind is not this boot's answer.
-    for old in arguments.dir.glob("*"):
-        if old.is_file() and old != arguments.workload:
-            old.unlink()
     guest = Guest(arguments.dir, arguments.workload, arguments.repository, arguments.backend)
     mount("debugfs", "/sys/kernel/debug")
     mount("tracefs", "/sys/kernel/tracing")
@@ -293,7 +237,7 @@ def main() -> None:
     steps: dict[str, Callable[[], Result]] = {"guest": lambda: {"release": platform.release()}}
     for backend in guest.backends:
         steps[f"run-{backend}"] = lambda backend=backend: trace_workload(guest, backend)  # type: ignore[misc]
-    steps["compare"] = lambda: trace_both(guest)
+    steps["plans"] = lambda: plans(guest)
     steps["kill"] = lambda: kill(guest)
     for point in ("registered", "armed"):
         steps[f"attach-{point}"] = lambda point=point: attach(guest, "seed", point, f"attach-{point}")  # type: ignore[misc]
@@ -301,20 +245,45 @@ def main() -> None:
     steps["attach-named"] = lambda: attach(guest, "shmem-missing", "registered", "attach-named")
     steps["attach-asleep"] = lambda: attach(guest, "asleep", "asleep", "attach-asleep")
     steps["attach-interrupted"] = lambda: stopped(guest, "attach-interrupted", interrupt=True)
-    steps["attach-duration"] = lambda: stopped(guest, "attach-duration", "-d", "1")
-    steps["refused-pid"] = lambda: refuse_no_such_process(guest)
-    steps["refused-command"] = lambda: refuse_no_such_command(guest)
     steps["refused-user"] = lambda: refuse_non_root(guest)
+    if arguments.once:
+        steps["attach-duration"] = lambda: stopped(guest, "attach-duration", "-d", "1")
+        steps["compare"] = lambda: trace_both(guest)
+        steps["refused-pid"] = lambda: refuse_no_such_process(guest)
+        steps["refused-command"] = lambda: refuse_no_such_command(guest)
 
     for name, step in steps.items():
-        began = time.monotonic()
-        try:
-            result = step()
-        except Exception:  # noqa: BLE001 - whatever it was, it is this step's answer
-            result = {"error": traceback.format_exc()}
-        (guest.folder / f"{name}.json").write_text(json.dumps(result))
-        outcome = "BROKE" if "error" in result else "done"
-        print(f"in_guest: {name}: {outcome} ({time.monotonic() - began:.0f} s)", flush=True)
+        if go_on(guest, name):
+            run_step(guest, name, step)
+
+
+def go_on(guest: Guest, name: str) -> bool:
+    """Whether a step is still to be done: an earlier boot may have done it, or died of it."""
+    if (guest.folder / f"{name}.json").exists():
+        return False
+    boots = guest.folder / f"{name}.boots"
+    boots.write_text((boots.read_text() if boots.exists() else "") + "x")
+    died = len(boots.read_text()) - 1
+    if died:
+        print(f"in_guest: {name}: the guest died or hung in it", flush=True)
+    if died >= MOST_BOOTS:
+        error = f"the guest died or hung in this step, in {died} boots"
+        (guest.folder / f"{name}.json").write_text(json.dumps({"error": error}))
+    return died < MOST_BOOTS
+
+
+def run_step(guest: Guest, name: str, step: Callable[[], Result]) -> None:
+    began = time.monotonic()
+    try:
+        result = step()
+    except Exception:  # noqa: BLE001 - whatever it was, it is this step's answer
+        result = {"error": traceback.format_exc()}
+    # In whole: the guest may die at any time.
+    part = guest.folder / f"{name}.part"
+    part.write_text(json.dumps(result))
+    part.replace(guest.folder / f"{name}.json")
+    outcome = "BROKE" if "error" in result else "done"
+    print(f"in_guest: {name}: {outcome} ({time.monotonic() - began:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

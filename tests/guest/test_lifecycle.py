@@ -61,7 +61,10 @@ def test_attach_says_who_slept_already(guest: Guest) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("attach-interrupted", "interrupted (Ctrl-C)"), ("attach-duration", "the duration was over")],
+    [
+        ("attach-interrupted", "interrupted (Ctrl-C)"),
+        pytest.param("attach-duration", "the duration was over", marks=pytest.mark.once),
+    ],
 )
 def test_a_trace_that_ends_before_its_target(guest: Guest, name: str, reason: str) -> None:
     step = guest.step(name)
@@ -73,6 +76,7 @@ def test_a_trace_that_ends_before_its_target(guest: Guest, name: str, reason: st
     assert step["state"] == "S"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("before", "after", "change", "status"),
     [("empty", "populated", "fixed", 0), ("populated", "empty", "worse", 3), ("empty", "empty", "same", 3)],
@@ -103,7 +107,9 @@ def test_killed_collector_leaves_no_probe(guest: Guest) -> None:
     assert killed["probes_gone"], f"left behind: {left}"
 
 
-@pytest.mark.parametrize("cause", ["pid", "command", "user"])
+@pytest.mark.parametrize(
+    "cause", ["user", pytest.param("pid", marks=pytest.mark.once), pytest.param("command", marks=pytest.mark.once)]
+)
 def test_refusals_are_one_line(guest: Guest, cause: str) -> None:
     refused: Json = guest.step(f"refused-{cause}")
     lines = refused["stderr"].splitlines()

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "pagemap.h"
@@ -14,13 +15,22 @@
 #include "settings.h"
 #include "truth.h"
 
-#define TIMEOUT_S 180
+#define TIMEOUT_S 90
 
 enum { CHILD_DONE, CHILD_FAILED };
 
 static const char *out_path;
 static const char *stop_at;
 static const char *current;
+static struct timespec began;
+
+static double seconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (double)(now.tv_sec - began.tv_sec) + (double)(now.tv_nsec - began.tv_nsec) / 1e9;
+}
 
 static void report(pid_t pid, const char *status, const char *reason)
 {
@@ -31,6 +41,7 @@ static void report(pid_t pid, const char *status, const char *reason)
 		_exit(CHILD_FAILED);
 	}
 	fprintf(out, "{\"scenario\": \"%s\", \"pid\": %d, \"status\": \"%s\", ", current, (int)pid, status);
+	fprintf(out, "\"seconds\": %.1f, ", seconds());
 	if (reason)
 		fprintf(out, "\"reason\": \"%s\", \"ranges\": []", reason);
 	else
@@ -102,6 +113,7 @@ static bool run_one(const struct scenario *s)
 	pid_t pid;
 
 	current = s->name;
+	clock_gettime(CLOCK_MONOTONIC, &began);
 	fflush(NULL);
 	pid = fork();
 	if (!pid)

@@ -122,6 +122,12 @@ void monitor_start(struct monitor *m, int uffd)
 	m->thread = thread_start(monitor_main, m);
 }
 
+void monitor_await(const struct monitor *m, unsigned int events)
+{
+	while (m->events < events)
+		usleep(1000);
+}
+
 void monitor_stop(struct monitor *m)
 {
 	if (eventfd_write(m->stop, 1))

@@ -32,6 +32,8 @@ struct monitor {
 };
 
 void monitor_start(struct monitor *m, int uffd);
+/* Until it has counted so many events: the kernel goes on once one is read. */
+void monitor_await(const struct monitor *m, unsigned int events);
 void monitor_stop(struct monitor *m);
 
 pthread_t thread_start(void *(*body)(void *), void *arg);

@@ -1,0 +1,93 @@
+"""What the steps in a guest are made of: processes that end with their step, and waiting with a limit.
+
+Only the standard library, as for all that runs in a guest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Callable, TextIO
+
+READY = re.compile(r"^uffdtrace: tracing", re.MULTILINE)
+# Compiling and attaching takes seconds where nothing is hardware.
+READY_SECONDS = 120.0
+FINISH_SECONDS = 90.0
+
+Result = dict[str, Any]
+
+
+class Guest:
+    def __init__(self, folder: Path, workload: Path, repository: Path, backends: list[str]) -> None:
+        self.folder = folder
+        self.workload = str(workload)
+        self.repository = repository
+        self.backends = backends
+        self.uffdtrace = [sys.executable, "-m", "uffdtrace"]
+        self.environment = {**os.environ, "PYTHONPATH": str(repository), "TERM": "dumb", "NO_COLOR": "1"}
+
+    def path(self, name: str) -> str:
+        return str(self.folder / name)
+
+
+def kill_group(process: subprocess.Popen[Any]) -> None:
+    """The process and all that it started; each has a session of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def finish(process: subprocess.Popen[Any], seconds: float) -> int | None:
+    """Its exit status, or None where it had to be killed."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        kill_group(process)
+        return None
+
+
+@contextlib.contextmanager
+def started(
+    guest: Guest, command: Sequence[str], out: TextIO | int, err: TextIO | int, stdin: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        command, stdin=stdin, stdout=out, stderr=err, text=True, env=guest.environment, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        kill_group(process)
+
+
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def until_ready(process: subprocess.Popen[str], stderr: str) -> None:
+    def ready() -> bool:
+        return bool(READY.search(Path(stderr).read_text(errors="replace"))) or process.poll() is not None
+
+    began = time.monotonic()
+    if not until(ready, READY_SECONDS) or process.poll() is not None:
+        said = Path(stderr).read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"not tracing after {time.monotonic() - began:.0f} s (exit {process.poll()}): {said}")
+
+
+def first_line(process: subprocess.Popen[str], seconds: float) -> str:
+    assert process.stdout is not None
+    if not select.select([process.stdout], [], [], seconds)[0]:
+        raise RuntimeError(f"the workload said nothing for {seconds:.0f} s")
+    return process.stdout.readline()
