@@ -189,8 +189,22 @@ def compare(report: Json, truth: Json, forced: bool = False, unknown: Collection
     the default one may not. `unknown` are fields that may be null.
     """
     bounds = (report["loss"].get("lower_bounds") or []) if forced else []
-    reported, true = owned_ranges(report, truth["pid"]), in_order(truth["ranges"])
     total = Comparison()
+    # A forked child's ranges are its own process's.
+    for pid in dict.fromkeys([truth["pid"], *pids_of(truth)]):
+        of_process(report, truth, pid, bounds, unknown, total)
+    return total
+
+
+def pids_of(truth: Json) -> list[int]:
+    return [found.get("pid", truth["pid"]) for found in truth["ranges"]]
+
+
+def of_process(
+    report: Json, truth: Json, pid: int, bounds: Collection[str], unknown: Collection[str], total: Comparison
+) -> None:
+    reported = owned_ranges(report, pid)
+    true = in_order([found for found in truth["ranges"] if found.get("pid", truth["pid"]) == pid])
     if len(reported) != len(true):
         total.differences.append(f"{len(reported)} ranges reported, the workload had {len(true)}")
     different = []
@@ -206,7 +220,6 @@ def compare(report: Json, truth: Json, forced: bool = False, unknown: Collection
         total.differences.append(f"range {number} counted:  {json.dumps(expected)}")
     if len(reported) != len(true):
         total.differences += [f"reported: {addresses(reported)}", f"counted:  {addresses(true)}"]
-    return total
 
 
 def addresses(ranges: list[Json]) -> str:
@@ -215,6 +228,6 @@ def addresses(ranges: list[Json]) -> str:
 
 def strays(report: Json, truth: dict[str, Json]) -> list[str]:
     """Ranges that no scenario accounts for."""
-    pids = {line["pid"] for line in truth.values()}
+    pids = {pid for line in truth.values() for pid in [line["pid"], *pids_of(line)]}
     known = {uffd["id"] for uffd in report["userfaultfds"] if uffd["owner_pid"] in pids}
     return [json.dumps(found) for found in report["ranges"] if found["userfaultfd"] not in known]

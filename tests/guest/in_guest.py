@@ -32,6 +32,14 @@ RUN_SECONDS = 300.0
 KILL_AFTER_SECONDS = 8.0
 PROBES_GONE_SECONDS = 5.0
 MOST_BOOTS = 2
+# Scenarios and where they stand when everybody is attached to.
+EVERYBODY = (
+    ("seed", "armed"),
+    ("two-userfaultfds", "armed"),
+    ("shmem-missing", "registered"),
+    ("asleep", "asleep"),
+    ("populated", "registered"),
+)
 
 
 def mount(kind: str, where: str) -> None:
@@ -157,6 +165,32 @@ def attach(guest: Guest, scenario: str, point: str, name: str) -> Result:
     return {"exit_status": status, "workload_exit_status": workload_status, "stopped": line.strip()}
 
 
+def attach_all(guest: Guest) -> Result:
+    """Several trackers at different points of their lives, traced at once; SIGTERM ends it."""
+    name = "attach-all"
+    truth, stderr = guest.path(f"truth-{name}.jsonl"), guest.path(f"stderr-{name}.txt")
+    with contextlib.ExitStack() as stack:
+        workloads = []
+        for scenario, point in EVERYBODY:
+            target = [guest.workload, "run", "--only", scenario, "--stop-at", point, "--out", truth]
+            command = started(guest, target, subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE)
+            workloads.append(stack.enter_context(command))
+            first_line(workloads[-1], FINISH_SECONDS)
+        tracer = [*guest.uffdtrace, "attach", "--all", "-o", guest.path(f"trace-{name}.data"), "--format", "json"]
+        out, err = (stack.enter_context(open(path, "w")) for path in (guest.path(f"report-{name}.json"), stderr))
+        collector = stack.enter_context(started(guest, tracer, out, err))
+        until_ready(collector, stderr)
+        statuses = []
+        for workload in workloads:
+            assert workload.stdin is not None
+            workload.stdin.write("\n")
+            workload.stdin.flush()
+            statuses.append(finish(workload, FINISH_SECONDS))
+        collector.terminate()
+        status = finish(collector, FINISH_SECONDS)
+    return {"exit_status": status, "workload_exit_statuses": statuses}
+
+
 def stopped(guest: Guest, name: str, *options: str, interrupt: bool = False) -> Result:
     """A trace that ends while its target goes on."""
     stderr = guest.path(f"stderr-{name}.txt")
@@ -241,9 +275,7 @@ def main() -> None:
     steps["kill"] = lambda: kill(guest)
     for point in ("registered", "armed"):
         steps[f"attach-{point}"] = lambda point=point: attach(guest, "seed", point, f"attach-{point}")  # type: ignore[misc]
-    steps["attach-two"] = lambda: attach(guest, "two-userfaultfds", "armed", "attach-two")
-    steps["attach-named"] = lambda: attach(guest, "shmem-missing", "registered", "attach-named")
-    steps["attach-asleep"] = lambda: attach(guest, "asleep", "asleep", "attach-asleep")
+    steps["attach-all"] = lambda: attach_all(guest)
     steps["attach-interrupted"] = lambda: stopped(guest, "attach-interrupted", interrupt=True)
     steps["refused-user"] = lambda: refuse_non_root(guest)
     if arguments.once:

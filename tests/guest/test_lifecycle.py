@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,6 +17,8 @@ from pathlib import Path
 import pytest
 from guest.compare import BEFORE_ATTACH, compare
 from guest.results import Guest, Json, Trace
+
+from uffdtrace.reporters.text import render
 
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
@@ -35,28 +38,57 @@ def test_attach_counts_what_the_workload_counted(guest: Guest, point: str) -> No
         pytest.fail("\n".join(outcome.differences), pytrace=False)
 
 
-def test_attach_tells_several_userfaultfds_apart(guest: Guest) -> None:
-    trace = guest.trace("attach-two")
-    truth = trace.truth["two-userfaultfds"]
-    outcome = compare(trace.report, truth, unknown=BEFORE_ATTACH)
+def of_scenario(guest: Guest, scenario: str) -> tuple[list[Json], list[Json]]:
+    """The ranges and userfaultfds that a trace of everybody tells of one scenario's process."""
+    trace = guest.trace("attach-all")
+    pid = trace.truth[scenario]["pid"]
+    homes = [home for home in trace.report["userfaultfds"] if home["owner_pid"] == pid]
+    ids = [home["id"] for home in homes]
+    return [found for found in trace.report["ranges"] if found["userfaultfd"] in ids], homes
+
+
+@pytest.mark.parametrize("scenario", ["seed", "two-userfaultfds", "shmem-missing", "populated"])
+def test_attach_to_everybody_counts_what_each_workload_counted(guest: Guest, scenario: str) -> None:
+    trace = guest.trace("attach-all")
+    truth = trace.truth[scenario]
+    armed = scenario in ("seed", "two-userfaultfds")
+    outcome = compare(trace.report, truth, unknown=BEFORE_ATTACH if armed or guest.suite == "bullseye" else ())
     if outcome.differences:
         pytest.fail("\n".join(outcome.differences), pytrace=False)
-    assert len({found["userfaultfd"] for found in trace.report["ranges"]}) == 2
+
+
+def test_attach_to_everybody_is_one_section_each(guest: Guest) -> None:
+    trace = guest.trace("attach-all")
+    assert trace.report["process"] is None
+    assert trace.report["trace"]["stop_reason"] == "stopped by SIGTERM"
+    pids = {truth["pid"] for truth in trace.truth.values()}
+    assert {home["owner_pid"] for home in trace.report["userfaultfds"]} == pids
+    assert {process["pid"] for process in trace.report["processes"]} == pids
+    text = io.StringIO()
+    render(trace.report, text)
+    assert sorted(re.findall(r"^Memory of workload \((\d+)\)$", text.getvalue(), re.MULTILINE)) == sorted(
+        map(str, pids)
+    )
+
+
+def test_attach_tells_several_userfaultfds_apart(guest: Guest) -> None:
+    ranges, homes = of_scenario(guest, "two-userfaultfds")
+    assert len(homes) == len({found["userfaultfd"] for found in ranges}) == 2
 
 
 def test_attach_names_the_mapping(guest: Guest) -> None:
-    (found,) = guest.trace("attach-named").report["ranges"]
+    (found,), _ = of_scenario(guest, "shmem-missing")
     assert (found["memory"], found["name"]) == ("shmem", "/memfd:workload (deleted)")
 
 
 def test_attach_says_who_slept_already(guest: Guest) -> None:
     """64 threads sleep in faults that came before the trace; their messages are read in it."""
-    trace = guest.trace("attach-asleep")
-    truth = trace.truth["asleep"]["ranges"]
-    assert [home["before_trace"] for home in trace.report["userfaultfds"]] == [{"unread": 64, "waiting": 64}]
-    assert [found["messages"] for found in trace.report["ranges"]] == [found["messages"] for found in truth]
-    assert [found["pending"] for found in trace.report["ranges"]] == [0]
-    assert [found["lost"]["observed"] for found in trace.report["ranges"]] in ([0], [None])
+    ranges, homes = of_scenario(guest, "asleep")
+    truth = guest.trace("attach-all").truth["asleep"]["ranges"]
+    assert [home["before_trace"] for home in homes] == [{"unread": 64, "waiting": 64}]
+    assert [found["messages"] for found in ranges] == [found["messages"] for found in truth]
+    assert [found["pending"] for found in ranges] == [0]
+    assert [found["lost"]["observed"] for found in ranges] in ([0], [None])
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,20 @@ def a_range(start: int = BASE, pages: int = 16, lost: int | None = 0, **changes:
     return {**made, **changes}
 
 
+def a_userfaultfd(**fields: Any) -> dict[str, Any]:
+    """The first of the traced process, which watches itself."""
+    return {
+        "id": 0,
+        "features": [],
+        "owner_pid": PROCESS["pid"],
+        "forked_from": None,
+        "events": {"fork": 0, "remap": 0, "remove": 0, "unmap": 0},
+        "monitor_pids": [PROCESS["pid"]],
+        "before_trace": None,
+        **fields,
+    }
+
+
 def a_report(*ranges: dict[str, Any], verdict: str | None = None, **loss: Any) -> dict[str, Any]:
     """A report of these ranges, the worst of which comes first."""
     return copy.deepcopy(
@@ -111,8 +125,9 @@ def a_report(*ranges: dict[str, Any], verdict: str | None = None, **loss: Any) -
             "schema": "uffdtrace-report/1",
             "trace": TRACE,
             "process": PROCESS,
+            "processes": [PROCESS],
             "loss": {"events_dropped": 0, "probes_missed": 0, "unattributed_messages": 0, "lower_bounds": [], **loss},
-            "userfaultfds": [{"id": 0, "features": [], "owner_pid": 200, "monitor_pids": [100], "before_trace": None}],
+            "userfaultfds": [a_userfaultfd()],
             "ranges": list(ranges),
             "verdict": verdict or (ranges[0]["verdict"] if ranges else "idle"),
         }

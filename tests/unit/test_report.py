@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 from unit.events import Events, fed
-from unit.reports import PROCESS, TRACE
+from unit.reports import PROCESS, TRACE, a_userfaultfd
 
 from uffdtrace.model import report as report_module
 from uffdtrace.model.diagnosis import Case, verdict
@@ -132,8 +132,9 @@ def test_the_whole_report_of_a_small_trace() -> None:
         "schema": "uffdtrace-report/1",
         "trace": TRACE,
         "process": PROCESS,
+        "processes": [],
         "loss": {"events_dropped": 0, "probes_missed": 0, "unattributed_messages": 0, "lower_bounds": []},
-        "userfaultfds": [{"id": 0, "features": [], "owner_pid": 200, "monitor_pids": [100], "before_trace": None}],
+        "userfaultfds": [a_userfaultfd(owner_pid=200, monitor_pids=[100])],
         "ranges": [
             {
                 "start": "0x7f0000000000",

@@ -7,6 +7,9 @@
 void unsupported(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 void fail(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 
+/* Become another image of this program, which goes on with the scenario and reports it whole. */
+void run_on(void) __attribute__((noreturn));
+
 /* registered, populated, armed, written: where --stop-at can hold the child. */
 void point(const char *name);
 

@@ -78,6 +78,9 @@ const struct scenario scenarios[] = {
 	{"remapped-event", remapped_event},
 	{"grown", grown},
 	{"stale-unregister", stale_unregister},
+	{"fork-followed", fork_followed},
+	{"exec", exec_away},
+	{"stress", stress},
 	{"stale-close", stale_close},
 	{"stale-remap", stale_remap},
 	{"wp-dropped", wp_dropped},
@@ -106,5 +109,10 @@ const struct scenario scenarios[] = {
 	{"adjacent", adjacent},
 	{"half", half},
 	{"arm-failed", arm_failed},
+	{NULL, NULL},
+};
+
+const struct scenario continuations[] = {
+	{"exec", exec_on},
 	{NULL, NULL},
 };

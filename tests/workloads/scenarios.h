@@ -15,6 +15,8 @@ struct scenario {
 
 /* In the order they run; ends with a NULL name. */
 extern const struct scenario scenarios[];
+/* What those of them that run_on() do there. */
+extern const struct scenario continuations[];
 
 /* Opens a userfaultfd, registers r on it and starts m. */
 void track(struct range *r, uint64_t modes, uint64_t features, struct monitor *m);
@@ -45,6 +47,11 @@ void wp_unpopulated_read(void);
 void wp_async(void);
 void wake_only(void);
 void discarded(void);
+
+void fork_followed(void);
+void exec_away(void);
+void exec_on(void);
+void stress(void);
 
 void missing_wp_copy_wp(void);
 void missing_wp_copy(void);

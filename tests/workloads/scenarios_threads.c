@@ -166,3 +166,58 @@ void pending(void)
 	pagemap_expect(r, 0, PAGES, PAGES);
 	r->pending = SLEEPERS;
 }
+
+/* One of several that each have ranges come and go under one userfaultfd. */
+struct churn {
+	struct range **range;
+	size_t ranges;
+	int uffd;
+};
+
+static void *come_and_go(void *arg)
+{
+	static const uint64_t modes[] = {MODE_WP, MODE_MISSING | MODE_WP, MODE_MISSING};
+	struct churn *c = arg;
+
+	for (size_t i = 0; i < c->ranges; i++) {
+		struct range *r = c->range[i];
+		uint64_t mode = modes[i % 3];
+
+		uffd_register(c->uffd, 0, r, mode);
+		if (mode & MODE_WP) {
+			if (!(mode & MODE_MISSING))
+				populate(r, 0, r->pages / 2);
+			arm(r, 0, r->pages);
+		}
+		write_pages(r, 0, r->pages);
+		if (i % 2) {
+			uffd_unregister_from(r, 0);
+		} else {
+			unmap_from(r, 0);
+			truth_finding(r, "unmapped-without-event", r->pages);
+		}
+	}
+	return NULL;
+}
+
+void stress(void)
+{
+	enum { THREADS = 4, EACH = 75, SIZE = 8 };
+	struct monitor m = {0};
+	int uffd = uffd_open(0);
+	struct range *r[THREADS * EACH];
+	struct churn churn[THREADS];
+	pthread_t thread[THREADS];
+
+	for (int i = 0; i < THREADS * EACH; i++)
+		r[i] = map_anon(SIZE);
+	monitor_start(&m, uffd);
+	for (int i = 0; i < THREADS; i++) {
+		churn[i] = (struct churn){&r[i * EACH], EACH, uffd};
+		thread[i] = thread_start(come_and_go, &churn[i]);
+	}
+	for (int i = 0; i < THREADS; i++)
+		thread_join(thread[i]);
+	point("written");
+	monitor_stop(&m);
+}

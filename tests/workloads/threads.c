@@ -54,10 +54,10 @@ static void fault(struct monitor *m, const struct uffd_msg *msg)
 {
 	uint64_t flags = msg->arg.pagefault.flags;
 	char *address = (char *)(unsigned long)msg->arg.pagefault.address;
-	struct range *r = truth_find(address);
+	struct range *r = truth_find_of(m->uffd, address);
 	size_t i;
 
-	if (!r || r->uffd != m->uffd)
+	if (!r)
 		fail("message for a foreign address %p", (void *)address);
 	i = (address - r->start) / r->unit * (r->unit / PAGE);
 

@@ -41,6 +41,17 @@ struct range *truth_find(const void *address)
 	return found;
 }
 
+struct range *truth_find_of(int uffd, const void *address)
+{
+	struct range *found = NULL;
+
+	for (struct range *r = ranges; r; r = r->next)
+		if (r->uffd == uffd && (const char *)address >= r->start &&
+		    (const char *)address < r->start + r->pages * PAGE)
+			found = r;
+	return found;
+}
+
 struct range *truth_next(const struct range *r)
 {
 	return r ? r->next : ranges;
@@ -115,6 +126,30 @@ struct range *truth_again(struct range *old, char *start, uint64_t modes)
 		to->dropped = modes & UFFDIO_REGISTER_MODE_WP ? from->dropped : CAUSE_MODE_REPLACED;
 	}
 	truth_unwatched(old, 0, old->pages);
+	return r;
+}
+
+struct range *truth_forked(const struct range *old, pid_t pid, int uffd)
+{
+	struct range *r = truth_new_range(old->start, old->pages, 0, old->memory);
+
+	r->uffd = uffd;
+	r->pid = pid;
+	r->features = old->features;
+	r->modes = old->modes;
+	for (size_t i = 0; i < old->pages; i++) {
+		const struct page *from = &old->page[i];
+		struct page *to = &r->page[i];
+		enum cause cause = truth_loss(old, from);
+
+		r->holes_of_parent |= from->holes;
+		if (!from->armed)
+			continue;
+		to->armed = to->ever_armed = true;
+		/* What the parent wrote there unseen is populated, and no better protected in the child. */
+		to->bare = from->bare && !cause;
+		to->dropped = cause ? cause : from->dropped;
+	}
 	return r;
 }
 

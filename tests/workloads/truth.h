@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/types.h>
 
 #define PAGE 4096UL
 #define HUGE_PAGE (2UL << 20)
@@ -79,6 +80,8 @@ struct range {
 	size_t unit; /* bytes that one message or ioctl covers */
 	enum memory memory;
 	int uffd;
+	pid_t pid; /* of a child whose memory it is; 0: this process's */
+	bool holes_of_parent; /* which of its pages were holes only the parent's arming knew */
 	uint64_t modes;
 	uint64_t features;
 	unsigned int pending;
@@ -91,10 +94,14 @@ struct range {
 struct range *truth_new_range(char *start, size_t pages, size_t room, enum memory memory);
 /* The newest range over that address. */
 struct range *truth_find(const void *address);
+/* The same among those of one userfaultfd. */
+struct range *truth_find_of(int uffd, const void *address);
 /* The ranges in the order of their making; NULL: the first. */
 struct range *truth_next(const struct range *r);
 /* The range goes on as another one, armed as it is: registered anew, or moved. */
 struct range *truth_again(struct range *old, char *start, uint64_t modes);
+/* A child's copy of the range, watched by the userfaultfd that the fork made. */
+struct range *truth_forked(const struct range *old, pid_t pid, int uffd);
 void truth_grown(struct range *r, size_t pages);
 
 void truth_armed(struct range *r, size_t i, bool hole);
@@ -127,7 +134,7 @@ bool truth_has_markers(const struct range *r);
 enum cause truth_loss(const struct range *r, const struct page *p);
 const struct declared *truth_declared(const struct range *r, const char *id);
 
-/* Ends every arming and prints the ranges as a JSON array. */
+/* Ends every arming and prints the ranges as JSON objects with commas between. */
 void truth_print(FILE *out);
 
 #endif

@@ -235,7 +235,8 @@ static void print_protection(FILE *out, const struct range *r)
 
 	if (!in)
 		fail("out of memory");
-	if (kernel_tells_protection()) {
+	/* A child's pagemap went with it. */
+	if (kernel_tells_protection() && !r->pid) {
 		pagemap_protected(r, 0, r->pages, in);
 		for (size_t i = 0; i < r->pages; i++)
 			in[i] &= !r->page[i].unwatched;
@@ -317,8 +318,13 @@ static void print_range(FILE *out, struct range *r)
 
 	fprintf(out, "{\"start\": \"%#lx\", \"end\": \"%#lx\", \"modes\": [", address(r, 0), address(r, r->pages));
 	print_modes(out, r->modes);
-	fprintf(out, "], \"memory\": \"%s\", \"armed_pages\": %lu, \"holes\": %lu, ", memory_names[r->memory], s.armed,
-		s.holes);
+	fprintf(out, "], \"memory\": \"%s\", \"armed_pages\": %lu, ", memory_names[r->memory], s.armed);
+	if (r->pid)
+		fprintf(out, "\"pid\": %d, ", (int)r->pid);
+	if (r->holes_of_parent)
+		fputs("\"holes\": null, ", out);
+	else
+		fprintf(out, "\"holes\": %lu, ", s.holes);
 	fprintf(out, "\"messages\": {\"missing\": %lu, \"wp\": %lu, \"minor\": %lu}, ", s.messages[KIND_MISSING],
 		s.messages[KIND_WP], s.messages[KIND_MINOR]);
 	fprintf(out,
@@ -342,11 +348,9 @@ static void print_range(FILE *out, struct range *r)
 
 void truth_print(FILE *out)
 {
-	fputc('[', out);
 	for (struct range *r = truth_next(NULL); r; r = truth_next(r)) {
 		print_range(out, r);
 		if (truth_next(r))
 			fputs(", ", out);
 	}
-	fputc(']', out);
 }

@@ -50,6 +50,10 @@
 #define FEATURE_SIGBUS 0x80
 #define USER_MODE_ONLY 0x1
 
+#ifdef FOLLOW_ALL
+#define FOLLOW_FORKS
+#endif
+
 #define UFFDIO 0xAA
 #define PAGE_MASK (~(u64)(PAGE_SIZE - 1))
 
@@ -83,8 +87,10 @@ struct counts {
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 /* tgids we follow: their userfaultfds, or those on their memory. */
 BPF_HASH(followed, u32, u8, 16384);
-/* mm_structs whose events are recorded. */
-BPF_HASH(traced, u64, u8, 4096);
+/* mm_structs, with 1 where their events are recorded. */
+BPF_HASH(traced, u64, u8, 16384);
+/* userfaultfd_ctxs that a USERFAULTFD event told of, or that we saw made. */
+BPF_HASH(known, u64, u8, 16384);
 BPF_HASH(marks, u32, struct mark, 65536);
 BPF_HASH(ioctl_calls, u32, struct ioctl_call, 16384);
 BPF_HASH(protect_calls, u32, u64, 16384);
@@ -188,7 +194,9 @@ struct area {
 
 static __always_inline bool is_traced(u64 mm)
 {
-	return traced.lookup(&mm) != NULL;
+	u8 *value = traced.lookup(&mm);
+
+	return value && *value;
 }
 
 /* An area with a userfaultfd in an address space we trace. */
@@ -230,11 +238,12 @@ static __always_inline u32 owner_of(u64 mm)
 static __always_inline bool admit(u64 mm)
 {
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	u8 *value = traced.lookup(&mm);
 	u32 owner;
 	u8 one = 1;
 
-	if (is_traced(mm))
-		return true;
+	if (value)
+		return *value;
 #ifndef FOLLOW_ALL
 	if (!followed.lookup(&tgid)) {
 		owner = owner_of(mm);
@@ -249,13 +258,29 @@ static __always_inline bool admit(u64 mm)
 	return true;
 }
 
-static __always_inline void emit_userfaultfd(u64 ctx)
+static __always_inline void know(u64 ctx)
 {
-	struct event event = {.type = EVENT_USERFAULTFD, .ctx = ctx};
+	u8 one = 1;
 
-	event.start = read64(ctx + CTX_MM);
-	event.end = read32(ctx + CTX_FEATURES);
-	event.aux = owner_of(event.start);
+	if (known.update(&ctx, &one))
+		lose(LOSS_MAP_FULL);
+}
+
+static __always_inline void describe(struct event *event, u64 ctx)
+{
+	event->type = EVENT_USERFAULTFD;
+	event->ctx = ctx;
+	event->start = read64(ctx + CTX_MM);
+	event->end = read32(ctx + CTX_FEATURES);
+	event->aux = owner_of(event->start);
+}
+
+static __always_inline void emit_userfaultfd(u64 ctx, u8 late)
+{
+	struct event event = {.kind = late};
+
+	describe(&event, ctx);
+	know(ctx);
 	emit_here(&event);
 }
 
@@ -301,8 +326,12 @@ static __always_inline struct entry walk(u64 mm, u64 address)
 
 int on_fdinfo(void *ctx, u64 m, u64 file)
 {
-	if ((u32)(bpf_get_current_pid_tgid() >> 32) == COLLECTOR)
-		emit_userfaultfd(read64(file + FILE_PRIVATE));
+	struct event event = {};
+
+	if ((u32)(bpf_get_current_pid_tgid() >> 32) != COLLECTOR)
+		return 0;
+	describe(&event, read64(file + FILE_PRIVATE));
+	emit_here(&event);
 	return 0;
 }
 
@@ -369,8 +398,12 @@ int on_ioctl(void *ctx, u64 file, u64 command, u64 argument)
 	if (!admit(read64(call.ctx + CTX_MM)))
 		return 0;
 	marks.delete(&tid);
-	if (event.kind == IOCTL_REGISTER)
-		emit_userfaultfd(call.ctx);
+	if (event.kind == IOCTL_API)
+		know(call.ctx);
+	else if (!known.lookup(&call.ctx))
+		emit_userfaultfd(call.ctx, 1);
+	else if (event.kind == IOCTL_REGISTER)
+		emit_userfaultfd(call.ctx, 0);
 	if (ioctl_calls.update(&tid, &call))
 		lose(LOSS_MAP_FULL);
 	read_argument(&event, command, argument);
@@ -390,7 +423,7 @@ int on_ioctl_return(void *ctx, u64 result)
 	event.ctx = call->ctx;
 	read_argument(&event, call->command, call->argument);
 	if (event.kind == IOCTL_API)
-		emit_userfaultfd(event.ctx);
+		emit_userfaultfd(event.ctx, 0);
 	ioctl_calls.delete(&tid);
 	emit_here(&event);
 	return 0;
@@ -402,6 +435,7 @@ int on_release(void *ctx, u64 file)
 
 	event.ctx = read64(file + FILE_PRIVATE);
 	event.kind = read32((u64)bpf_get_current_task() + TASK_FLAGS) & PF_EXITING ? 1 : 0;
+	known.delete(&event.ctx);
 	if (is_traced(read64(event.ctx + CTX_MM)))
 		emit_here(&event);
 	return 0;
@@ -506,20 +540,16 @@ int on_fault_return(void *ctx, u64 result)
 	return 0;
 }
 
-/* A fault's queue entry, or false where the entry is somebody else's. */
-static __always_inline bool fault_entry(u64 entry, struct event *event)
+static __always_inline void fault_entry(u64 entry, struct event *event)
 {
 	u64 fault = entry - UWQ_WQ;
 	u64 task;
 
 	event->ctx = read64(fault + UWQ_CTX);
-	if (!is_traced(read64(event->ctx + CTX_MM)))
-		return false;
 	event->aux = read64(fault + UWQ_MSG + 8);
 	event->start = read64(fault + UWQ_MSG + 16);
 	task = read64(entry + WQE_PRIVATE);
 	event->tid = read32(task + TASK_PID);
-	return true;
 }
 
 /*
@@ -528,14 +558,26 @@ static __always_inline bool fault_entry(u64 entry, struct event *event)
  */
 int on_message(void *ctx, u64 entry)
 {
-	struct event event = {.type = EVENT_MESSAGE};
+	u64 id = bpf_get_current_pid_tgid();
+	struct event event = {.tid = id, .tgid = id >> 32, .kind = 1};
 	struct place *sleeper;
 
-	if (read64(entry + WQE_FUNC) != USERFAULTFD_WAKE_FUNCTION || !fault_entry(entry, &event))
+	if (read64(entry + WQE_FUNC) != USERFAULTFD_WAKE_FUNCTION)
 		return 0;
+	event.ctx = read64(entry - UWQ_WQ + UWQ_CTX);
+	if (!admit(read64(event.ctx + CTX_MM)))
+		return 0;
+	if (!known.lookup(&event.ctx)) {
+		/* Its descriptor came from a process that we do not follow. */
+		describe(&event, event.ctx);
+		know(event.ctx);
+		keep_message(&event);
+		event.end = 0;
+	}
+	event.type = EVENT_MESSAGE;
+	fault_entry(entry, &event);
 	event.kind = event.aux & MESSAGE_FLAG_WP ? KIND_WP : event.aux & MESSAGE_FLAG_MINOR ? KIND_MINOR : KIND_MISSING;
-	event.tgid = bpf_get_current_pid_tgid() >> 32;
-	event.value = (u32)bpf_get_current_pid_tgid();
+	event.value = (u32)id;
 	sleeper = sleepers.lookup(&event.tid);
 	count(event.ctx, sleeper ? sleeper->vm_start : 0, COUNTER_MESSAGE_MISSING + event.kind);
 	keep_message(&event);
@@ -548,8 +590,9 @@ int on_wake(void *ctx, u64 entry, u64 key)
 	struct event event = {.type = EVENT_WAKE};
 	u64 start, length;
 
-	if (!fault_entry(entry, &event))
+	if (!is_traced(read64(read64(entry - UWQ_WQ + UWQ_CTX) + CTX_MM)))
 		return 0;
+	fault_entry(entry, &event);
 	start = read64(key + WAKE_START);
 	length = read64(key + WAKE_LEN);
 	if (length && (event.start < start || event.start >= start + length))
@@ -851,11 +894,12 @@ int on_exit(void *ctx, u64 mm)
 {
 	struct event event = {.type = EVENT_EXIT, .ctx = mm};
 
-	if (!is_traced(mm))
-		return 0;
+	bool ours = is_traced(mm);
+
 	/* The address may be another process's soon. */
 	traced.delete(&mm);
-	emit_here(&event);
+	if (ours)
+		emit_here(&event);
 	return 0;
 }
 
@@ -863,10 +907,17 @@ int on_fork(void *ctx, u64 parent, u64 child)
 {
 	u32 from = read32(parent + TASK_TGID);
 	u32 to = read32(child + TASK_TGID);
+	struct event event = {.type = EVENT_PROCESS, .tid = to, .tgid = to};
+#ifdef FOLLOW_FORKS
 	u8 one = 1;
 
 	if (from != to && followed.lookup(&from) && followed.update(&to, &one))
 		lose(LOSS_MAP_FULL);
+#endif
+	/* Its memory had no owner yet when its userfaultfd was made. */
+	event.ctx = read64(child + TASK_MM);
+	if (from != to && event.ctx != read64(parent + TASK_MM) && is_traced(event.ctx))
+		emit(&event);
 	return 0;
 }
 
@@ -914,6 +965,26 @@ int on_remap_return(void *ctx, u64 result)
 	return 0;
 }
 
+/* The child's userfaultfd, before anybody can use it. */
+static __always_inline void on_forked(u64 uffd, u64 queued)
+{
+	struct event event = {};
+	u8 follow = 0;
+
+#ifdef FOLLOW_FORKS
+	follow = 1;
+#endif
+	describe(&event, read64(queued + UWQ_MSG + 8));
+	event.type = EVENT_FORKED;
+	event.aux = uffd;
+	if (traced.update(&event.start, &follow))
+		lose(LOSS_MAP_FULL);
+	if (!follow)
+		return;
+	know(event.ctx);
+	emit_here(&event);
+}
+
 int on_event(void *ctx, u64 uffd, u64 queued)
 {
 	struct event event = {.type = EVENT_EVENT, .ctx = uffd};
@@ -922,5 +993,7 @@ int on_event(void *ctx, u64 uffd, u64 queued)
 		return 0;
 	event.kind = read32(queued + UWQ_MSG) & 0xff;
 	emit_here(&event);
+	if (event.kind == UFFD_EVENT_FORK)
+		on_forked(uffd, queued);
 	return 0;
 }

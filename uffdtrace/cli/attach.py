@@ -7,31 +7,57 @@ from pathlib import Path
 import click
 
 from uffdtrace.cli.common import errors_in_one_line, say, show, trace_options
-from uffdtrace.collect.session import Options, Session, load
+from uffdtrace.collect.session import Follow, Options, Session, load
 from uffdtrace.collect.target import open_pidfd
 from uffdtrace.kernel import preflight, proc
 from uffdtrace.kernel.probes import Backend
 
 
 @click.command("attach")
-@click.argument("pid", type=click.IntRange(min=1))
+@click.argument("pid", type=click.IntRange(min=1), required=False)
+@click.option("--all", "everybody", is_flag=True, help="Trace every userfaultfd on the machine instead of one PID's.")
+@click.option(
+    "--follow-forks",
+    is_flag=True,
+    help="Trace the children that PID forks, too, and go on until they have exited.",
+)
 @trace_options
 @errors_in_one_line
-def command(pid: int, output: Path, duration: float | None, backend: str, form: str) -> None:
+def command(
+    pid: int | None,
+    everybody: bool,
+    follow_forks: bool,
+    output: Path,
+    duration: float | None,
+    backend: str,
+    form: str,
+) -> None:
     """Trace the running process PID until Ctrl-C, its exit, or the duration.
 
     PID is the process whose memory is tracked, or the monitor that holds the
-    userfaultfd.
+    userfaultfd. What was registered and protected before is found and told apart.
 
     \b
     Examples:
       uffdtrace attach 1234
       uffdtrace attach -d 10 -o migration.data $(pidof qemu-system-x86_64)
+      uffdtrace attach --all -d 60
     """
+    if everybody and pid is not None:
+        raise click.UsageError("--all traces every process: give a PID or --all, not both.")
+    if not everybody and pid is None:
+        raise click.UsageError("Missing argument 'PID': give a process, or --all for every userfaultfd.")
     preflight.check_privileges()
-    process = proc.process(pid)
-    pidfd = open_pidfd(pid)
-    session = Session(load(Backend(backend), say), Options(output, Backend(backend), duration), process, say)
-    report = session.run(release=None, ended=lambda: not proc.is_alive(pid), wait_fd=pidfd)
+    follow = Follow.ALL if everybody else Follow.FORKS if follow_forks else Follow.NOBODY
+    options = Options(output, Backend(backend), duration, follow)
+    process = None if pid is None else proc.process(pid)
+    wait_fd = None if pid is None else open_pidfd(pid)
+    session = Session(load(options, say), options, process, say)
+
+    def ended() -> bool:
+        watched = {pid} | (session.owners if follow is Follow.FORKS else set())
+        return pid is not None and not any(proc.is_alive(one) for one in watched if one)
+
+    report = session.run(release=None, ended=ended, wait_fd=wait_fd)
     say(f"{report['trace']['stop_reason']}; trace in {output}: read it again with uffdtrace report {output}")
     show(report, form)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from uffdtrace.cli.common import errors_in_one_line, say, show, trace_options
-from uffdtrace.collect.session import Options, Session, load
+from uffdtrace.collect.session import Follow, Options, Session, load
 from uffdtrace.collect.target import Command, open_pidfd
 from uffdtrace.kernel import preflight
 from uffdtrace.kernel.probes import Backend
@@ -34,9 +34,8 @@ def command(arguments: tuple[str, ...], output: Path, duration: float | None, ba
     preflight.check_tracing()
     target = Command(list(arguments))
     try:
-        session = Session(
-            load(Backend(backend), say), Options(output, Backend(backend), duration), target.process(), say
-        )
+        options = Options(output, Backend(backend), duration, Follow.FORKS)
+        session = Session(load(options, say), options, target.process(), say)
         report = session.run(release=target.release, ended=target.ended, wait_fd=open_pidfd(target.pid))
     finally:
         target.abandon()

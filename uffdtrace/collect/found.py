@@ -8,9 +8,12 @@ that stand in the stream at the time of reading.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from bisect import bisect_left, bisect_right
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +22,9 @@ from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import offers, proc
 from uffdtrace.model.events import EVENT, Array, Ioctl, Mode, Type
 from uffdtrace.model.report import Name
+
+# Events whose tgid acts on a userfaultfd, or is its memory's.
+_ACTORS = (Type.IOCTL, Type.MESSAGE, Type.PROCESS, Type.RANGE_FOUND)
 
 
 def _event(what: Type, **fields: int) -> Array:
@@ -35,51 +41,93 @@ def _now() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
 
-def descriptors(program: Program, stream: Stream, pid: int) -> list[Array]:
-    """Have every userfaultfd that `pid` holds, or that watches its memory, traced.
+class LookBack:
+    """Finds what was there before its events were recorded: at the start, and when a userfaultfd turns up late."""
 
-    Returns a USERFAULTFD event for each, once however many processes hold it.
-    """
-    found: dict[int, Array] = {}
-    for holder in proc.pids():
-        for fd in proc.userfaultfds(holder):
-            said = proc.fdinfo(holder, fd)
-            for event in stream.peek():
-                ours = event["type"] == Type.USERFAULTFD and event["tgid"] == os.getpid()
-                if ours and pid in (holder, int(event["aux"])) and int(event["ctx"]) not in found:
-                    program.trace_mm(int(event["start"]))
-                    found[int(event["ctx"])] = event
-                    if said:
-                        waiting = {"aux": said.unread, "value": said.waiting}
-                        stream.push([_event(Type.WAITERS_FOUND, ctx=int(event["ctx"]), **waiting)])
-    return list(found.values())
+    def __init__(self, program: Program, stream: Stream) -> None:
+        self._program = program
+        self._stream = stream
+        self._known: set[int] = set()
 
+    def start(self, pid: int | None) -> list[Name]:
+        """Have every userfaultfd that `pid` holds, or that watches its memory, traced; or every one there is.
 
-def ranges(stream: Stream, userfaultfds: list[Array]) -> tuple[list[Array], list[Name]]:
-    """RANGE_FOUND and PAGES_FOUND events for the memory that USERFAULTFD events tell of, and its names."""
-    own: list[Array] = []
-    names: list[Name] = []
-    tells = offers.pagemap_tells_protection()
-    watched = {int(event["ctx"]): int(event["time"]) for event in userfaultfds}
-    for owner in sorted({int(event["aux"]) for event in userfaultfds if event["aux"]}):
-        modes = {found.start: found for found in proc.registered(owner)}
-        proc.areas(owner)
-        areas = stream.peek()
-        # The kernel shows one twice where its buffer ended.
-        for area in np.unique(areas[areas["type"] == Type.AREA][["ctx", "start", "end", "flags"]]):
-            ctx, start, end = int(area["ctx"]), int(area["start"]), int(area["end"])
-            registered = modes.get(start)
-            if ctx not in watched or registered is None or registered.end != end:
-                continue
-            place = {"ctx": ctx, "tgid": owner, "start": start, "end": end}
-            # As of the moment from which its events are recorded.
-            place["time"] = watched[ctx]
-            own.append(_event(Type.RANGE_FOUND, aux=registered.modes, flags=int(area["flags"]), kind=tells, **place))
-            if registered.name:
-                names.append(Name(watched[ctx], ctx, start, end, registered.name))
-            if tells and registered.modes & Mode.WP:
-                own += _protected(stream, ctx, owner, start, end)
-    return own, names
+        Puts events into the stream; what they cannot carry, the names of mappings, is returned.
+        """
+        found: list[Array] = []
+        for holder in proc.pids():
+            for fd in proc.userfaultfds(holder):
+                said = proc.fdinfo(holder, fd)
+                for event in self._shown():
+                    ctx, owner = int(event["ctx"]), int(event["aux"])
+                    if ctx in self._known or pid not in (None, holder, owner):
+                        continue
+                    self._known.add(ctx)
+                    self._program.trace(ctx, int(event["start"]))
+                    found.append(event)
+                    self._waiters(ctx, said)
+        return self._ranges(found)
+
+    def late(self) -> list[Name]:
+        """The same for userfaultfds that came from processes that are not followed."""
+        held = self._stream.held
+        self._known.difference_update(held["ctx"][held["type"] == Type.RELEASE].tolist())
+        found = [
+            event
+            for event in held[(held["type"] == Type.USERFAULTFD) & (held["kind"] == 1)]
+            if int(event["ctx"]) not in self._known
+        ]
+        for event in found:
+            self._known.add(int(event["ctx"]))
+            self._waiters_of(event)
+        return self._ranges(found) if found else []
+
+    def _shown(self) -> Array:
+        """What userfaultfd_show_fdinfo() told since the last look."""
+        events = self._stream.peek()
+        shown: Array = events[(events["type"] == Type.USERFAULTFD) & (events["tgid"] == os.getpid())]
+        return shown
+
+    def _waiters_of(self, event: Array) -> None:
+        """Who held it when it turned up is the process that used it."""
+        for fd in proc.userfaultfds(int(event["tgid"])):
+            said = proc.fdinfo(int(event["tgid"]), fd)
+            if int(event["ctx"]) in self._shown()["ctx"]:
+                self._waiters(int(event["ctx"]), said)
+                return
+
+    def _waiters(self, ctx: int, said: proc.Fdinfo | None) -> None:
+        if said:
+            self._stream.push([_event(Type.WAITERS_FOUND, ctx=ctx, aux=said.unread, value=said.waiting)])
+
+    def _ranges(self, userfaultfds: list[Array]) -> list[Name]:
+        """RANGE_FOUND and PAGES_FOUND events for the memory that USERFAULTFD events tell of, and its names."""
+        own: list[Array] = []
+        names: list[Name] = []
+        tells = offers.pagemap_tells_protection()
+        watched = {int(event["ctx"]): int(event["time"]) for event in userfaultfds}
+        for owner in sorted({int(event["aux"]) for event in userfaultfds if event["aux"]}):
+            modes = {found.start: found for found in proc.registered(owner)}
+            self._stream.peek()
+            proc.areas(owner)
+            areas = self._stream.peek()
+            # The kernel shows one twice where its buffer ended.
+            for area in np.unique(areas[areas["type"] == Type.AREA][["ctx", "start", "end", "flags"]]):
+                ctx, start, end = int(area["ctx"]), int(area["start"]), int(area["end"])
+                registered = modes.get(start)
+                if ctx not in watched or registered is None or registered.end != end:
+                    continue
+                place = {"ctx": ctx, "tgid": owner, "start": start, "end": end}
+                # As of the moment from which its events are recorded.
+                place["time"] = watched[ctx]
+                said = {"aux": registered.modes, "flags": int(area["flags"]), "kind": tells}
+                own.append(_event(Type.RANGE_FOUND, **said, **place))
+                if registered.name:
+                    names.append(Name(watched[ctx], ctx, start, end, registered.name))
+                if tells and registered.modes & Mode.WP:
+                    own += _protected(self._stream, ctx, owner, start, end)
+        self._stream.push(own)
+        return names
 
 
 def _protected(stream: Stream, ctx: int, owner: int, start: int, end: int) -> list[Array]:
@@ -133,6 +181,26 @@ class Registrations:
                 if len(called) == 1 and called != {""}:
                     names.append(Name(int(one["time"]), int(one["ctx"]), start, end, called.pop()))
         return names
+
+
+class Processes:
+    """Who the processes are that own or watch memory: `pid`, `comm`, `cmdline` of each, asked once."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = {0}
+
+    def new(self, events: Array) -> list[dict[str, Any]]:
+        """Those that a batch names first; a process that is gone already stays a number."""
+        types = events["type"]
+        pids = {int(pid) for pid in np.unique(events["aux"][types == Type.USERFAULTFD])}
+        pids |= {int(pid) for pid in np.unique(events["tgid"][np.isin(types, _ACTORS)])}
+        fresh = sorted(pids - self._seen)
+        self._seen.update(fresh)
+        found = []
+        for pid in fresh:
+            with contextlib.suppress(proc.NoProcess):
+                found.append(asdict(proc.process(pid)))
+        return found
 
 
 def asleep(owners: list[int]) -> list[Array]:

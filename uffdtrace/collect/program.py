@@ -155,9 +155,12 @@ class Program:
         table = self._bpf["followed"]
         table[table.Key(tgid)] = table.Leaf(1)
 
-    def trace_mm(self, mm: int) -> None:
-        table = self._bpf["traced"]
-        table[table.Key(mm)] = table.Leaf(1)
+    def trace(self, ctx: int, mm: int) -> None:
+        """Record what happens to a userfaultfd's memory."""
+        # In this order: one that is not known when it is used is looked back at.
+        for name, key in (("known", ctx), ("traced", mm)):
+            table = self._bpf[name]
+            table[table.Key(key)] = table.Leaf(1)
 
     def losses(self) -> dict[Loss, int]:
         """How often something could not be recorded, by kind."""

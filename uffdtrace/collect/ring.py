@@ -90,7 +90,7 @@ class Stream:
     def __init__(self, ring: Ring, slots: Slots) -> None:
         self._ring = ring
         self._slots = slots
-        self._held = np.empty(0, dtype=EVENT)
+        self.held = np.empty(0, dtype=EVENT)
 
     @property
     def overwritten(self) -> int:
@@ -98,19 +98,23 @@ class Stream:
 
     def push(self, events: list[Array]) -> None:
         """Add events of our own, with the time at which they were true."""
-        self._held = np.concatenate([self._held, *events])
+        self.held = np.concatenate([self.held, *events])
 
     def peek(self) -> Array:
-        """What came into the ring just now; it stays in the stream."""
-        events = self._ring.drain()
+        """What came just now; it stays in the stream."""
+        events = np.concatenate([self._ring.drain(), self._slots.drain()])
         self.push([events])
         return events
 
-    def drain(self, everything: bool = False) -> Array:
-        """The events that no older one can precede any more; `everything` once nothing can come."""
+    def fetch(self) -> int:
+        """Hold what came; the time (ns) before which nothing is missing."""
         horizon = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - _SETTLE_NS
-        self.push([self._ring.drain(), self._slots.drain()])
-        events = self._held[np.argsort(self._held["time"], kind="stable")]
-        ready = len(events) if everything else int(np.searchsorted(events["time"], np.uint64(max(0, horizon))))
-        self._held = events[ready:].copy()
+        self.peek()
+        return max(0, horizon)
+
+    def drain(self, horizon: int | None) -> Array:
+        """The held events before `horizon`, in order of time; all of them if None, once nothing can come."""
+        events = self.held[np.argsort(self.held["time"], kind="stable")]
+        ready = len(events) if horizon is None else int(np.searchsorted(events["time"], np.uint64(horizon)))
+        self.held = events[ready:].copy()
         return events[:ready]

@@ -6,8 +6,9 @@ import platform
 import select
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import Any, Callable
@@ -32,11 +33,20 @@ _BATCH = 1 << 13
 Say = Callable[[str], None]
 
 
+class Follow(Enum):
+    """Whose userfaultfds are traced besides the process's own; the value is the BPF program's -D define."""
+
+    NOBODY = ""
+    FORKS = "FOLLOW_FORKS"
+    ALL = "FOLLOW_ALL"
+
+
 @dataclass(frozen=True)
 class Options:
     output: Path
     backend: probes.Backend = probes.Backend.AUTO
     duration_s: float | None = None
+    follow: Follow = Follow.NOBODY
 
 
 @dataclass
@@ -54,17 +64,19 @@ class Stop:
             )
 
 
-def load(backend: probes.Backend, say: Say) -> Program:
+def load(options: Options, say: Say) -> Program:
     """The program for this kernel, compiled but not attached; Refusal and its kin say why not."""
     preflight.check_privileges()
     preflight.check_tracing()
     module = bcc.load()
     symbols = Symbols()
     with Btf() as btf:
-        attachments = probes.plan(btf, symbols, backend, preflight.preemptible())
+        attachments = probes.plan(btf, symbols, options.backend, preflight.preemptible())
         defines = layout.defines(btf, symbols)
+    if options.follow is not Follow.NOBODY:
+        defines[options.follow.value] = 1
     for attachment in attachments:
-        if attachment.exception and backend is not probes.Backend.AUTO:
+        if attachment.exception and options.backend is not probes.Backend.AUTO:
             say(f"{attachment.row.name}: kprobe on {attachment.place}: {attachment.exception}")
     say("compiling the BPF program")
     return Program(module, attachments, defines)
@@ -73,7 +85,8 @@ def load(backend: probes.Backend, say: Say) -> Program:
 class Session:
     """Attach, drain until something stops it, detach, account."""
 
-    def __init__(self, program: Program, options: Options, process: proc.Process, say: Say) -> None:
+    def __init__(self, program: Program, options: Options, process: proc.Process | None, say: Say) -> None:
+        """`process` is None where all userfaultfds are traced."""
         self._program = program
         self._options = options
         self._process = process
@@ -81,16 +94,19 @@ class Session:
         self._model = Model()
         self._stop = Stop()
         self._registrations = found.Registrations()
+        self._processes = found.Processes()
         self._names: list[Name] = []
+        self._who: list[dict[str, Any]] = []
         self._backlog = np.empty(0, dtype=EVENT)
         self._dropped = 0
+        self._exited = False
 
-    def run(self, release: Callable[[], None] | None, ended: Callable[[], bool], wait_fd: int) -> dict[str, Any]:
+    def run(self, release: Callable[[], None] | None, ended: Callable[[], bool], wait_fd: int | None) -> dict[str, Any]:
         """Trace until `ended()`, a signal or the duration; the report.
 
         `release` lets a process go that waits for us; without it the process
         runs already, and what it registered is looked up. `wait_fd` becomes
-        readable when it ends.
+        readable when it ends, if it is one process.
         """
         previous = {
             number: signal.signal(number, self._stop.on_signal)
@@ -107,8 +123,13 @@ class Session:
     def stopped_by(self, number: signal.Signals) -> bool:
         return number in self._stop.signals
 
+    @property
+    def owners(self) -> set[int]:
+        """The processes whose memory was registered while we watched."""
+        return self._registrations.owners
+
     def _trace(
-        self, stream: Stream, release: Callable[[], None] | None, ended: Callable[[], bool], wait_fd: int
+        self, stream: Stream, release: Callable[[], None] | None, ended: Callable[[], bool], wait_fd: int | None
     ) -> dict[str, Any]:
         began, started = time.monotonic(), datetime.now(timezone.utc)
         # The clock of bpf_ktime_get_ns(), and Python's.
@@ -123,7 +144,8 @@ class Session:
             "stop_reason": None,
             "uffdtrace": __version__,
         }
-        process = {"pid": self._process.pid, "comm": self._process.comm, "cmdline": self._process.cmdline}
+        process = asdict(self._process) if self._process else None
+        pid = self._process.pid if self._process else None
         offered = offers.features()
         writer = Writer(
             self._options.output,
@@ -139,10 +161,13 @@ class Session:
                 ],
             },
         )
-        self._program.follow(self._process.pid)
+        if pid is not None:
+            self._program.follow(pid)
+        look_back = found.LookBack(self._program, stream)
         if release is None:
-            self._look_back(stream, writer)
-        self._say(f"tracing {self._process.comm} ({self._process.pid}): Ctrl-C to end")
+            self._call(look_back.start(pid), writer)
+        who = f"{self._process.comm} ({pid})" if self._process else "all userfaultfds"
+        self._say(f"tracing {who}: Ctrl-C to end")
         if release is not None:
             release()
         deadline = None if self._options.duration_s is None else began + self._options.duration_s
@@ -153,10 +178,14 @@ class Session:
                 self._stop.reason = "the duration was over"
             else:
                 self._wait(wait_fd)
-            self._take(stream, writer)
-        stream.push(found.asleep(sorted(self._registrations.owners | {self._process.pid})))
+            horizon = stream.fetch()
+            self._call(look_back.late(), writer)
+            self._take(stream, writer, horizon)
+        stream.push(found.asleep(sorted(self._registrations.owners | ({pid} if pid else set()))))
         self._program.detach()
-        self._take(stream, writer, everything=True)
+        stream.fetch()
+        self._call(look_back.late(), writer)
+        self._take(stream, writer, None)
         # Nothing more can come.
         self._dropped = sum(self._program.losses().values()) + stream.overwritten
         ending = self._ending(offered)
@@ -164,32 +193,31 @@ class Session:
         trace["stop_reason"] = self._stop.reason
         writer.done({**ending, "duration_s": trace["duration_s"], "stop_reason": self._stop.reason})
         self._model.finish()
-        return build(self._model, trace, process, ending, self._names, began_ns)
+        return build(self._model, trace, process, ending, self._names, self._who, began_ns)
 
     def _backend(self) -> str:
         kinds = {one.fentry for one in self._program.attachments}
         return "fentry+kprobe" if len(kinds) == 2 else "fentry" if True in kinds else "kprobe"
 
-    def _wait(self, wait_fd: int) -> None:
+    def _wait(self, wait_fd: int | None) -> None:
         """Until there may be more to read. The ring wakes nobody: that would cost the target."""
         if not len(self._backlog):
-            select.select([wait_fd], [], [], _POLL_S)
-
-    def _look_back(self, stream: Stream, writer: Writer) -> None:
-        """What the process registered before we came."""
-        own, names = found.ranges(stream, found.descriptors(self._program, stream, self._process.pid))
-        stream.push(own)
-        self._call(names, writer)
+            exits = [wait_fd] if wait_fd is not None and not self._exited else []
+            self._exited |= bool(select.select(exits, [], [], _POLL_S)[0])
 
     def _call(self, names: list[Name], writer: Writer) -> None:
         self._names += names
         writer.names(names)
 
-    def _take(self, stream: Stream, writer: Writer, everything: bool = False) -> None:
+    def _take(self, stream: Stream, writer: Writer, horizon: int | None) -> None:
         """Drain and write what there is; account for some of it, so that a storm finds us draining."""
-        events = stream.drain(everything)
+        everything = horizon is None
+        events = stream.drain(horizon)
         if len(events):
             self._call(self._registrations.names(events), writer)
+            who = self._processes.new(events)
+            self._who += who
+            writer.processes(who)
             writer.events(events)
             self._backlog = np.concatenate([self._backlog, events])
         batch = len(self._backlog) if everything else _BATCH

@@ -50,6 +50,8 @@ class Type(IntEnum):
     SWAPPED_BACK = 26
     EVENT = 27
     AREA = 28
+    FORKED = 29
+    PROCESS = 30
     # From the collector, not from the kernel:
     RANGE_FOUND = 32
     PAGES_FOUND = 33
@@ -61,7 +63,8 @@ class Type(IntEnum):
 # userfaultfd_ctx, `tid`/`tgid` the current thread's, unless it says otherwise.
 # Addresses are bytes in the target, [start, end).
 FIELDS = {
-    Type.USERFAULTFD: "a descriptor seen: start=mm, end=features, aux=tgid of the memory's owner or 0",
+    Type.USERFAULTFD: "a descriptor seen: start=mm, end=features, aux=tgid of the memory's owner or 0,"
+    " kind=1 where it was in use before",
     Type.FAULT: "handle_userfault: start=address, aux=fault flags, value=vm_start, end=vm_end, kind=Kind, flags=Memory"
     " and modes, ret=1 where the fault cannot sleep",
     Type.MESSAGE: "read by the monitor: start=address, aux=message flags, kind=Kind, tid=the faulting thread,"
@@ -92,6 +95,8 @@ FIELDS = {
     Type.SWAPPED_BACK: "swapoff brought the page at start..end back, on a kernel that drops its protection",
     Type.EVENT: "the kernel waits for the monitor to read an event; kind=UffdEvent",
     Type.AREA: "a registered mapping that the collector looked at: start, end; flags=Memory",
+    Type.FORKED: "the child's userfaultfd, made by a fork: start=its mm, end=features, aux=the parent's ctx",
+    Type.PROCESS: "ctx=mm: it is the memory of the new process tgid",
     Type.RANGE_FOUND: "found registered at attach: start, end, aux=Mode, flags=Memory,"
     " kind=1 if protected pages would be found",
     Type.PAGES_FOUND: "found protected at attach: start, end",
@@ -243,6 +248,7 @@ def c_header() -> str:
         ("MODE", Mode),
         ("MEMORY", Memory),
         ("IOCTL", Ioctl),
+        ("UFFD_EVENT", UffdEvent),
         ("MESSAGE_FLAG", MessageFlag),
         ("COUNTER", Counter),
         ("LOSS", Loss),

@@ -335,8 +335,14 @@ class Model:
             for home in self.watched.of_memory(ctx):
                 self._slice(home.ctx, *page_bounds(start, end), Op.MERGED, event)
         elif kind == Type.FORK:
-            if not event["kind"]:
+            if event["kind"]:
+                self.watched.copied(int(event["tid"]), ctx, *page_bounds(start, end))
+            else:
                 self.watched.forked(ctx, start, end)
+        elif kind == Type.FORKED:
+            self.watched.adopted(event)
+        elif kind == Type.PROCESS:
+            self.watched.process(ctx, int(event["tgid"]))
         elif kind == Type.EVENT:
             what = int(event["kind"])
             if ctx in self.watched.current and what in list(UffdEvent):

@@ -278,6 +278,19 @@ def carry(before: Array, kept: Array) -> tuple[Array, int]:
     return moved | kept | marks.astype(np.uint16), new
 
 
+def inherit(states: Array) -> Array:
+    """States of the pages of a forked child that is watched too; what its parent lost it can lose for itself.
+
+    Nothing is counted yet but the armed pages.
+    """
+    kept = states & np.uint16(ARMED | BARE | FILED | ((STATES - 1) >> WHY_SHIFT << WHY_SHIFT))
+    armed = (kept & ARMED) != 0
+    counted = (kept & (BARE | FILED)) != 0
+    marks = np.where(armed, EVER_ARMED, 0) | np.where(counted, ELSEWHERE, 0)
+    # What it never armed it need not explain.
+    return np.where(armed, kept | marks.astype(np.uint16), np.uint16(0))
+
+
 def exposed(states: Array) -> Array:
     """Per state: the Cause that took an armed page's protection away while no write was lost yet, or NONE."""
     open_ = (states & ARMED != 0) & (states & (OBSERVED | BLIND) == 0)
@@ -308,7 +321,7 @@ def _tables() -> tuple[Array, Array, Array]:
             if after in seen:
                 continue
             states, _ = carry(np.full(4, after, dtype=np.uint16), kept)
-            fresh = {after, *states.tolist()} - seen
+            fresh = {after, *states.tolist(), *inherit(np.full(1, after, dtype=np.uint16)).tolist()} - seen
             seen |= fresh
             reached += sorted(fresh)
     columns = {name: place for place, name in enumerate(COUNTS)}

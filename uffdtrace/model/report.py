@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uffdtrace.model.diagnosis import VERDICTS, Case, verdict
-from uffdtrace.model.events import PAGE_SIZE, Counter, Feature, Kind, Memory, Mode
+from uffdtrace.model.events import PAGE_SIZE, Counter, Feature, Kind, Memory, Mode, UffdEvent
 from uffdtrace.model.losses import lost_pages
 from uffdtrace.model.model import Model
 from uffdtrace.model.pages import Cause
@@ -106,6 +106,17 @@ def _range(case: Case, name: str | None, runs: list[dict[str, Any]], most_runs: 
     }
 
 
+def _processes(
+    model: Model, process: dict[str, Any] | None, processes: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Those that own or watch memory, by number; the traced one as it was when the trace began."""
+    wanted = {home.owner for home in model.userfaultfds} | {
+        pid for home in model.userfaultfds for pid in home.readers | home.callers
+    }
+    found = {one["pid"]: one for one in [*processes, *([process] if process else [])]}
+    return [found[pid] for pid in sorted(found) if pid in wanted]
+
+
 def _userfaultfd(home: Userfaultfd) -> dict[str, Any]:
     names = None
     if home.features is not None:
@@ -114,6 +125,8 @@ def _userfaultfd(home: Userfaultfd) -> dict[str, Any]:
         "id": home.number,
         "features": names,
         "owner_pid": home.owner,
+        "forked_from": None if home.parent is None else home.parent.number,
+        "events": {event.name.lower(): home.events.get(event, 0) for event in UffdEvent},
         "monitor_pids": sorted(home.readers or home.callers),
         "before_trace": None if home.before is None else {"unread": home.before[0], "waiting": home.before[1]},
     }
@@ -152,9 +165,10 @@ _FROM_EVENTS = ("armed_pages", "holes", "notified_pages", "pending", "skipped", 
 def build(
     model: Model,
     trace: dict[str, Any],
-    process: dict[str, Any],
+    process: dict[str, Any] | None,
     ending: dict[str, Any],
     names: Sequence[Name] = (),
+    processes: Sequence[dict[str, Any]] = (),
     began: int = 0,
     most_runs: int | None = MOST_RUNS,
 ) -> dict[str, Any]:
@@ -163,8 +177,9 @@ def build(
     `trace` and `process` go in as they are. `ending` (the trace file's last
     word, empty if it has none): `events_dropped`, `probes_missed` (probe to
     count), `doubtful` (fields that rest on missed probes), `counters`,
-    `features_offered`. `began` is the time (ns, CLOCK_MONOTONIC) from which the
-    report counts seconds; a range lists `most_runs` of its lost pages' runs, or all.
+    `features_offered`. `processes` are those that own or watch memory. `began`
+    is the time (ns, CLOCK_MONOTONIC) from which the report counts seconds; a
+    range lists `most_runs` of its lost pages' runs, or all.
     """
     lower = list(ending.get("doubtful", ()))
     dropped = ending.get("events_dropped")
@@ -191,6 +206,7 @@ def build(
         "schema": SCHEMA,
         "trace": trace,
         "process": process,
+        "processes": _processes(model, process, processes),
         "loss": {
             "events_dropped": dropped,
             "probes_missed": missed,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from uffdtrace.model.events import PAGE_SIZE, Array, Feature, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
-from uffdtrace.model.pages import COUNTS, Op, carry
+from uffdtrace.model.pages import ARMED, COUNTS, Op, carry, inherit
 from uffdtrace.model.ranges import Piece, Range, Ranges, page_bounds
 from uffdtrace.model.work import Remap
 
@@ -14,6 +14,16 @@ from uffdtrace.model.work import Remap
 _INITIALIZED = 1 << 31
 # Above every address.
 EVERYWHERE = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A part of a range when a fork copied its area."""
+
+    start: int
+    end: int
+    row: Range
+    states: Array
 
 
 @dataclass
@@ -35,6 +45,8 @@ class Userfaultfd:
     before: tuple[int, int] | None = None
     # What the kernel had the monitor read, by UffdEvent.
     events: dict[UffdEvent, int] = field(default_factory=dict)
+    # The one that its memory was forked from.
+    parent: Userfaultfd | None = None
 
     def has(self, feature: Feature) -> bool:
         return bool((self.features or 0) & feature)
@@ -48,6 +60,8 @@ class Watched:
         self.userfaultfds: list[Userfaultfd] = []
         self.current: dict[int, Userfaultfd] = {}
         self._home_of: list[Userfaultfd] = []
+        # By forking thread and userfaultfd: all areas are copied before the child's userfaultfd is told of.
+        self._copied: dict[tuple[int, int], list[Copied]] = {}
 
     def home_of(self, row: Range) -> Userfaultfd:
         return self._home_of[row.number]
@@ -82,6 +96,42 @@ class Watched:
             if row.number not in seen and start <= piece.start < end:
                 row.note(Fact.FORK)
             seen.add(row.number)
+
+    def copied(self, tid: int, ctx: int, start: int, end: int) -> None:
+        """A fork copies an area to a child whose userfaultfd will be told of."""
+        parts = self._copied.setdefault((tid, ctx), [])
+        if parts and start <= parts[-1].start:
+            # Areas are copied in order of address: an earlier fork failed.
+            parts.clear()
+        for piece in self.ranges.space(ctx).overlapping(start, end):
+            low, high = max(piece.start, start), min(piece.end, end)
+            first = (low - piece.start) // PAGE_SIZE
+            states = self.ranges.states(piece)[first : first + (high - low) // PAGE_SIZE]
+            parts.append(Copied(low, high, self.ranges.row_of(piece), inherit(states)))
+
+    def adopted(self, event: Array) -> None:
+        """FORKED: the child's userfaultfd, with what the fork copied."""
+        ctx, parent, time = int(event["ctx"]), int(event["aux"]), int(event["time"])
+        if ctx in self.current:
+            self.forget(ctx, time)
+        self.seen(ctx, int(event["start"]), int(event["end"]), 0)
+        home = self.home(ctx)
+        home.parent = self.current.get(parent)
+        for part in self._copied.pop((int(event["tid"]), parent), []):
+            self.register(ctx, part.start, part.end, part.row.modes, time)
+            for piece in self.ranges.space(ctx).overlapping(part.start, part.end):
+                row, first = self.ranges.row_of(piece), (part.start - piece.start) // PAGE_SIZE + piece.place
+                self.ranges.pool.states[first : first + len(part.states)] = part.states
+                row.changes[COUNTS.index("armed_pages")] += int((part.states & ARMED != 0).sum())
+                row.memory |= part.row.memory
+                row.order = max(row.order, part.row.order)
+                row.before |= part.row.before
+                # Which single pages were holes no event told.
+                row.holes = None if part.row.holes != 0 else row.holes
+
+    def process(self, mm: int, tgid: int) -> None:
+        for home in self.of_memory(mm):
+            home.owner = tgid
 
     def unmap(self, home: Userfaultfd, start: int, end: int) -> None:
         for piece in self.ranges.end(self.ranges.space(home.ctx), start, end):

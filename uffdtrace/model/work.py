@@ -41,6 +41,8 @@ _STRUCTURAL = np.array(
         Type.EXIT,
         Type.RELEASE,
         Type.FORK,
+        Type.FORKED,
+        Type.PROCESS,
         Type.REMAP,
         Type.MERGED,
         Type.EVENT,

@@ -240,10 +240,9 @@ class Comparison:
         """What else to know before believing the answer."""
         first, second = self.before.report, self.after.report
         notes = []
-        if first["process"]["comm"] != second["process"]["comm"]:
-            notes.append(
-                f"BEFORE traced {first['process']['comm']}, AFTER {second['process']['comm']}: two different programs"
-            )
+        names = [(run["process"] or {"comm": "every userfaultfd"})["comm"] for run in (first, second)]
+        if names[0] != names[1]:
+            notes.append(f"BEFORE traced {names[0]}, AFTER {names[1]}: two different programs")
         if first["trace"]["kernel"] != second["trace"]["kernel"]:
             notes.append(f"the kernels differ: {first['trace']['kernel']} and {second['trace']['kernel']}")
         unknown = [found for found in self.after.ranges if found["pending"] is None]

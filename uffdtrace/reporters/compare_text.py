@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from uffdtrace.reporters.sections import command
 from uffdtrace.reporters.terminal import MOST_NAME, MOST_RANGES, STYLES, console_for, table
 from uffdtrace.reporters.words import name, number, printable, size
 
@@ -27,10 +28,7 @@ _FINDINGS = {"new": "red", "more": "red", "unknown": "yellow", "same": "", "fewe
 
 
 def _run(console: Console, which: str, run: dict[str, Any]) -> None:
-    process = run["process"]
-    command = printable(" ".join(process["cmdline"] or [process["comm"]]))
-    line = f"{which:<6}  {command} ({process['pid']})"
-    console.print(Text(line), overflow="ellipsis", no_wrap=True)
+    console.print(Text(f"{which:<6}  {command(run['process'])}"), overflow="ellipsis", no_wrap=True)
     began = f"{run['file']}: {run['started']}, Linux {run['kernel']}, {run['duration_s']} s"
     console.print(Padding(Text(printable(began)), (0, 0, 0, 8)))
 

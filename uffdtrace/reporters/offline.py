@@ -40,4 +40,4 @@ def _read(path: Path, most_runs: int | None) -> dict[str, Any]:
         trace["duration_s"], trace["stop_reason"] = ending["duration_s"], ending["stop_reason"]
     else:
         trace["duration_s"], trace["stop_reason"] = round((last - first) / 1e9, 3), CUT_SHORT
-    return build(model, trace, process, ending, reader.names, reader.meta["began"], most_runs)
+    return build(model, trace, process, ending, reader.names, reader.processes, reader.meta["began"], most_runs)

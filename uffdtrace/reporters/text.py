@@ -9,9 +9,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from uffdtrace.model.diagnosis import VERDICTS
 from uffdtrace.reporters.latency import latency_table, render_histogram
 from uffdtrace.reporters.pages import render_lost, render_waiting
+from uffdtrace.reporters.sections import Section, command, not_followed, sections
 from uffdtrace.reporters.terminal import MOST_RANGES, STYLES, console_for, memory, table
 from uffdtrace.reporters.words import add, addresses, lost_pages, number, printable
 
@@ -24,10 +24,6 @@ _MEANING = {
     "ok": "no lost writes",
     "idle": "nothing happened",
 }
-
-
-def _worst_first(ranges: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(ranges, key=lambda found: (VERDICTS.index(found["verdict"]), -(lost_pages(found) or 0)))
 
 
 def _messages(found: dict[str, Any]) -> str:
@@ -136,12 +132,27 @@ def _pages(console: Console, ranges: list[dict[str, Any]], offsets: bool) -> Non
         console.print("No page was lost, and no fault waits.\n")
 
 
+def _section(console: Console, section: Section, pages: bool, histogram: bool, offsets: bool) -> None:
+    console.print()
+    if section.heading:
+        console.print(Text(section.heading, style="bold"))
+        console.print()
+    ranges = section.ranges
+    console.print(_table(ranges[:MOST_RANGES]))
+    console.print()
+    if len(ranges) > MOST_RANGES:
+        console.print(_rest(ranges[MOST_RANGES:]) + "\n")
+    _findings(console, ranges, pages)
+    _latencies(console, ranges, histogram)
+    if pages:
+        _pages(console, ranges, offsets)
+
+
 def render(report: dict[str, Any], stream: TextIO, pages: bool = False, histogram: bool = False) -> None:
     """Write the report to a stream; `pages` lists what was lost and what waits, `histogram` draws the latencies."""
     console = console_for(stream)
-    trace, process = report["trace"], report["process"]
-    command = printable(" ".join(process.get("cmdline") or [process.get("comm", "?")]))
-    console.print(Text(f"{command} ({process.get('pid')})"), overflow="ellipsis", no_wrap=True)
+    trace = report["trace"]
+    console.print(Text(command(report["process"])), overflow="ellipsis", no_wrap=True)
     console.print(
         Text(
             printable(
@@ -150,19 +161,12 @@ def render(report: dict[str, Any], stream: TextIO, pages: bool = False, histogra
             )
         )
     )
-    ranges = _worst_first(report["ranges"])
-    if not ranges:
+    if not report["ranges"]:
         console.print("\nNo memory was registered with userfaultfd while we watched.")
-    else:
-        console.print()
-        console.print(_table(ranges[:MOST_RANGES]))
-        console.print()
-        if len(ranges) > MOST_RANGES:
-            console.print(_rest(ranges[MOST_RANGES:]) + "\n")
-        _findings(console, ranges, pages)
-        _latencies(console, ranges, histogram)
-        if pages:
-            _pages(console, ranges, report.get("relative", False))
+    for section in sections(report):
+        _section(console, section, pages, histogram, report.get("relative", False))
+    if children := not_followed(report):
+        console.print(children + "\n")
     _before(console, report)
     _losses(console, report)
     verdict = report["verdict"]

@@ -6,6 +6,7 @@ payload, length of the payload in bytes, little-endian), then the payload.
     META  JSON, first: schema, what was traced, kernel, probes
     EVNT  events, records of model.events.EVENT as they came from the ring
     NAME  JSON: what mappings are called (model.report.Name)
+    PROC  JSON: pid, comm and cmdline of processes that own or watch memory
     LOSS  JSON: what was dropped so far, whenever that changes
     DONE  JSON, last: why it stopped, loss, the kernel's counters
 
@@ -23,6 +24,7 @@ HEADER = struct.Struct("<4sIQ")
 META = b"META"
 EVENTS = b"EVNT"
 NAMES = b"NAME"
+PROCESSES = b"PROC"
 LOSS = b"LOSS"
 DONE = b"DONE"
 

@@ -14,16 +14,17 @@ import numpy as np
 from uffdtrace.model.events import EVENT, Array
 from uffdtrace.model.report import Name
 from uffdtrace.trace import shape
-from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, NAMES, SCHEMA, TraceError
+from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, NAMES, PROCESSES, SCHEMA, TraceError
 
 
 class Reader:
-    """`meta` at once; then iterate over `events()`; then `names`, `ending` and `complete` are known."""
+    """`meta` at once; then iterate over `events()`; then `names`, `processes`, `ending` and `complete` are known."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ending: dict[str, Any] = {}
         self.names: list[Name] = []
+        self.processes: list[dict[str, Any]] = []
         self.complete = False
         try:
             self._file: BinaryIO = path.open("rb")
@@ -60,6 +61,8 @@ class Reader:
                 yield np.frombuffer(payload, dtype=EVENT)
             elif tag == NAMES:
                 self.names += [Name(**name) for name in self._checked(self._json(payload), shape.NAMES)]
+            elif tag == PROCESSES:
+                self.processes += self._checked(self._json(payload), shape.PROCESSES)
             elif tag == LOSS:
                 self.ending = self._shaped(self._json(payload), shape.LOSS)
             elif tag == DONE:

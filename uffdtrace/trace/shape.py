@@ -6,6 +6,7 @@ from typing import Any
 
 _NUMBER = (int, float)
 _NONE = type(None)
+_PROCESS = {"pid": int, "comm": str, "cmdline": [str]}
 
 META = {
     "schema": str,
@@ -19,7 +20,8 @@ META = {
         "stop_reason": (str, _NONE),
         "uffdtrace": str,
     },
-    "process": {"pid": int, "comm": str, "cmdline": [str]},
+    # None where all userfaultfds were traced.
+    "process": (_PROCESS, _NONE),
     # CLOCK_MONOTONIC, ns, when the trace began.
     "began": int,
     "page_size": int,
@@ -27,6 +29,7 @@ META = {
     "probes": [{"row": str, "place": str, "kind": str}],
 }
 NAMES = [{"time": int, "ctx": int, "start": int, "end": int, "name": str}]
+PROCESSES = [_PROCESS]
 LOSS = {"events_dropped": int}
 DONE = {
     "events_dropped": int,
@@ -41,7 +44,9 @@ DONE = {
 
 
 def fits(value: Any, shape: Any) -> bool:
-    """A type or tuple of types; [shape] for a list; {name: shape} for an object with just these members."""
+    """A type; a tuple for one of several; [shape] for a list; {name: shape} for an object with just these members."""
+    if isinstance(shape, tuple):
+        return any(fits(value, one) for one in shape)
     if isinstance(shape, list):
         return isinstance(value, list) and all(fits(one, shape[0]) for one in value)
     if isinstance(shape, dict):

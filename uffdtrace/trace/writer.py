@@ -13,7 +13,7 @@ import numpy as np
 
 from uffdtrace.model.events import Array
 from uffdtrace.model.report import Name
-from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, NAMES, SCHEMA, TraceError
+from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, NAMES, PROCESSES, SCHEMA, TraceError
 
 
 class Writer:
@@ -43,6 +43,10 @@ class Writer:
     def names(self, names: list[Name]) -> None:
         if names:
             self._chunk(NAMES, json.dumps([asdict(name) for name in names]).encode())
+
+    def processes(self, processes: list[dict[str, Any]]) -> None:
+        if processes:
+            self._chunk(PROCESSES, json.dumps(processes).encode())
 
     def loss(self, loss: dict[str, Any]) -> None:
         self._chunk(LOSS, json.dumps(loss).encode())

@@ -1,0 +1,68 @@
+"""A report's ranges by the process whose memory they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from uffdtrace.model.diagnosis import VERDICTS
+from uffdtrace.reporters.words import lost_pages, noun, printable
+
+
+@dataclass(frozen=True)
+class Section:
+    """One process's ranges, the worst first, and its heading, empty where the report is about nothing else."""
+
+    heading: str
+    ranges: list[dict[str, Any]]
+
+
+def command(process: dict[str, Any] | None) -> str:
+    """What was traced, as a line."""
+    if process is None:
+        return "every userfaultfd"
+    return printable(f"{' '.join(process['cmdline'] or [process['comm']])} ({process['pid']})")
+
+
+def badness(found: dict[str, Any]) -> tuple[int, int]:
+    return VERDICTS.index(found["verdict"]), -(lost_pages(found) or 0)
+
+
+def sections(report: dict[str, Any]) -> list[Section]:
+    """The worst first; ranges whose process is not known are one section."""
+    homes = {home["id"]: home for home in report["userfaultfds"]}
+    names = {process["pid"]: process["comm"] for process in report["processes"]}
+    by_owner: dict[int | None, list[dict[str, Any]]] = {}
+    for found in sorted(report["ranges"], key=badness):
+        by_owner.setdefault(homes[found["userfaultfd"]]["owner_pid"], []).append(found)
+    return [
+        Section(_heading(report, owner, homes, names, alone=len(by_owner) == 1), ranges)
+        for owner, ranges in by_owner.items()
+    ]
+
+
+def _heading(
+    report: dict[str, Any], owner: int | None, homes: dict[int, dict[str, Any]], names: dict[int, str], alone: bool
+) -> str:
+    def called(pid: int | None) -> str:
+        return "a process that is not known" if pid is None else printable(f"{names.get(pid, '?')} ({pid})")
+
+    mine = [home for home in homes.values() if home["owner_pid"] == owner]
+    others = sorted({pid for home in mine for pid in home["monitor_pids"]} - {owner})
+    watched = f", watched by {', '.join(called(pid) for pid in others)}" if others else ""
+    copies = {homes[home["forked_from"]]["owner_pid"] for home in mine if home["forked_from"] in homes}
+    forked = f", forked from {', '.join(called(pid) for pid in sorted(copies, key=str))}" if copies else ""
+    if alone and not watched and not forked and (report["process"] or {}).get("pid") == owner:
+        return ""
+    return f"Memory of {called(owner)}{forked}{watched}"
+
+
+def not_followed(report: dict[str, Any]) -> str:
+    """What to say of children with a userfaultfd of their own that were not traced; empty if there are none."""
+    forks = sum(home["events"]["fork"] for home in report["userfaultfds"])
+    forks -= sum(home["forked_from"] is not None for home in report["userfaultfds"])
+    if forks <= 0:
+        return ""
+    return (
+        f"{noun(forks, 'fork')} made a userfaultfd for the child's memory that was not traced: attach --follow-forks."
+    )
