@@ -20,6 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any, Callable
 
+import handoff
 from steps import FINISH_SECONDS, READY_SECONDS, Guest, Result, finish, first_line, started, until, until_ready
 
 NOBODY = 65534
@@ -276,6 +277,8 @@ def main() -> None:
     for point in ("registered", "armed"):
         steps[f"attach-{point}"] = lambda point=point: attach(guest, "seed", point, f"attach-{point}")  # type: ignore[misc]
     steps["attach-all"] = lambda: attach_all(guest)
+    for name, program in handoff.STEPS.items():
+        steps[name] = lambda program=program: program(guest)  # type: ignore[misc]
     steps["attach-interrupted"] = lambda: stopped(guest, "attach-interrupted", interrupt=True)
     steps["refused-user"] = lambda: refuse_non_root(guest)
     if arguments.once:

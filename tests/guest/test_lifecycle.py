@@ -47,11 +47,11 @@ def of_scenario(guest: Guest, scenario: str) -> tuple[list[Json], list[Json]]:
     return [found for found in trace.report["ranges"] if found["userfaultfd"] in ids], homes
 
 
-@pytest.mark.parametrize("scenario", ["seed", "two-userfaultfds", "shmem-missing", "populated"])
-def test_attach_to_everybody_counts_what_each_workload_counted(guest: Guest, scenario: str) -> None:
+@pytest.mark.parametrize("standing", ["seed", "two-userfaultfds", "shmem-missing", "populated"])
+def test_attach_to_everybody_counts_what_each_workload_counted(guest: Guest, standing: str) -> None:
     trace = guest.trace("attach-all")
-    truth = trace.truth[scenario]
-    armed = scenario in ("seed", "two-userfaultfds")
+    truth = trace.truth[standing]
+    armed = standing in ("seed", "two-userfaultfds")
     outcome = compare(trace.report, truth, unknown=BEFORE_ATTACH if armed or guest.suite == "bullseye" else ())
     if outcome.differences:
         pytest.fail("\n".join(outcome.differences), pytrace=False)

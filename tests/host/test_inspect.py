@@ -19,25 +19,17 @@ from typing import Any
 
 import jsonschema
 import pytest
-from host.tracked import (
-    GIB,
+from host.tracked import GIB, NOBODY, OFFERED, USER_MODE_ONLY, armed, child, need, need_root, need_wp
+from uffd import (
     MAP_ANONYMOUS,
     MAP_NORESERVE,
     MAP_PRIVATE,
     MAP_SHARED,
     MISSING,
-    NOBODY,
-    OFFERED,
     PAGE,
-    USER_MODE_ONLY,
     WP,
-    armed,
-    child,
     libc,
     mapping,
-    need,
-    need_root,
-    need_wp,
     protect,
     register,
     userfaultfd,

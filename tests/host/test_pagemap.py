@@ -12,24 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from host.tracked import (
-    GIB,
-    HUGE,
+from host.tracked import GIB, HUGE, OFFERED, child, need, need_root, need_wp
+from uffd import (
     MAP_ANONYMOUS,
     MAP_HUGETLB,
     MAP_NORESERVE,
     MAP_PRIVATE,
     MAP_SHARED,
     MISSING,
-    OFFERED,
     PAGE,
     WP,
-    child,
     libc,
     mapping,
-    need,
-    need_root,
-    need_wp,
     protect,
     read_pages,
     register,

@@ -1,0 +1,84 @@
+"""Steps in the guest: a monitor in another process, attached to as either of the two."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable
+
+from steps import FINISH_SECONDS, Guest, Result, finish, first_line, started, until, until_ready
+
+PROGRAM = str(Path(__file__).resolve().parents[1] / "programs" / "handoff.py")
+PAGES = (512, 256)
+
+
+def monitor(guest: Guest, name: str, stack: contextlib.ExitStack) -> tuple[subprocess.Popen[str], str, str]:
+    """The monitor, its socket and the file of its counts."""
+    path, out = f"/run/{name}.socket", guest.path(f"counts-{name}.json")
+    command = started(guest, [sys.executable, PROGRAM, "monitor", path, out], subprocess.PIPE, None)
+    process = stack.enter_context(command)
+    first_line(process, FINISH_SECONDS)
+    return process, path, out
+
+
+def tracked(guest: Guest, path: str, pages: int, stack: contextlib.ExitStack) -> subprocess.Popen[str]:
+    """A process that has handed its userfaultfd over, and waits for a line before it writes."""
+    command = [sys.executable, PROGRAM, "tracked", path, str(pages)]
+    process = stack.enter_context(started(guest, command, subprocess.PIPE, None, subprocess.PIPE))
+    first_line(process, FINISH_SECONDS)
+    return process
+
+
+def go_on(process: subprocess.Popen[str]) -> int | None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return finish(process, FINISH_SECONDS)
+
+
+@contextlib.contextmanager
+def traced(guest: Guest, name: str, pid: int) -> Iterator[subprocess.Popen[str]]:
+    tracer = [*guest.uffdtrace, "attach", str(pid), "-o", guest.path(f"trace-{name}.data"), "--format", "json"]
+    stderr = guest.path(f"stderr-{name}.txt")
+    with open(guest.path(f"report-{name}.json"), "w") as out, open(stderr, "w") as err:
+        with started(guest, tracer, out, err) as collector:
+            until_ready(collector, stderr)
+            yield collector
+
+
+def answer(counts: str, processes: int, collector: subprocess.Popen[str], statuses: list[int | None]) -> Result:
+    path = Path(counts)
+    until(lambda: path.exists() and len(json.loads(path.read_text())) == processes, FINISH_SECONDS)
+    status = finish(collector, FINISH_SECONDS)
+    return {"exit_status": status, "tracked_exit_statuses": statuses, "counts": json.loads(path.read_text())}
+
+
+def of_monitor(guest: Guest) -> Result:
+    """Attached to the monitor before anybody has connected: what is tracked comes later."""
+    name = "handoff-monitor"
+    with contextlib.ExitStack() as stack:
+        watcher, path, counts = monitor(guest, name, stack)
+        collector = stack.enter_context(traced(guest, name, watcher.pid))
+        together = [tracked(guest, path, pages, stack) for pages in PAGES]
+        statuses = [go_on(one) for one in together]
+        until(lambda: Path(counts).exists() and len(json.loads(Path(counts).read_text())) == len(PAGES), FINISH_SECONDS)
+        watcher.terminate()
+        return {**answer(counts, len(PAGES), collector, statuses), "monitor": watcher.pid}
+
+
+def of_tracked(guest: Guest) -> Result:
+    """Attached to the tracked process, which has given its descriptor away."""
+    name = "handoff-tracked"
+    with contextlib.ExitStack() as stack:
+        watcher, path, counts = monitor(guest, name, stack)
+        process = tracked(guest, path, PAGES[0], stack)
+        collector = stack.enter_context(traced(guest, name, process.pid))
+        statuses = [go_on(process)]
+        return {**answer(counts, 1, collector, statuses), "monitor": watcher.pid}
+
+
+STEPS: dict[str, Callable[[Guest], Result]] = {"handoff-monitor": of_monitor, "handoff-tracked": of_tracked}
