@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 # A guest that says nothing for longer than any step may take hangs; scripts/guests
 # boots it again, and it goes on with the step in which it hung.
-SILENT_SECONDS = 360
+SILENT_SECONDS = 480
 HANGS_SECONDS = 1500
 BOOTS = 4
 

@@ -29,7 +29,7 @@ PROBE_LISTS = (
     "/sys/kernel/tracing/enabled_functions",
     "/sys/kernel/tracing/kprobe_events",
 )
-RUN_SECONDS = 300.0
+RUN_SECONDS = 420.0
 KILL_AFTER_SECONDS = 8.0
 PROBES_GONE_SECONDS = 5.0
 MOST_BOOTS = 2

@@ -93,7 +93,7 @@ void remote_write(void)
 	monitor_stop(&m);
 }
 
-static void fork_and_wait(void)
+static pid_t fork_and_wait(void)
 {
 	pid_t pid = fork();
 	int status;
@@ -104,6 +104,7 @@ static void fork_and_wait(void)
 		_exit(0);
 	if (waitpid(pid, &status, 0) != pid || status)
 		fail("the forked child ended with %#x", status);
+	return pid;
 }
 
 void fork_wp(void)
@@ -132,9 +133,11 @@ void fork_event(void)
 {
 	struct monitor m = {0};
 	struct range *r = track_armed(PAGES, PAGES, UFFD_FEATURE_EVENT_FORK, &m);
+	pid_t pid;
 
-	fork_and_wait();
+	pid = fork_and_wait();
 	monitor_await(&m, 1);
+	truth_forked(r, pid, -1);
 	pagemap_expect(r, 0, PAGES, PAGES);
 	write_and_stop(r, &m);
 }
