@@ -32,9 +32,21 @@ def test_an_option_of_ours_that_does_not_exist_is_a_usage_error() -> None:
     assert CliRunner().invoke(main, ["run", "--frobnicate", "--", "true"]).exit_code == 2
 
 
-@pytest.mark.parametrize("verb", ["attach", "run", "report"])
-def test_help_has_examples(verb: str) -> None:
-    assert "Examples:" in CliRunner().invoke(main, [verb, "--help"]).output
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["atach", "1234"], "did you mean uffdtrace attach?"),
+        (["Report"], "did you mean uffdtrace report?"),
+        (["1234", "-d", "10"], "did you mean uffdtrace attach 1234?"),
+        (["frobnicate"], f"there are {', '.join(main.commands)}"),
+        (["att\nach"], "did you mean uffdtrace attach?"),
+        (["--", "--frob"], f"there are {', '.join(main.commands)}"),
+    ],
+)
+def test_a_mistyped_verb_is_one_line(words: list[str], remedy: str) -> None:
+    done = CliRunner().invoke(main, words, prog_name="uffdtrace")
+    word = words[-1] if words[0] == "--" else words[0]
+    assert (done.exit_code, done.output) == (2, f"uffdtrace: {word!r} is no command: {remedy}\n")
 
 
 def test_report_without_a_trace_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
