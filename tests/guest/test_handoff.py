@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from guest.compare import VARYING
 from guest.results import Guest, Json
 
 
@@ -31,4 +32,4 @@ def check(guest: Guest, found: Json, counted: Json) -> None:
     assert found["armed_pages"] == (counted["pages"] if known else None)
     assert found["lost"]["observed"] == (0 if known else None)
     assert found["verdict"] == "ok"
-    assert found["findings"] == []
+    assert {finding["id"] for finding in found["findings"]} <= VARYING
