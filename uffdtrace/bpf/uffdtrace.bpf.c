@@ -244,6 +244,9 @@ static __always_inline bool admit(u64 mm)
 
 	if (value)
 		return *value;
+	/* It tries what the kernel offers on memory of its own. */
+	if (tgid == COLLECTOR)
+		return false;
 #ifndef FOLLOW_ALL
 	if (!followed.lookup(&tgid)) {
 		owner = owner_of(mm);

@@ -56,6 +56,8 @@ class LookBack:
         """
         found: list[Array] = []
         for holder in proc.pids():
+            if holder == os.getpid():
+                continue
             for fd in proc.userfaultfds(holder):
                 said = proc.fdinfo(holder, fd)
                 for event in self._shown():
