@@ -87,6 +87,12 @@ def plans(guest: Guest) -> Result:
     return dict(json.loads(done.stdout))
 
 
+def doctor(guest: Guest) -> Result:
+    # It compiles and attaches once, to see.
+    seconds = READY_SECONDS + FINISH_SECONDS
+    return answered(guest, [*guest.uffdtrace, "doctor", "--format", "json"], seconds)
+
+
 def trace_both(guest: Guest) -> Result:
     """A tracker that arms empty memory, and the same with the remedy: two traces to compare."""
     statuses = []
@@ -209,14 +215,14 @@ def stopped(guest: Guest, name: str, *options: str, interrupt: bool = False) -> 
     return {"exit_status": status, "state": state}
 
 
-def refused(guest: Guest, command: list[str], **options: Any) -> Result:
+def answered(guest: Guest, command: list[str], seconds: float = FINISH_SECONDS, **options: Any) -> Result:
     began = time.monotonic()
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
         text=True,
         capture_output=True,
-        timeout=FINISH_SECONDS,
+        timeout=seconds,
         env=options.pop("env", guest.environment),
         **options,
     )
@@ -226,11 +232,11 @@ def refused(guest: Guest, command: list[str], **options: Any) -> Result:
 
 def refuse_no_such_process(guest: Guest) -> Result:
     # One more than the largest PID that any kernel gives.
-    return refused(guest, [*guest.uffdtrace, "attach", str(2**22 + 1), "-o", guest.path("refused-pid.data")])
+    return answered(guest, [*guest.uffdtrace, "attach", str(2**22 + 1), "-o", guest.path("refused-pid.data")])
 
 
 def refuse_no_such_command(guest: Guest) -> Result:
-    return refused(guest, [*guest.uffdtrace, "run", "-o", guest.path("refused-command.data"), "--", "/does/not/exist"])
+    return answered(guest, [*guest.uffdtrace, "run", "-o", guest.path("refused-command.data"), "--", "/does/not/exist"])
 
 
 def refuse_non_root(guest: Guest) -> Result:
@@ -245,7 +251,7 @@ def refuse_non_root(guest: Guest) -> Result:
     # A process of their own: only the missing privilege is in the way.
     with subprocess.Popen([*as_nobody, "sleep", "300"]) as own:
         try:
-            return refused(
+            return answered(
                 guest,
                 [*as_nobody, str(python), "-m", "uffdtrace", "attach", str(own.pid), "-o", "/tmp/refused.data"],
                 env=environment,
@@ -273,6 +279,7 @@ def main() -> None:
     for backend in guest.backends:
         steps[f"run-{backend}"] = lambda backend=backend: trace_workload(guest, backend)  # type: ignore[misc]
     steps["plans"] = lambda: plans(guest)
+    steps["doctor"] = lambda: doctor(guest)
     steps["kill"] = lambda: kill(guest)
     for point in ("registered", "armed"):
         steps[f"attach-{point}"] = lambda point=point: attach(guest, "seed", point, f"attach-{point}")  # type: ignore[misc]

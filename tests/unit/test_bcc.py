@@ -41,3 +41,11 @@ def test_one_that_does_not_import(only: Path) -> None:
 def test_a_real_one_is_given_our_headers(only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (only / "bcc.py").write_text("import os\nseen = os.environ['BCC_KERNEL_SOURCE']\nclass BPF: pass\n")
     assert (Path(bcc.load().seen) / "include" / "linux" / "kconfig.h").exists()
+
+
+def test_its_version(only: Path) -> None:
+    (only / "bcc.py").write_text("class BPF: pass\n")
+    assert bcc.version(bcc.load()) is None
+    del sys.modules["bcc"]
+    (only / "bcc.py").write_text("class BPF: pass\n__version__ = '0.26.0'  # as Debian's has it\n")
+    assert bcc.version(bcc.load()) == "0.26.0"

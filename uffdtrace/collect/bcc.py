@@ -23,6 +23,10 @@ def load() -> ModuleType:
 
     Raises Refusal where it is missing, or is PyPI's `bcc`, which is another program.
     """
+    if not STUB_ROOT.is_dir():
+        raise Refusal(
+            "uffdtrace runs from a zip file, where BCC finds no BPF source: install it with pip or the Debian package"
+        )
     # BCC reads it when it compiles.
     os.environ["BCC_KERNEL_SOURCE"] = str(STUB_ROOT)
     remedy = _INSTALL + (_VENV if sys.prefix != sys.base_prefix else "")
@@ -39,3 +43,8 @@ def load() -> ModuleType:
             f"pip uninstall bcc, then {_INSTALL}"
         )
     return module
+
+
+def version(module: ModuleType) -> str | None:
+    found = getattr(module, "__version__", None)
+    return None if found is None else str(found)

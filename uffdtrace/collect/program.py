@@ -121,7 +121,12 @@ class Program:
                     f"the kernel refuses the probe on {attachment.place} ({kind}: {error}):"
                     f" try --backend {'kprobe' if attachment.fentry else 'fentry'}, or run uffdtrace doctor"
                 ) from error
-        self._bpf.attach_raw_tracepoint(tp=b"sched_process_fork", fn_name=_FORK_FUNCTION)
+        try:
+            self._bpf.attach_raw_tracepoint(tp=b"sched_process_fork", fn_name=_FORK_FUNCTION)
+        except Exception as error:
+            raise Refusal(
+                f"the kernel refuses the tracepoint sched_process_fork ({error}): run uffdtrace doctor"
+            ) from error
 
     def _attach(self, attachment: Attachment) -> None:
         candidate = attachment.candidate

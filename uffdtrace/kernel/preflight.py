@@ -35,12 +35,8 @@ def lockdown() -> str | None:
     return found.group(1) if found else None
 
 
-def preemptible() -> bool:
-    """Whether kernel code, and with it a fentry program, can be preempted.
-
-    Where the kernel does not say, the answer is yes: that costs speed, a wrong
-    no would cost events (kernel-semantics.md 8.1 A).
-    """
+def preemption() -> bool | None:
+    """Whether kernel code, and with it a fentry program, can be preempted; None where the kernel does not say."""
     version = platform.version()
     if "PREEMPT" not in version:
         return False
@@ -49,8 +45,16 @@ def preemptible() -> bool:
     try:
         found = re.search(r"\((\w+)\)", _PREEMPT.read_text())
     except OSError:
-        return True
-    return found is None or found.group(1) not in ("none", "voluntary")
+        return None
+    return None if found is None else found.group(1) not in ("none", "voluntary")
+
+
+def preemptible() -> bool:
+    """Yes where the kernel does not say.
+
+    That costs speed, a wrong no would cost events (kernel-semantics.md 8.1 A).
+    """
+    return preemption() is not False
 
 
 class _LoadProgram(ctypes.Structure):
@@ -68,17 +72,24 @@ class _LoadProgram(ctypes.Structure):
     ]
 
 
+# bpf_probe_read_kernel(fp - 8, 8, 0); return 0: the helper is what lockdown's confidentiality mode withholds.
+_PROGRAM = bytes.fromhex(
+    "bfa1000000000000 07010000f8ffffff b702000008000000 b703000000000000 8500000071000000"
+    "b700000000000000 9500000000000000"
+)
+_INSTRUCTION_BYTES = 8
+
+
 def try_program() -> int:
-    """Load `return 0` as a tracing program and drop it: 0, or the errno."""
+    """Load a program that reads kernel memory, and drop it: 0, or the errno."""
     number = _SYS_BPF.get(platform.machine())
     if number is None:
         return errno.ENOSYS
-    # mov r0, 0; exit
-    instructions = ctypes.create_string_buffer(bytes.fromhex("b7000000000000009500000000000000"))
+    instructions = ctypes.create_string_buffer(_PROGRAM)
     license_text = ctypes.create_string_buffer(b"GPL")
     attributes = _LoadProgram(
         prog_type=_BPF_PROG_TYPE_KPROBE,
-        insn_cnt=2,
+        insn_cnt=len(_PROGRAM) // _INSTRUCTION_BYTES,
         insns=ctypes.addressof(instructions),
         license=ctypes.addressof(license_text),
     )
@@ -95,11 +106,10 @@ def check_privileges() -> None:
         raise Refusal("tracing needs root: run it with sudo (uffdtrace report and inspect work without)")
 
 
-def check_tracing() -> None:
-    """Raise Refusal unless the kernel takes tracing programs from us."""
-    failure = try_program()
-    if failure in (errno.EPERM, errno.EACCES):
-        mode = lockdown()
+def check_programs() -> None:
+    """Raise Refusal unless the kernel takes from us programs that read its memory."""
+    failure, mode = try_program(), lockdown()
+    if failure in (errno.EPERM, errno.EACCES) or (failure and mode == "confidentiality"):
         cause = f"lockdown is in {mode} mode" if mode not in (None, "none") else "not even root may load them"
         raise Refusal(
             f"the kernel refuses tracing programs (bpf: {os.strerror(failure)}; {cause}):"
@@ -110,5 +120,13 @@ def check_tracing() -> None:
             f"the kernel cannot load tracing programs (bpf: {os.strerror(failure)}):"
             " it needs CONFIG_BPF_SYSCALL=y and CONFIG_BPF_EVENTS=y"
         )
+
+
+def check_kprobes() -> None:
     if not _KPROBE_PMU.exists():
         raise Refusal("the kernel has no kprobes: it needs CONFIG_KPROBES=y and CONFIG_KPROBE_EVENTS=y")
+
+
+def check_tracing() -> None:
+    check_programs()
+    check_kprobes()

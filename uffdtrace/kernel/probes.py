@@ -202,7 +202,7 @@ TABLE: tuple[Row, ...] = (
 _REGISTERS = 6
 
 
-def _serve(
+def serve(
     row: Row, candidate: Candidate, btf: Btf, symbols: Symbols, wanted: Backend, preemptible: bool
 ) -> Attachment | None:
     function = btf.function(candidate.function)
@@ -248,7 +248,7 @@ def plan(btf: Btf, symbols: Symbols, wanted: Backend, preemptible: bool) -> list
     chosen: list[Attachment] = []
     for row in TABLE:
         for candidate in row.candidates:
-            attachment = _serve(row, candidate, btf, symbols, wanted, preemptible)
+            attachment = serve(row, candidate, btf, symbols, wanted, preemptible)
             if attachment is not None:
                 chosen.append(attachment)
                 if row.twice and wanted is Backend.AUTO and preemptible:

@@ -1,0 +1,46 @@
+"""uffdtrace doctor."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+import click
+
+from uffdtrace.cli.common import errors_in_one_line, format_option, say, write
+from uffdtrace.collect.checkup import check
+from uffdtrace.kernel.probes import Backend
+
+
+@click.command("doctor")
+@format_option("text", "json")
+@click.option(
+    "--backend",
+    type=click.Choice([backend.value for backend in Backend]),
+    default="auto",
+    show_default=True,
+    help="Kind of probe to try where the kernel leaves a choice.",
+)
+@errors_in_one_line
+def command(form: str, backend: str) -> None:
+    """Tell what this machine allows, and the remedy for what it does not.
+
+    Needs neither root nor BCC to say so. As root, and where nothing speaks
+    against it, attaches every probe for a moment. Exits with status 1 if attach
+    would not work here.
+
+    \b
+    Examples:
+      sudo uffdtrace doctor
+      uffdtrace doctor --format json --backend kprobe
+    """
+    found = check(Backend(backend), say)
+
+    def as_text(stream: TextIO) -> None:
+        # Only here: rich takes longer to import than all the rest.
+        from uffdtrace.reporters import doctor_text
+
+        doctor_text.render(found, stream)
+
+    write(found, form, as_text)
+    sys.exit(0 if found["attach_works"] else 1)
