@@ -84,11 +84,13 @@ def run_guest(suite: str, command: list[str], folder: Path) -> tuple[int, str]:
 
 @pytest.fixture(scope="session")
 def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workload; beside it what tests/programs builds."""
     out = tmp_path_factory.mktemp("workload")
-    made = subprocess.run(
-        ["make", "-C", str(ROOT / "tests" / "workloads"), f"OUT={out}"], text=True, capture_output=True
-    )
-    assert made.returncode == 0, f"the workload does not build: {tail(made.stdout + made.stderr)}"
+    for folder in ("workloads", "programs"):
+        made = subprocess.run(
+            ["make", "-C", str(ROOT / "tests" / folder), f"OUT={out}"], text=True, capture_output=True
+        )
+        assert made.returncode == 0, f"tests/{folder} does not build: {tail(made.stdout + made.stderr)}"
     return out / "workload"
 
 
@@ -114,7 +116,8 @@ def boot(
 def boot_suite(suite: str, workload: Path, backends: list[str], parent: Path) -> Guest:
     folder = parent / "answers"
     folder.mkdir()
-    shutil.copy2(workload, folder / "workload")
+    for built in workload.parent.iterdir():
+        shutil.copy2(built, folder / built.name)
     # The guest cannot write beside the sources, and would compile them at each start.
     compileall.compile_dir(ROOT / "uffdtrace", quiet=2)
     command = [sys.executable, str(HERE / "in_guest.py"), "--dir", str(folder)]

@@ -6,11 +6,10 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
-from steps import FINISH_SECONDS, Guest, Result, finish, first_line, started, until, until_ready
+from steps import FINISH_SECONDS, Guest, Result, attached, finish, first_line, go_on, started, until
 
 PROGRAM = str(Path(__file__).resolve().parents[1] / "programs" / "handoff.py")
 PAGES = (512, 256)
@@ -33,23 +32,6 @@ def tracked(guest: Guest, path: str, pages: int, stack: contextlib.ExitStack) ->
     return process
 
 
-def go_on(process: subprocess.Popen[str]) -> int | None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return finish(process, FINISH_SECONDS)
-
-
-@contextlib.contextmanager
-def traced(guest: Guest, name: str, pid: int) -> Iterator[subprocess.Popen[str]]:
-    tracer = [*guest.uffdtrace, "attach", str(pid), "-o", guest.path(f"trace-{name}.data"), "--format", "json"]
-    stderr = guest.path(f"stderr-{name}.txt")
-    with open(guest.path(f"report-{name}.json"), "w") as out, open(stderr, "w") as err:
-        with started(guest, tracer, out, err) as collector:
-            until_ready(collector, stderr)
-            yield collector
-
-
 def answer(counts: str, processes: int, collector: subprocess.Popen[str], statuses: list[int | None]) -> Result:
     path = Path(counts)
     until(lambda: path.exists() and len(json.loads(path.read_text())) == processes, FINISH_SECONDS)
@@ -62,7 +44,7 @@ def of_monitor(guest: Guest) -> Result:
     name = "handoff-monitor"
     with contextlib.ExitStack() as stack:
         watcher, path, counts = monitor(guest, name, stack)
-        collector = stack.enter_context(traced(guest, name, watcher.pid))
+        collector = stack.enter_context(attached(guest, name, str(watcher.pid)))
         together = [tracked(guest, path, pages, stack) for pages in PAGES]
         statuses = [go_on(one) for one in together]
         until(lambda: Path(counts).exists() and len(json.loads(Path(counts).read_text())) == len(PAGES), FINISH_SECONDS)
@@ -76,7 +58,7 @@ def of_tracked(guest: Guest) -> Result:
     with contextlib.ExitStack() as stack:
         watcher, path, counts = monitor(guest, name, stack)
         process = tracked(guest, path, PAGES[0], stack)
-        collector = stack.enter_context(traced(guest, name, process.pid))
+        collector = stack.enter_context(attached(guest, name, str(process.pid)))
         statuses = [go_on(process)]
         return {**answer(counts, 1, collector, statuses), "monitor": watcher.pid}
 

@@ -17,11 +17,26 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
+import criu
 import handoff
-from steps import FINISH_SECONDS, READY_SECONDS, Guest, Result, finish, first_line, started, until, until_ready
+import programs
+from steps import (
+    FINISH_SECONDS,
+    READY_SECONDS,
+    Guest,
+    Result,
+    attached,
+    finish,
+    first_line,
+    go_on,
+    started,
+    until,
+    until_ready,
+)
 
 NOBODY = 65534
 PROBE_LISTS = (
@@ -152,47 +167,32 @@ def kill(guest: Guest) -> Result:
     }
 
 
-def attach(guest: Guest, scenario: str, point: str, name: str) -> Result:
-    """Attach to a tracker that stands at a point of its life, then let it go on."""
-    truth, stderr = guest.path(f"truth-{name}.jsonl"), guest.path(f"stderr-{name}.txt")
+@contextlib.contextmanager
+def standing(guest: Guest, scenario: str, point: str, truth: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The workload, stopped at a point of a scenario's life, and the scenario's process."""
     target = [guest.workload, "run", "--only", scenario, "--stop-at", point, "--out", truth]
     with started(guest, target, subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE) as workload:
-        line = first_line(workload, FINISH_SECONDS)
-        pid = json.loads(line)["pid"]
-        tracer = [*guest.uffdtrace, "attach", str(pid), "-o", guest.path(f"trace-{name}.data"), "--format", "json"]
-        with open(guest.path(f"report-{name}.json"), "w") as out, open(stderr, "w") as err:
-            with started(guest, tracer, out, err) as collector:
-                until_ready(collector, stderr)
-                assert workload.stdin is not None
-                workload.stdin.write("\n")
-                workload.stdin.flush()
-                workload_status = finish(workload, FINISH_SECONDS)
-                # The target is gone, so the tracer ends by itself.
-                status = finish(collector, FINISH_SECONDS)
-    return {"exit_status": status, "workload_exit_status": workload_status, "stopped": line.strip()}
+        yield workload, json.loads(first_line(workload, FINISH_SECONDS))["pid"]
+
+
+def attach(guest: Guest, scenario: str, point: str, name: str) -> Result:
+    """Attach to a tracker that stands at a point of its life, then let it go on."""
+    with standing(guest, scenario, point, guest.path(f"truth-{name}.jsonl")) as (workload, pid):
+        with attached(guest, name, str(pid)) as collector:
+            workload_status = go_on(workload)
+            # The target is gone, so the tracer ends by itself.
+            status = finish(collector, FINISH_SECONDS)
+    return {"exit_status": status, "workload_exit_status": workload_status}
 
 
 def attach_all(guest: Guest) -> Result:
     """Several trackers at different points of their lives, traced at once; SIGTERM ends it."""
     name = "attach-all"
-    truth, stderr = guest.path(f"truth-{name}.jsonl"), guest.path(f"stderr-{name}.txt")
+    truth = guest.path(f"truth-{name}.jsonl")
     with contextlib.ExitStack() as stack:
-        workloads = []
-        for scenario, point in EVERYBODY:
-            target = [guest.workload, "run", "--only", scenario, "--stop-at", point, "--out", truth]
-            command = started(guest, target, subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE)
-            workloads.append(stack.enter_context(command))
-            first_line(workloads[-1], FINISH_SECONDS)
-        tracer = [*guest.uffdtrace, "attach", "--all", "-o", guest.path(f"trace-{name}.data"), "--format", "json"]
-        out, err = (stack.enter_context(open(path, "w")) for path in (guest.path(f"report-{name}.json"), stderr))
-        collector = stack.enter_context(started(guest, tracer, out, err))
-        until_ready(collector, stderr)
-        statuses = []
-        for workload in workloads:
-            assert workload.stdin is not None
-            workload.stdin.write("\n")
-            workload.stdin.flush()
-            statuses.append(finish(workload, FINISH_SECONDS))
+        workloads = [stack.enter_context(standing(guest, *where, truth))[0] for where in EVERYBODY]
+        collector = stack.enter_context(attached(guest, name, "--all"))
+        statuses = [go_on(workload) for workload in workloads]
         collector.terminate()
         status = finish(collector, FINISH_SECONDS)
     return {"exit_status": status, "workload_exit_statuses": statuses}
@@ -200,17 +200,11 @@ def attach_all(guest: Guest) -> Result:
 
 def stopped(guest: Guest, name: str, *options: str, interrupt: bool = False) -> Result:
     """A trace that ends while its target goes on."""
-    stderr = guest.path(f"stderr-{name}.txt")
-    target = [guest.workload, "run", "--only", "seed", "--stop-at", "armed", "--out", "/dev/null"]
-    with started(guest, target, subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE) as workload:
-        pid = json.loads(first_line(workload, FINISH_SECONDS))["pid"]
-        tracer = [*guest.uffdtrace, "attach", str(pid), "-o", guest.path(f"trace-{name}.data"), "--format", "json"]
-        with open(guest.path(f"report-{name}.json"), "w") as out, open(stderr, "w") as err:
-            with started(guest, [*tracer, *options], out, err) as collector:
-                until_ready(collector, stderr)
-                if interrupt:
-                    collector.send_signal(signal.SIGINT)
-                status = finish(collector, FINISH_SECONDS)
+    with standing(guest, "seed", "armed", "/dev/null") as (_, pid):
+        with attached(guest, name, str(pid), *options) as collector:
+            if interrupt:
+                collector.send_signal(signal.SIGINT)
+            status = finish(collector, FINISH_SECONDS)
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return {"exit_status": status, "state": state}
 
@@ -269,7 +263,8 @@ def main() -> None:
     parser.add_argument("--backend", action="append", required=True)
     parser.add_argument("--once", action="store_true", help="what the kernel has no part in, too")
     arguments = parser.parse_args()
-    guest = Guest(arguments.dir, arguments.workload, arguments.repository, arguments.backend)
+    built = str(arguments.workload.parent)
+    guest = Guest(arguments.dir, arguments.workload, arguments.repository, arguments.backend, built)
     mount("debugfs", "/sys/kernel/debug")
     mount("tracefs", "/sys/kernel/tracing")
 
@@ -281,10 +276,9 @@ def main() -> None:
     steps["plans"] = lambda: plans(guest)
     steps["doctor"] = lambda: doctor(guest)
     steps["kill"] = lambda: kill(guest)
-    for point in ("registered", "armed"):
-        steps[f"attach-{point}"] = lambda point=point: attach(guest, "seed", point, f"attach-{point}")  # type: ignore[misc]
+    steps["attach-armed"] = lambda: attach(guest, "seed", "armed", "attach-armed")
     steps["attach-all"] = lambda: attach_all(guest)
-    for name, program in handoff.STEPS.items():
+    for name, program in {**handoff.STEPS, **programs.STEPS, **criu.STEPS}.items():
         steps[name] = lambda program=program: program(guest)  # type: ignore[misc]
     steps["attach-interrupted"] = lambda: stopped(guest, "attach-interrupted", interrupt=True)
     steps["refused-user"] = lambda: refuse_non_root(guest)
@@ -295,11 +289,11 @@ def main() -> None:
         steps["refused-command"] = lambda: refuse_no_such_command(guest)
 
     for name, step in steps.items():
-        if go_on(guest, name):
+        if to_do(guest, name):
             run_step(guest, name, step)
 
 
-def go_on(guest: Guest, name: str) -> bool:
+def to_do(guest: Guest, name: str) -> bool:
     """Whether a step is still to be done: an earlier boot may have done it, or died of it."""
     if (guest.folder / f"{name}.json").exists():
         return False

@@ -19,18 +19,20 @@ from typing import Any, Callable, TextIO
 
 READY = re.compile(r"^uffdtrace: tracing", re.MULTILINE)
 # Compiling and attaching takes seconds where nothing is hardware.
-READY_SECONDS = 120.0
+READY_SECONDS = 200.0
 FINISH_SECONDS = 90.0
 
 Result = dict[str, Any]
 
 
 class Guest:
-    def __init__(self, folder: Path, workload: Path, repository: Path, backends: list[str]) -> None:
+    def __init__(self, folder: Path, workload: Path, repository: Path, backends: list[str], programs: str = "") -> None:
         self.folder = folder
         self.workload = str(workload)
         self.repository = repository
         self.backends = backends
+        # Built from tests/programs.
+        self.programs = programs
         self.uffdtrace = [sys.executable, "-m", "uffdtrace"]
         self.environment = {**os.environ, "PYTHONPATH": str(repository), "TERM": "dumb", "NO_COLOR": "1"}
 
@@ -84,6 +86,25 @@ def until_ready(process: subprocess.Popen[str], stderr: str) -> None:
     if not until(ready, READY_SECONDS) or process.poll() is not None:
         said = Path(stderr).read_text(errors="replace")[-2000:]
         raise RuntimeError(f"not tracing after {time.monotonic() - began:.0f} s (exit {process.poll()}): {said}")
+
+
+@contextlib.contextmanager
+def attached(guest: Guest, name: str, *target: str) -> Iterator[subprocess.Popen[str]]:
+    """uffdtrace attach, tracing already; its trace, report and what it says go to the files of that name."""
+    command = [*guest.uffdtrace, "attach", *target, "-o", guest.path(f"trace-{name}.data"), "--format", "json"]
+    stderr = guest.path(f"stderr-{name}.txt")
+    with open(guest.path(f"report-{name}.json"), "w") as out, open(stderr, "w") as err:
+        with started(guest, command, out, err) as collector:
+            until_ready(collector, stderr)
+            yield collector
+
+
+def go_on(process: subprocess.Popen[str]) -> int | None:
+    """Let a process go that waits for a line; its exit status."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return finish(process, FINISH_SECONDS)
 
 
 def first_line(process: subprocess.Popen[str], seconds: float) -> str:
