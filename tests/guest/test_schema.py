@@ -24,9 +24,9 @@ def test_run(trace: Trace, backend: str) -> None:
     validate(trace.report)
 
 
-@pytest.mark.parametrize("point", ["registered", "armed"])
-def test_attach(guest: Guest, point: str) -> None:
-    validate(guest.trace(f"attach-{point}").report)
+@pytest.mark.parametrize("name", ["attach-armed", "attach-all", "handoff-monitor", "qemu-snapshot", "criu-lazy-pages"])
+def test_attach(guest: Guest, name: str) -> None:
+    validate(guest.trace(name).report)
 
 
 def test_killed(guest: Guest) -> None:

@@ -22,6 +22,8 @@ VERDICTS = ("lost-writes", "blind", "never-armed", "pending", "async", "ok", "id
 SLOW_US = 50_000
 # A retry or two is how EAGAIN is meant.
 EAGAIN_STORM = 8
+# Nothing can be tracked in so short a time.
+TRIED_NS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,15 @@ class Case:
     def never_armed(self) -> bool:
         # Under WP_ASYNC PAGEMAP_SCAN arms without a call that could be seen.
         armed = self.row.count("armed_pages") or self.row.before
-        return self.wp and not armed and not self.asynchronous
+        return self.wp and not armed and not self.asynchronous and not self.tried
+
+    @property
+    def tried(self) -> bool:
+        """Registered only to see whether that works, as QEMU does before a snapshot."""
+        row = self.row
+        if row.withdrawn is None or row.count("unarmed") or any(row.faults):
+            return False
+        return row.withdrawn - row.born < TRIED_NS
 
     @property
     def unknown_before(self) -> int:

@@ -381,7 +381,7 @@ class Model:
                 self._slice(ctx, source, source + last - first, Op.MOVED_AWAY, event)
 
     def _ended(self, ctx: int, start: int, end: int, time: int, closed: bool) -> None:
-        if self.watched.end(ctx, start, end) or closed:
+        if self.watched.end(ctx, start, end, time) or closed:
             self._sleepers.endings.append(Ending(time, ctx, start, end, closed))
 
     def _slice(self, ctx: int, start: int, end: int, op: Op, event: Array) -> None:

@@ -55,6 +55,8 @@ class Range:
     exposed: Array = field(default_factory=lambda: np.zeros(len(Cause), dtype=np.int64))
     # Time (ns) of the first registration; what a name belongs to.
     born: int = 0
+    # Time (ns) from which nothing of it was registered any more, by UNREGISTER or close.
+    withdrawn: int | None = None
     # Registered before the trace, and armed then, or nobody can tell: what was
     # armed and populated before is unknown.
     before: bool = False

@@ -24,6 +24,8 @@ class Copied:
     end: int
     row: Range
     states: Array
+    # The range had none then.
+    no_holes: bool
 
 
 @dataclass
@@ -99,15 +101,18 @@ class Watched:
 
     def copied(self, tid: int, ctx: int, start: int, end: int) -> None:
         """A fork copies an area to a child whose userfaultfd will be told of."""
-        parts = self._copied.setdefault((tid, ctx), [])
-        if parts and start <= parts[-1].start:
-            # Areas are copied in order of address: an earlier fork failed.
+        parts, space = self._copied.setdefault((tid, ctx), []), self.ranges.space(ctx)
+        # Areas are copied in order of address, and stay registered meanwhile: else an earlier fork failed.
+        if parts and start < parts[-1].end:
             parts.clear()
-        for piece in self.ranges.space(ctx).overlapping(start, end):
+        while parts and not space.overlapping(parts[-1].start, parts[-1].end):
+            parts.pop()
+        for piece in space.overlapping(start, end):
             low, high = max(piece.start, start), min(piece.end, end)
             first = (low - piece.start) // PAGE_SIZE
             states = self.ranges.states(piece)[first : first + (high - low) // PAGE_SIZE]
-            parts.append(Copied(low, high, self.ranges.row_of(piece), inherit(states)))
+            row = self.ranges.row_of(piece)
+            parts.append(Copied(low, high, row, inherit(states), row.holes == 0))
 
     def adopted(self, event: Array) -> None:
         """FORKED: the child's userfaultfd, with what the fork copied."""
@@ -122,12 +127,14 @@ class Watched:
             for piece in self.ranges.space(ctx).overlapping(part.start, part.end):
                 row, first = self.ranges.row_of(piece), (part.start - piece.start) // PAGE_SIZE + piece.place
                 self.ranges.pool.states[first : first + len(part.states)] = part.states
-                row.changes[COUNTS.index("armed_pages")] += int((part.states & ARMED != 0).sum())
+                armed = int((part.states & ARMED != 0).sum())
+                row.changes[COUNTS.index("armed_pages")] += armed
+                row.armings += armed > 0
                 row.memory |= part.row.memory
                 row.order = max(row.order, part.row.order)
                 row.before |= part.row.before
                 # Which single pages were holes no event told.
-                row.holes = None if part.row.holes != 0 else row.holes
+                row.holes = row.holes if part.no_holes else None
 
     def process(self, mm: int, tgid: int) -> None:
         for home in self.of_memory(mm):
@@ -214,6 +221,11 @@ class Watched:
             parts.append((new, start, end))
         return parts
 
-    def end(self, ctx: int, start: int, end: int) -> bool:
+    def end(self, ctx: int, start: int, end: int, time: int) -> bool:
         """UNREGISTER or close; whether anything was registered there."""
-        return bool(self.ranges.end(self.ranges.space(ctx), start, end))
+        space = self.ranges.space(ctx)
+        rows = {row.number: row for row in map(self.ranges.row_of, self.ranges.end(space, start, end))}
+        standing = {self.ranges.row_of(piece).number for piece in space.pieces}
+        for number in rows.keys() - standing:
+            rows[number].withdrawn = time
+        return bool(rows)
