@@ -137,8 +137,10 @@ class Watched:
                 row.holes = row.holes if part.no_holes else None
 
     def process(self, mm: int, tgid: int) -> None:
-        for home in self.of_memory(mm):
-            home.owner = tgid
+        # The monitor may have closed the child's userfaultfd already.
+        for home in self.userfaultfds:
+            if home.mm == mm and home.owner is None:
+                home.owner = tgid
 
     def unmap(self, home: Userfaultfd, start: int, end: int) -> None:
         for piece in self.ranges.end(self.ranges.space(home.ctx), start, end):
