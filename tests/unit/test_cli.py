@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from unit.reports import a_report
 
 from uffdtrace.cli import main, run
+from uffdtrace.cli.common import where
 from uffdtrace.kernel.preflight import Refusal
 
 
@@ -47,6 +49,27 @@ def test_a_mistyped_verb_is_one_line(words: list[str], remedy: str) -> None:
     done = CliRunner().invoke(main, words, prog_name="uffdtrace")
     word = words[-1] if words[0] == "--" else words[0]
     assert (done.exit_code, done.output) == (2, f"uffdtrace: {word!r} is no command: {remedy}\n")
+
+
+@pytest.mark.parametrize(
+    ("output", "argument"),
+    [
+        ("uffdtrace.data", "uffdtrace.data"),
+        ("my trace", "'my trace'"),
+        ("a;b'c", """'a;b'"'"'c'"""),
+        ("-x", "./-x"),
+        ("/tmp/$HOME", "'/tmp/$HOME'"),
+    ],
+)
+def test_the_command_that_reads_the_trace_can_be_pasted(output: str, argument: str) -> None:
+    said = where(a_report(), Path(output))
+    assert said == f"the process exited; trace in {output}: read it again with uffdtrace report {argument}"
+
+
+@pytest.mark.parametrize("verb", ["attach", "run", "report", "inspect"])
+def test_color_is_an_option_of_every_verb_with_a_report(verb: str) -> None:
+    done = CliRunner().invoke(main, [verb, "--color", "pink", "1"])
+    assert done.exit_code == 2 and "'auto', 'always', 'never'" in done.output
 
 
 def test_report_without_a_trace_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from unit.reports import a_range, a_report, latency, waits
 
 from uffdtrace.cli import main, report
 from uffdtrace.model.report import MOST_RUNS
+from uffdtrace.reporters.options import MOST_RANGES
 
 LOSING = a_report(a_range(lost=3, latency_us=latency(), pending=1, waiting=[waits(3)]))
 FINE = a_report(a_range())
@@ -40,6 +41,14 @@ def test_pages(asked_for: list[int | None]) -> None:
     assert "Lost pages in 7f0000000000" in out and "Waiting faults in 7f0000000000" in out
     assert "Lost pages" not in invoke().output
     assert asked_for == [None, MOST_RUNS]
+
+
+def test_all_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = a_report(*(a_range(0x1000_0000 + at * 0x100000) for at in range(MOST_RANGES + 1)))
+    monkeypatch.setitem(REPORTS, "many", many)
+    assert "and 1 more range: " in invoke("many").output
+    for arguments in (["many"], ["--compare", "many", "many"]):
+        assert "more range" not in invoke("--all-ranges", *arguments).output
 
 
 def test_relative() -> None:

@@ -13,6 +13,7 @@ import pytest
 from unit.reports import BASE, a_range, a_report, run, waits
 
 from uffdtrace.reporters import text
+from uffdtrace.reporters.options import TextOptions
 from uffdtrace.reporters.relative import relative
 
 
@@ -23,7 +24,7 @@ def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rendered(found: dict[str, Any]) -> str:
     out = io.StringIO()
-    text.render(found, out, pages=True)
+    text.render(found, out, TextOptions(pages=True))
     return out.getvalue()
 
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import jsonschema
 import pytest
-from unit.reports import BASE, HOSTILE, a_range, a_report, finding, latency, run, waits
+from unit.events import Events
+from unit.reports import BASE, HOSTILE, PROCESS, a_range, a_report, a_userfaultfd, finding, latency, run, waits
+from unit.traces import write
 
 from uffdtrace.model.diagnosis import VERDICTS
-from uffdtrace.reporters import text, words
+from uffdtrace.reporters import compare_text, text, words
+from uffdtrace.reporters.compare import compare
+from uffdtrace.reporters.options import MOST_PROCESSES, MOST_RANGES, Color, TextOptions
 
+ROOT = Path(__file__).resolve().parents[2]
 SCHEMA_FILE = Path(text.__file__).with_name("report.schema.json")
 
 
@@ -22,22 +31,45 @@ def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With lost writes and latencies."""
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 4)
+    events.arm(0, 4, 3)
+    events.fresh(1)
+    events.served(2)
+    events.fault_return()
+    return write(tmp_path_factory.mktemp("trace") / "trace", events.array())
+
+
 def small() -> dict[str, Any]:
     return a_report(a_range(pages=4, lost=1))
 
 
-def rendered(found: dict[str, Any], **options: bool) -> str:
+def rendered(found: dict[str, Any], **options: Any) -> str:
     out = io.StringIO()
-    text.render(found, out, **options)
+    text.render(found, out, TextOptions(**options))
     return out.getvalue()
 
 
-def ascii_only(found: dict[str, Any], **options: bool) -> str:
+def ascii_only(found: dict[str, Any], **options: Any) -> str:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
-    text.render(found, stream, **options)
+    text.render(found, stream, TextOptions(**options))
     stream.flush()
     return raw.getvalue().decode("ascii")
+
+
+def reading(path: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """The report of a trace file, from a program of its own with only these variables set."""
+    return subprocess.run(
+        [sys.executable, "-m", "uffdtrace", "report", *arguments, str(path)],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        check=False,
+    )
 
 
 def test_hand_made_reports_are_what_the_schema_says() -> None:
@@ -62,8 +94,8 @@ def test_text_of_what_is_not_known() -> None:
 
 
 def test_a_report_without_ranges() -> None:
-    for options in ({}, {"pages": True, "histogram": True}):
-        assert "No memory was registered" in rendered(a_report(), **options)
+    assert "No memory was registered" in rendered(a_report())
+    assert "No memory was registered" in rendered(a_report(), pages=True, histogram=True)
 
 
 @pytest.mark.parametrize("where", ["cmdline", "comm", "kernel", "arch", "backend", "stop_reason", "file", "uffdtrace"])
@@ -136,8 +168,180 @@ def test_many_ranges() -> None:
     assert len(out.splitlines()) < 200
     # The worst stands first, the rest is summed up.
     assert out.index("lost-writes") < out.index(" ok")
-    assert f"{1000 - text.MOST_RANGES} more ranges" in out
-    assert f"{999 - text.MOST_RANGES} more ranges with latencies" in out
+    flat = " ".join(out.split())
+    assert f"and {1000 - MOST_RANGES} more ranges: {(1000 - MOST_RANGES) * 16:,} messages, 0 lost (`uff" in flat
+    assert f"{999 - MOST_RANGES} more ranges with latencies" in out
+    assert "(`uffdtrace report --all-ranges` shows them)" in flat
+
+
+def test_all_ranges_and_soon() -> None:
+    ranges = [a_range(BASE + number * 0x10000, latency_us=latency()) for number in range(1000)]
+    began = time.monotonic()
+    out = rendered(a_report(*ranges), all_ranges=True)
+    # Alone on a CPU it takes a second.
+    assert time.monotonic() - began < 30
+    for number in range(1000):
+        assert out.count(f"{BASE + number * 0x10000:x}-") == 2
+    assert "more range" not in out
+    compared = io.StringIO()
+    compare_text.render(compare(a_report(*ranges), a_report(*ranges)), compared, TextOptions(all_ranges=True))
+    assert compared.getvalue().count("before  7f") == 1000 and "more range" not in compared.getvalue()
+
+
+def many_processes(processes: int, ranges: int) -> dict[str, Any]:
+    """The last process lost most; of one range of each nothing is known."""
+    made = []
+    for pid in range(processes):
+        for at in range(ranges):
+            start = BASE + (pid * ranges + at) * 0x100000
+            made.append(a_range(start, lost=None if at == 0 else at and pid % 16, userfaultfd=pid))
+    found = a_report(*made, verdict="lost-writes")
+    found["processes"] = [{**PROCESS, "pid": 1000 + pid, "comm": f"worker-{pid}"} for pid in range(processes)]
+    found["userfaultfds"] = [a_userfaultfd(id=pid, owner_pid=1000 + pid, monitor_pids=[7]) for pid in range(processes)]
+    return found
+
+
+def test_a_hundred_processes() -> None:
+    found = many_processes(100, 10)
+    began = time.monotonic()
+    out = rendered(found)
+    assert time.monotonic() - began < 30
+    assert out.count("Memory of worker-") == MOST_PROCESSES
+    assert out.index("Memory of worker-15 (1015)") < out.index("Other processes")
+    others = out[out.index("Other processes") :]
+    assert others.count("worker-") == MOST_RANGES
+    assert "and 70 more: " in others and "at least" in others and "--all-ranges" in others
+    assert all(len(line) <= 80 for line in out.splitlines())
+    # Whose pages are listed is not a matter of taste.
+    for options in ({"all_ranges": True}, {"pages": True}):
+        whole = rendered(found, **options)
+        assert whole.count("Memory of worker-") == 100 and "Other processes" not in whole
+    assert "`uffdtrace report --all-ranges` shows their ranges" in rendered(many_processes(MOST_PROCESSES + 1, 2))
+    assert "Other processes" not in rendered(many_processes(MOST_PROCESSES, 2))
+
+
+# ---- widths, colours, characters -------------------------------------------------
+
+
+def wide(start: int = 0xFEDCBA98760000, pages: int = 12_345_678) -> dict[str, Any]:
+    """As much as a report can have to say: five-level addresses, millions of pages, long names."""
+    made = a_range(
+        start,
+        pages=pages,
+        lost=pages,
+        name="/dev/shm/a-very-long-name/of/some/ram-backing-file (deleted)",
+        memory="hugetlb",
+        modes=["missing", "wp", "minor"],
+        messages={"missing": pages, "wp": pages, "minor": pages},
+        latency_us=latency(pages, 86_400e4),
+        pending=1,
+        waiting=[waits(3, start)],
+        findings=[finding("huge-page-over-hole", pages)],
+    )
+    made["lost"]["runs"] = [run(0, pages, start, cause="zero-page-after-arm", tid=4194304, first_s=86400.123)]
+    return made
+
+
+@pytest.mark.parametrize("columns", [80, 81, 90, 100, 120, 200])
+@pytest.mark.parametrize("render", [rendered, ascii_only])
+@pytest.mark.parametrize("pages", [1_234_567, 12_345_678])
+def test_no_line_is_wider_than_the_terminal(
+    columns: int, render: Callable[..., str], pages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    found = a_report(wide(pages=pages), wide(0xFFFEBA98760000, pages), a_range(lost=None, memory=None))
+    found["process"]["cmdline"] = ["x" * 500]
+    out = render(found, pages=True, histogram=True, all_ranges=True)
+    assert [line for line in out.splitlines() if len(line) > columns] == []
+    # A number or an address that is folded is another one.
+    for word in (f"{pages:,}", "fedcba98760000-", "lost-writes", "hugetlb", f"{86_400e4 / 1e6:,.0f} s"):
+        assert word in out
+    assert out.count(f"{pages:,}") >= 2 * 6 + 4
+    assert "\u2026" not in out
+
+
+def test_numbers_stand_below_each_other() -> None:
+    found = a_range(messages={"missing": 7, "wp": 12_345, "minor": 0}, modes=["missing", "wp"])
+    lines = rendered(a_report(found, a_range(BASE + (1 << 20)))).splitlines()
+    starts = [line.index(word) for word in ("7 missing", "5 wp ", "6 wp ") for line in lines if word in line]
+    assert len(starts) == 3 and len(set(starts)) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "coloured"),
+    [
+        ({}, [], False),
+        ({}, ["--color", "always"], True),
+        ({"TERM": "dumb"}, ["--color", "always"], True),
+        ({"NO_COLOR": "1"}, ["--color", "always"], True),
+        ({"FORCE_COLOR": "1"}, ["--color", "never"], False),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, [], False),
+    ],
+)
+def test_color(environment: dict[str, str], arguments: list[str], coloured: bool, trace: Path) -> None:
+    done = reading(trace, *arguments, **environment)
+    assert (done.returncode, b"\x1b[1;31mlost-writes" in done.stdout, done.stderr) == (0, coloured, b"")
+    assert coloured or b"\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("color", Color)
+@pytest.mark.parametrize("no_color", [None, "", "1"])
+def test_color_on_a_terminal(color: Color, no_color: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color is not None:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    out = Terminal()
+    text.render(small(), out, TextOptions(color))
+    assert ("\x1b" in out.getvalue()) is (color is Color.ALWAYS or (color is Color.AUTO and not no_color))
+
+
+@pytest.mark.parametrize(
+    ("environment", "ascii_only"),
+    [
+        ({"LC_ALL": "C"}, True),
+        ({"PYTHONIOENCODING": "ascii"}, True),
+        ({"PYTHONIOENCODING": "latin-1"}, True),
+        ({"LC_ALL": "C.UTF-8"}, False),
+        ({"LC_ALL": "C", "PYTHONIOENCODING": "utf-8"}, False),
+        ({"LC_ALL": "C", "PYTHONUTF8": "1"}, False),
+    ],
+)
+def test_terminals_without_utf8(environment: dict[str, str], ascii_only: bool, trace: Path) -> None:
+    done = reading(trace, "--pages", "--histogram", **environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.isascii() is ascii_only
+    for sign in ("- #" if ascii_only else "─ █ µ").split():
+        assert sign in done.stdout.decode()
+    # Nothing else changes.
+    other = reading(trace, "--pages", "--histogram", PYTHONIOENCODING="utf-8" if ascii_only else "ascii")
+    said, expected = (one.stdout.decode().translate(str.maketrans("─█µ", "-#u")) for one in (done, other))
+    assert said == expected and " us" in said
+
+
+def test_units_in_findings_are_ascii_too() -> None:
+    slow = finding("slow-service", 3, "warning", "faults")
+    slow["message"] = "3 faults took 850 \u00b5s."
+    assert "took 850 us." in ascii_only(a_report(a_range(findings=[slow])))
+
+
+@pytest.mark.parametrize("arguments", [["--pages"], ["--format", "json"]])
+def test_a_reader_that_has_enough(arguments: list[str], tmp_path: Path) -> None:
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 40_000)
+    events.arm(0, 40_000, 0)
+    for page in range(0, 40_000, 2):
+        events.fresh(page)
+    write(tmp_path / "trace", events.array())
+    command = f"{sys.executable} -m uffdtrace report {' '.join(arguments)} {tmp_path / 'trace'} | head -1"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
-from uffdtrace.cli.common import errors_in_one_line, say, show, trace_options
+from uffdtrace.cli.common import errors_in_one_line, say, show, trace_options, where
+from uffdtrace.cli.status import StatusLine
 from uffdtrace.collect.session import Follow, Options, Session, load
 from uffdtrace.collect.target import open_pidfd
 from uffdtrace.kernel import preflight, proc
 from uffdtrace.kernel.probes import Backend
+from uffdtrace.reporters.options import Color, TextOptions
 
 
 @click.command("attach")
@@ -31,6 +34,7 @@ def command(
     duration: float | None,
     backend: str,
     form: str,
+    color: Color,
 ) -> None:
     """Trace the running process PID until Ctrl-C, its exit, or the duration.
 
@@ -52,12 +56,13 @@ def command(
     options = Options(output, Backend(backend), duration, follow)
     process = None if pid is None else proc.process(pid)
     wait_fd = None if pid is None else open_pidfd(pid)
-    session = Session(load(options, say), options, process, say)
 
     def ended() -> bool:
         watched = {pid} | (session.owners if follow is Follow.FORKS else set())
         return pid is not None and not any(proc.is_alive(one) for one in watched if one)
 
-    report = session.run(release=None, ended=ended, wait_fd=wait_fd)
-    say(f"{report['trace']['stop_reason']}; trace in {output}: read it again with uffdtrace report {output}")
-    show(report, form)
+    with StatusLine(sys.stderr) as status:
+        session = Session(load(options, say), options, process, status.say, status.show if status.live else None)
+        report = session.run(release=None, ended=ended, wait_fd=wait_fd)
+    say(where(report, output))
+    show(report, form, TextOptions(color))

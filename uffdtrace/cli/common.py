@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Callable, NoReturn, TextIO, TypeVar
@@ -17,6 +18,7 @@ from uffdtrace.kernel.probes import Backend, ProbeError
 from uffdtrace.kernel.proc import NoProcess
 from uffdtrace.kernel.symbols import SymbolError
 from uffdtrace.model.ranges import ModelError
+from uffdtrace.reporters.options import Color, TextOptions
 from uffdtrace.trace.file import TraceError
 
 _ERRORS = (BtfError, LayoutError, Refusal, ProbeError, NoProcess, SymbolError, ModelError, TraceError)
@@ -79,9 +81,21 @@ def trace_options(function: Function) -> Function:
             help="Kind of probe to use where the kernel leaves a choice.",
         ),
         format_option("text", "json"),
+        color_option,
     ):
         function = option(function)
     return function
+
+
+def color_option(function: Function) -> Function:
+    return click.option(
+        "--color",
+        type=click.Choice([color.value for color in Color]),
+        default=Color.AUTO.value,
+        show_default=True,
+        callback=lambda _context, _parameter, value: Color(value),
+        help="Colour in a text report; auto is for terminals, unless NO_COLOR is set.",
+    )(function)
 
 
 def format_option(*formats: str) -> Callable[[Function], Function]:
@@ -101,11 +115,18 @@ def write(data: dict[str, Any], form: str, as_text: Callable[[TextIO], None], er
     stream.flush()
 
 
-def show(report: dict[str, Any], form: str, err: bool = False, pages: bool = False, histogram: bool = False) -> None:
+def where(report: dict[str, Any], output: Path) -> str:
+    """Why a trace ended, where it is, and the command that reads it again."""
+    # A file called -x would be an option.
+    file = shlex.quote(f"./{output}" if str(output).startswith("-") else str(output))
+    return f"{report['trace']['stop_reason']}; trace in {output}: read it again with uffdtrace report {file}"
+
+
+def show(report: dict[str, Any], form: str, options: TextOptions, err: bool = False) -> None:
     def as_text(stream: TextIO) -> None:
         # Only here: rich takes longer to import than all the rest.
         from uffdtrace.reporters import text
 
-        text.render(report, stream, pages, histogram)
+        text.render(report, stream, options)
 
     write(report, form, as_text, err)

@@ -13,19 +13,21 @@ from typing import Any, TextIO
 import click
 
 from uffdtrace import __version__
-from uffdtrace.cli.common import errors_in_one_line, format_option, write
+from uffdtrace.cli.common import color_option, errors_in_one_line, format_option, write
 from uffdtrace.collect.target import open_pidfd
 from uffdtrace.kernel import offers, preflight, proc
 from uffdtrace.kernel.pagemap import Pagemap
 from uffdtrace.kernel.preflight import Refusal
 from uffdtrace.model.inspection import Holder, Span, Userfaultfd, build
+from uffdtrace.reporters.options import Color, TextOptions
 
 
 @click.command("inspect")
 @click.argument("pid", type=click.IntRange(min=1))
 @format_option("text", "json")
+@color_option
 @errors_in_one_line
-def command(pid: int, form: str) -> None:
+def command(pid: int, form: str, color: Color) -> None:
     """Tell what the page tables of PID say now; needs no BPF, nor root for your own.
 
     PID is the process whose memory is tracked, or the monitor that holds the
@@ -42,7 +44,7 @@ def command(pid: int, form: str) -> None:
         # Only here: rich takes longer to import than all the rest.
         from uffdtrace.reporters import inspection_text
 
-        inspection_text.render(found, stream)
+        inspection_text.render(found, stream, TextOptions(color))
 
     write(found, form, as_text)
 

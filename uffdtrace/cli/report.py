@@ -8,10 +8,11 @@ from typing import Any, TextIO
 
 import click
 
-from uffdtrace.cli.common import DEFAULT_FILE, errors_in_one_line, format_option, show, write
+from uffdtrace.cli.common import DEFAULT_FILE, color_option, errors_in_one_line, format_option, show, write
 from uffdtrace.model.report import MOST_RUNS
 from uffdtrace.reporters.compare import compare as compare_reports
 from uffdtrace.reporters.offline import read
+from uffdtrace.reporters.options import MOST_RANGES, Color, TextOptions
 from uffdtrace.reporters.relative import relative as with_offsets
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -20,6 +21,10 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.command("report")
 @click.argument("file", type=_FILE, required=False, metavar="[FILE]")
 @format_option("text", "json")
+@color_option
+@click.option(
+    "--all-ranges", is_flag=True, help=f"Show every range and process, not only the worst {MOST_RANGES} of each."
+)
 @click.option("--pages", is_flag=True, help="List the lost pages and the faults that wait, all of them.")
 @click.option("--relative", is_flag=True, help="Count their addresses from the range's start.")
 @click.option("--histogram", is_flag=True, help="Draw how long faults took.")
@@ -31,6 +36,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 def command(
     file: Path | None,
     form: str,
+    color: Color,
+    all_ranges: bool,
     pages: bool,
     relative: bool,
     histogram: bool,
@@ -48,18 +55,19 @@ def command(
       uffdtrace report --format json migration.data
       uffdtrace report --compare uffdtrace.data.old uffdtrace.data
     """
+    options = TextOptions(color, pages, histogram, all_ranges)
     if compare:
         if file or pages or relative or histogram:
             raise click.UsageError(
                 "--compare takes BEFORE and AFTER, and neither FILE nor --pages, --relative, --histogram"
             )
-        verdict = _compare(*compare, form)
+        verdict = _compare(*compare, form, options)
     else:
         if relative and not pages and form == "text":
             raise click.UsageError("--relative changes what --pages and --format json list: give one of them")
         found = read(file or DEFAULT_FILE, None if pages else MOST_RUNS)
         verdict = found["verdict"]
-        show(with_offsets(found) if relative else found, form, pages=pages, histogram=histogram)
+        show(with_offsets(found) if relative else found, form, options)
     if check and verdict in ("lost-writes", "blind"):
         sys.exit(3)
 
@@ -70,13 +78,13 @@ def _read_as(path: Path) -> dict[str, Any]:
     return {**found, "trace": {**found["trace"], "file": str(path)}}
 
 
-def _compare(before: Path, after: Path, form: str) -> str:
+def _compare(before: Path, after: Path, form: str, options: TextOptions) -> str:
     compared = compare_reports(_read_as(before), _read_as(after))
 
     def as_text(stream: TextIO) -> None:
         from uffdtrace.reporters import compare_text
 
-        compare_text.render(compared, stream)
+        compare_text.render(compared, stream, options)
 
     write(compared, form, as_text)
     return str(compared["after"]["verdict"])

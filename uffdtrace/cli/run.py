@@ -8,18 +8,21 @@ from pathlib import Path
 
 import click
 
-from uffdtrace.cli.common import errors_in_one_line, say, show, trace_options
+from uffdtrace.cli.common import errors_in_one_line, say, show, trace_options, where
 from uffdtrace.collect.session import Follow, Options, Session, load
 from uffdtrace.collect.target import Command, open_pidfd
 from uffdtrace.kernel import preflight
 from uffdtrace.kernel.probes import Backend
+from uffdtrace.reporters.options import Color, TextOptions
 
 
 @click.command("run", context_settings={"allow_interspersed_args": False})
 @trace_options
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @errors_in_one_line
-def command(arguments: tuple[str, ...], output: Path, duration: float | None, backend: str, form: str) -> None:
+def command(
+    arguments: tuple[str, ...], output: Path, duration: float | None, backend: str, form: str, color: Color
+) -> None:
     """Trace COMMAND, and what it starts, from its first instruction.
 
     Standard output is the command's: the report goes to standard error. Exits
@@ -35,13 +38,14 @@ def command(arguments: tuple[str, ...], output: Path, duration: float | None, ba
     target = Command(list(arguments))
     try:
         options = Options(output, Backend(backend), duration, Follow.FORKS)
+        # No status line: the terminal is the command's, whose output it would garble.
         session = Session(load(options, say), options, target.process(), say)
         report = session.run(release=target.release, ended=target.ended, wait_fd=open_pidfd(target.pid))
     finally:
         target.abandon()
     if session.stopped_by(signal.SIGTERM):
         target.forward(signal.SIGTERM)
-    say(f"{report['trace']['stop_reason']}; trace in {output}: read it again with uffdtrace report {output}")
-    show(report, form, err=True)
+    say(where(report, output))
+    show(report, form, TextOptions(color), err=True)
     target.wait()
     sys.exit(target.exit_status)

@@ -22,15 +22,32 @@ from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import layout, offers, preflight, probes, proc
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
+from uffdtrace.model.diagnosis import Case
 from uffdtrace.model.events import EVENT, PAGE_SIZE
 from uffdtrace.model.model import Model
 from uffdtrace.model.report import Name, build
 from uffdtrace.trace.writer import Writer
 
 _POLL_S = 0.05
+_PROGRESS_S = 0.5
+# Behind for that long is more than a burst.
+_BEHIND_S = 1.0
 # As many events as are accounted for between two looks at the ring.
 _BATCH = 1 << 13
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a trace has come: totals so far, and whether events come faster than they are accounted for."""
+
+    elapsed_s: float
+    faults: int
+    messages: int
+    lost: int
+    # Some pages may have been lost that were armed before the trace, or not.
+    lost_unknown: bool
+    behind: bool
 
 
 class Follow(Enum):
@@ -85,12 +102,22 @@ def load(options: Options, say: Say) -> Program:
 class Session:
     """Attach, drain until something stops it, detach, account."""
 
-    def __init__(self, program: Program, options: Options, process: proc.Process | None, say: Say) -> None:
-        """`process` is None where all userfaultfds are traced."""
+    def __init__(
+        self,
+        program: Program,
+        options: Options,
+        process: proc.Process | None,
+        say: Say,
+        show: Callable[[Progress], None] | None = None,
+    ) -> None:
+        """`process` is None where all userfaultfds are traced; `show` is called twice a second while they are."""
         self._program = program
         self._options = options
         self._process = process
         self._say = say
+        self._show = show
+        self._next_show = 0.0
+        self._caught_up = 0.0
         self._model = Model()
         self._stop = Stop()
         self._registrations = found.Registrations()
@@ -113,6 +140,7 @@ class Session:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         }
         try:
+            self._say(f"attaching {len(self._program.attachments)} probes")
             self._program.attach()
             return self._trace(self._program.stream(), release, ended, wait_fd)
         finally:
@@ -181,7 +209,10 @@ class Session:
             horizon = stream.fetch()
             self._call(look_back.late(), writer)
             self._take(stream, writer, horizon)
+            if self._show is not None:
+                self._progress(self._show, began)
         stream.push(found.asleep(sorted(self._registrations.owners | ({pid} if pid else set()))))
+        self._say(f"detaching {len(self._program.attachments)} probes")
         self._program.detach()
         stream.fetch()
         self._call(look_back.late(), writer)
@@ -204,6 +235,25 @@ class Session:
         if not len(self._backlog):
             exits = [wait_fd] if wait_fd is not None and not self._exited else []
             self._exited |= bool(select.select(exits, [], [], _POLL_S)[0])
+
+    def _progress(self, show: Callable[[Progress], None], began: float) -> None:
+        now = time.monotonic()
+        if not len(self._backlog):
+            self._caught_up = now
+        if now < self._next_show:
+            return
+        self._next_show = now + _PROGRESS_S
+        rows = self._model.ranges.rows()
+        show(
+            Progress(
+                elapsed_s=now - began,
+                faults=sum(sum(row.faults) for row in rows),
+                messages=sum(sum(row.messages) for row in rows),
+                lost=sum(row.count("observed") + row.count("blind") for row in rows),
+                lost_unknown=any(Case(row, self._model.userfaultfd_of(row)).unknown_before for row in rows),
+                behind=now - max(began, self._caught_up) > _BEHIND_S,
+            )
+        )
 
     def _call(self, names: list[Name], writer: Writer) -> None:
         self._names += names

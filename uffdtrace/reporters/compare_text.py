@@ -10,9 +10,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from uffdtrace.reporters.options import DEFAULT, TextOptions
 from uffdtrace.reporters.sections import command
-from uffdtrace.reporters.terminal import MOST_NAME, MOST_RANGES, STYLES, console_for, table
-from uffdtrace.reporters.words import name, number, printable, size
+from uffdtrace.reporters.terminal import MOST_NAME, STYLES, console_for, fit, print_line, table
+from uffdtrace.reporters.words import name, noun, number, printable, size
 
 # Worst first.
 _CHANGES = {
@@ -28,7 +29,7 @@ _FINDINGS = {"new": "red", "more": "red", "unknown": "yellow", "same": "", "fewe
 
 
 def _run(console: Console, which: str, run: dict[str, Any]) -> None:
-    console.print(Text(f"{which:<6}  {command(run['process'])}"), overflow="ellipsis", no_wrap=True)
+    print_line(console, f"{which:<6}  {command(run['process'])}")
     began = f"{run['file']}: {run['started']}, Linux {run['kernel']}, {run['duration_s']} s"
     console.print(Padding(Text(printable(began)), (0, 0, 0, 8)))
 
@@ -43,8 +44,8 @@ def _table(ranges: list[dict[str, Any]]) -> Table:
     made.add_column("Range", no_wrap=True)
     made.add_column("Start", no_wrap=True)
     made.add_column("Memory", overflow="fold")
-    made.add_column("Messages", justify="right", overflow="fold")
-    made.add_column("Lost", justify="right", overflow="fold")
+    made.add_column("Messages", justify="right", overflow="fold", no_wrap=True)
+    made.add_column("Lost", justify="right", overflow="fold", no_wrap=True)
     made.add_column("Verdict", no_wrap=True)
     made.add_column("Change", no_wrap=True)
     for found in ranges:
@@ -77,21 +78,22 @@ def _findings(console: Console, findings: list[dict[str, Any]]) -> None:
         )
 
 
-def render(comparison: dict[str, Any], stream: TextIO) -> None:
-    """Write the comparison to a stream; in colour where the stream is a terminal."""
-    console = console_for(stream)
+def render(comparison: dict[str, Any], stream: TextIO, options: TextOptions = DEFAULT) -> None:
+    """Write the comparison to a stream."""
+    console = console_for(stream, options.color)
     _run(console, "BEFORE", comparison["before"])
     _run(console, "AFTER", comparison["after"])
     console.print()
     order = list(_CHANGES)
     ranges = sorted(comparison["ranges"], key=lambda found: order.index(found["change"]))
-    if ranges:
-        console.print(_table(ranges[:MOST_RANGES]))
+    shown = ranges[: options.most_ranges]
+    if shown:
+        console.print(fit(console, _table(shown)))
         console.print()
-    if len(ranges) > MOST_RANGES:
-        rest = Counter(found["change"] for found in ranges[MOST_RANGES:])
+    if len(ranges) > len(shown):
+        rest = Counter(found["change"] for found in ranges[len(shown) :])
         counts = ", ".join(f"{rest[one]:,} {one}" for one in order if rest[one])
-        console.print(f"and {len(ranges) - MOST_RANGES:,} more ranges: {counts} (all in --format json)\n")
+        console.print(f"and {noun(len(ranges) - len(shown), 'more range')}: {counts} (--all-ranges shows them)\n")
     if comparison["findings"]:
         _findings(console, comparison["findings"])
         console.print()

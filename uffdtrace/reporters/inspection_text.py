@@ -10,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from uffdtrace.model.inspection import VERDICTS
-from uffdtrace.reporters.terminal import MOST_RANGES, STYLES, console_for, memory, table
+from uffdtrace.reporters.options import DEFAULT, MOST_RANGES, TextOptions
+from uffdtrace.reporters.sections import command
+from uffdtrace.reporters.terminal import STYLES, console_for, fit, memory, print_line, table
 from uffdtrace.reporters.words import add, addresses, noun, number, printable
 
 _STYLES = {**STYLES, "unprotected": "red", "unknown": "yellow"}
@@ -36,7 +38,7 @@ def _table(ranges: list[dict[str, Any]]) -> Table:
     made.add_column("Range", no_wrap=True)
     made.add_column("Memory", overflow="fold")
     for header in ("Protected", "Unprotected", "Swapped", "Empty"):
-        made.add_column(header, justify="right", overflow="fold")
+        made.add_column(header, justify="right", overflow="fold", no_wrap=True)
     made.add_column("Verdict", no_wrap=True)
     for found in ranges:
         made.add_row(
@@ -72,16 +74,15 @@ def _userfaultfd(console: Console, found: dict[str, Any]) -> None:
     console.print(Padding(Text(f"Features asked for: {features}"), (0, 0, 0, 4), expand=False))
 
 
-def render(found: dict[str, Any], stream: TextIO) -> None:
-    console = console_for(stream)
-    process, inspection = found["process"], found["inspection"]
-    command = printable(" ".join(process["cmdline"] or [process["comm"]]))
-    console.print(Text(f"{command} ({process['pid']})"), overflow="ellipsis", no_wrap=True)
+def render(found: dict[str, Any], stream: TextIO, options: TextOptions = DEFAULT) -> None:
+    console = console_for(stream, options.color)
+    inspection = found["inspection"]
+    print_line(console, command(found["process"]))
     console.print(Text(printable(f"Linux {inspection['kernel']} {inspection['arch']}, {inspection['method']}")))
     console.print()
     ranges = sorted(found["ranges"], key=lambda one: VERDICTS.index(one["verdict"]))
     if ranges:
-        console.print(_table(ranges[:MOST_RANGES]))
+        console.print(fit(console, _table(ranges[:MOST_RANGES])))
         console.print()
         if len(ranges) > MOST_RANGES:
             console.print(_rest(ranges[MOST_RANGES:]))

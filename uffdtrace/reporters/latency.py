@@ -8,20 +8,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from uffdtrace.reporters.terminal import duration, table
+from uffdtrace.reporters.terminal import duration, fits, table
 from uffdtrace.reporters.words import addresses, noun
 
 _PERCENTILES = ("p50", "p90", "p99", "max")
 _PARTS = {
-    "queue": "queue (fault to read)",
-    "service": "service (read to wake)",
-    "wakeup": "wake-up (wake to run)",
-    "total": "total (fault to wake)",
+    "queue": ("queue", "fault to read"),
+    "service": ("service", "read to wake"),
+    "wakeup": ("wake-up", "wake to run"),
+    "total": ("total", "fault to wake"),
 }
 
 
 def latency_table(console: Console, ranges: list[dict[str, Any]]) -> Table:
     """A row of four lines for each range; each must have latencies."""
+    explained = _table(console, ranges, [f"{part} ({meaning})" for part, meaning in _PARTS.values()])
+    return explained if fits(console, explained) else _table(console, ranges, [part for part, _ in _PARTS.values()])
+
+
+def _table(console: Console, ranges: list[dict[str, Any]], labels: list[str]) -> Table:
     made = table()
     made.add_column("Latency", no_wrap=True)
     made.add_column("Faults", justify="right", overflow="fold")
@@ -34,7 +39,7 @@ def latency_table(console: Console, ranges: list[dict[str, Any]]) -> Table:
         made.add_row(
             addresses(found, "-\n"),
             f"{measured['faults']:,}",
-            "\n".join(_PARTS.values()),
+            "\n".join(labels),
             *("\n".join(duration(part and part[name], console) for part in parts) for name in _PERCENTILES),
         )
     return made

@@ -13,6 +13,7 @@ from uffdtrace.reporters.words import lost_pages, noun, printable
 class Section:
     """One process's ranges, the worst first, and its heading, empty where the report is about nothing else."""
 
+    owner: str
     heading: str
     ranges: list[dict[str, Any]]
 
@@ -36,25 +37,26 @@ def sections(report: dict[str, Any]) -> list[Section]:
     for found in sorted(report["ranges"], key=badness):
         by_owner.setdefault(homes[found["userfaultfd"]]["owner_pid"], []).append(found)
     return [
-        Section(_heading(report, owner, homes, names, alone=len(by_owner) == 1), ranges)
+        Section(_called(owner, names), _heading(report, owner, homes, names, alone=len(by_owner) == 1), ranges)
         for owner, ranges in by_owner.items()
     ]
+
+
+def _called(pid: int | None, names: dict[int, str]) -> str:
+    return "a process that is not known" if pid is None else printable(f"{names.get(pid, '?')} ({pid})")
 
 
 def _heading(
     report: dict[str, Any], owner: int | None, homes: dict[int, dict[str, Any]], names: dict[int, str], alone: bool
 ) -> str:
-    def called(pid: int | None) -> str:
-        return "a process that is not known" if pid is None else printable(f"{names.get(pid, '?')} ({pid})")
-
     mine = [home for home in homes.values() if home["owner_pid"] == owner]
     others = sorted({pid for home in mine for pid in home["monitor_pids"]} - {owner})
-    watched = f", watched by {', '.join(called(pid) for pid in others)}" if others else ""
+    watched = f", watched by {', '.join(_called(pid, names) for pid in others)}" if others else ""
     copies = {homes[home["forked_from"]]["owner_pid"] for home in mine if home["forked_from"] in homes}
-    forked = f", forked from {', '.join(called(pid) for pid in sorted(copies, key=str))}" if copies else ""
+    forked = f", forked from {', '.join(_called(pid, names) for pid in sorted(copies, key=str))}" if copies else ""
     if alone and not watched and not forked and (report["process"] or {}).get("pid") == owner:
         return ""
-    return f"Memory of {called(owner)}{forked}{watched}"
+    return f"Memory of {_called(owner, names)}{forked}{watched}"
 
 
 def not_followed(report: dict[str, Any]) -> str:

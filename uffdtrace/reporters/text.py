@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from uffdtrace.reporters.latency import latency_table, render_histogram
+from uffdtrace.reporters.options import DEFAULT, MOST_RANGES, TextOptions
 from uffdtrace.reporters.pages import render_lost, render_waiting
 from uffdtrace.reporters.sections import Section, command, not_followed, sections
-from uffdtrace.reporters.terminal import MOST_RANGES, STYLES, console_for, memory, table
-from uffdtrace.reporters.words import add, addresses, lost_pages, number, printable
+from uffdtrace.reporters.terminal import STYLES, console_for, fit, memory, plain, print_line, table
+from uffdtrace.reporters.words import add, addresses, lost_of_all, lost_pages, messages_of_all, noun, number, printable
 
 _MEANING = {
     "lost-writes": "writes to armed pages were lost",
@@ -26,26 +27,31 @@ _MEANING = {
 }
 
 
-def _messages(found: dict[str, Any]) -> str:
-    """`1,024 wp`, a line for each kind that the range can have or had."""
-    counts = found["messages"]
-    return "\n".join(f"{counts[kind]:,} {kind}" for kind in counts if counts[kind] or kind in found["modes"])
+def _messages(ranges: list[dict[str, Any]], joint: str) -> list[str]:
+    """`1,024 wp` for each range, a line for each kind that it can have or had."""
+    shown = [
+        {kind: f"{count:,}" for kind, count in found["messages"].items() if count or kind in found["modes"]}
+        for found in ranges
+    ]
+    # Not justified by rich, so that the numbers stand below each other.
+    width = max((len(count) for kinds in shown for count in kinds.values()), default=0)
+    return ["\n".join(f"{count:>{width}}{joint}{kind}" for kind, count in kinds.items()) for kinds in shown]
 
 
-def _table(ranges: list[dict[str, Any]]) -> Table:
-    # Nothing is ever cut: what does not fit folds.
+def _table(ranges: list[dict[str, Any]], joint: str) -> Table:
+    """`joint` stands between a number of messages and their kind."""
     made = table()
     made.add_column("Range", no_wrap=True)
     made.add_column("Memory", overflow="fold")
-    made.add_column("Messages", justify="right", overflow="fold")
+    made.add_column("Messages", overflow="fold", no_wrap=True)
     for header in ("Holes", "Skipped", "Lost"):
-        made.add_column(header, justify="right", overflow="fold")
+        made.add_column(header, justify="right", overflow="fold", no_wrap=True)
     made.add_column("Verdict", no_wrap=True)
-    for found in ranges:
+    for found, messages in zip(ranges, _messages(ranges, joint)):
         made.add_row(
             addresses(found, "-\n"),
             memory(found),
-            _messages(found),
+            messages,
             number(found["holes"]),
             number(add(*found["skipped"].values())),
             Text(number(lost_pages(found)), style="bold red" if lost_pages(found) else ""),
@@ -54,10 +60,11 @@ def _table(ranges: list[dict[str, Any]]) -> Table:
     return made
 
 
-def _rest(ranges: list[dict[str, Any]]) -> str:
-    messages = sum(sum(found["messages"].values()) for found in ranges)
-    lost = sum(lost_pages(found) or 0 for found in ranges)
-    return f"and {len(ranges):,} more ranges: {messages:,} messages, {lost:,} lost (all in --format json)"
+def _rest(what: str, ranges: list[dict[str, Any]]) -> str:
+    return (
+        f"and {what}: {messages_of_all(ranges)} messages, {lost_of_all(ranges)} lost"
+        " (`uffdtrace report --all-ranges` shows them)\n"
+    )
 
 
 def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool) -> None:
@@ -76,8 +83,8 @@ def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool) -> No
                 total = sum(int(finding["pages"]) for finding in alike)
                 where += f" and {len(alike) - 1:,} more, {total:,} {worst['unit']} in all"
             console.print(Text.assemble((severity, STYLES.get(severity, "")), f" [{worst['id']}] in {where}"))
-            console.print(Padding(Text(printable(worst["message"])), (0, 0, 0, 4)))
-            console.print(Padding(Text("Remedy: " + printable(worst["remedy"])), (0, 0, 1, 4)))
+            console.print(Padding(Text(printable(plain(worst["message"], console))), (0, 0, 0, 4)))
+            console.print(Padding(Text("Remedy: " + printable(plain(worst["remedy"], console))), (0, 0, 1, 4)))
         if severity == "error" and not pages and any(found["lost"]["runs"] for found in ranges):
             console.print("`uffdtrace report --pages` lists the addresses of the lost pages.\n")
 
@@ -107,15 +114,15 @@ def _losses(console: Console, report: dict[str, Any]) -> None:
         console.print("Whether events were dropped is not known: the trace has no end.")
 
 
-def _latencies(console: Console, ranges: list[dict[str, Any]], histogram: bool) -> None:
+def _latencies(console: Console, ranges: list[dict[str, Any]], options: TextOptions) -> None:
     measured = [found for found in ranges if found["latency_us"]]
-    shown = measured[:MOST_RANGES]
+    shown = measured[: options.most_ranges]
     if shown:
         console.print(latency_table(console, shown))
         console.print()
     if len(measured) > len(shown):
-        console.print(f"and {len(measured) - len(shown):,} more ranges with latencies (all in --format json)\n")
-    if histogram:
+        console.print(f"and {noun(len(measured) - len(shown), 'more range')} with latencies\n")
+    if options.histogram:
         for found in shown:
             render_histogram(console, found)
         if not shown:
@@ -132,27 +139,54 @@ def _pages(console: Console, ranges: list[dict[str, Any]], offsets: bool) -> Non
         console.print("No page was lost, and no fault waits.\n")
 
 
-def _section(console: Console, section: Section, pages: bool, histogram: bool, offsets: bool) -> None:
+def _section(console: Console, section: Section, options: TextOptions, offsets: bool) -> None:
     console.print()
     if section.heading:
         console.print(Text(section.heading, style="bold"))
         console.print()
     ranges = section.ranges
-    console.print(_table(ranges[:MOST_RANGES]))
+    shown = ranges[: options.most_ranges]
+    console.print(fit(console, _table(shown, " "), _table(shown, "\n")))
     console.print()
-    if len(ranges) > MOST_RANGES:
-        console.print(_rest(ranges[MOST_RANGES:]) + "\n")
-    _findings(console, ranges, pages)
-    _latencies(console, ranges, histogram)
-    if pages:
+    if rest := ranges[len(shown) :]:
+        console.print(_rest(noun(len(rest), "more range"), rest))
+    _findings(console, ranges, options.pages)
+    _latencies(console, ranges, options)
+    if options.pages:
         _pages(console, ranges, offsets)
 
 
-def render(report: dict[str, Any], stream: TextIO, pages: bool = False, histogram: bool = False) -> None:
-    """Write the report to a stream; `pages` lists what was lost and what waits, `histogram` draws the latencies."""
-    console = console_for(stream)
+def _others(console: Console, others: list[Section]) -> None:
+    """A line for each process that has no section of its own."""
+    made = table()
+    made.add_column("Other processes", overflow="fold")
+    for header in ("Ranges", "Messages", "Lost"):
+        made.add_column(header, justify="right", no_wrap=True)
+    made.add_column("Verdict", no_wrap=True)
+    shown = others[:MOST_RANGES]
+    for section in shown:
+        worst = section.ranges[0]["verdict"]
+        made.add_row(
+            Text(section.owner),
+            f"{len(section.ranges):,}",
+            messages_of_all(section.ranges),
+            lost_of_all(section.ranges),
+            Text(worst, style=STYLES.get(worst, "")),
+        )
+    console.print()
+    console.print(made)
+    console.print()
+    if rest := others[len(shown) :]:
+        console.print(_rest(f"{len(rest):,} more", [found for section in rest for found in section.ranges]))
+    else:
+        console.print("`uffdtrace report --all-ranges` shows their ranges and what was found there.\n")
+
+
+def render(report: dict[str, Any], stream: TextIO, options: TextOptions = DEFAULT) -> None:
+    """Write the report to a stream."""
+    console = console_for(stream, options.color)
     trace = report["trace"]
-    console.print(Text(command(report["process"])), overflow="ellipsis", no_wrap=True)
+    print_line(console, command(report["process"]))
     console.print(
         Text(
             printable(
@@ -163,8 +197,12 @@ def render(report: dict[str, Any], stream: TextIO, pages: bool = False, histogra
     )
     if not report["ranges"]:
         console.print("\nNo memory was registered with userfaultfd while we watched.")
-    for section in sections(report):
-        _section(console, section, pages, histogram, report.get("relative", False))
+    found = sections(report)
+    shown = found[: options.most_processes]
+    for section in shown:
+        _section(console, section, options, report.get("relative", False))
+    if others := found[len(shown) :]:
+        _others(console, others)
     if children := not_followed(report):
         console.print(children + "\n")
     _before(console, report)

@@ -51,6 +51,21 @@ def add(*counts: int | None) -> int | None:
     return None if None in counts else sum(count or 0 for count in counts)
 
 
+def known_part(count: int, whole: bool) -> str:
+    """A sum, of which a part is not known unless it is the `whole`: `3`, `at least 3`, `?`."""
+    return f"{count:,}" if whole else f"at least {count:,}" if count else "?"
+
+
+def lost_of_all(ranges: list[dict[str, Any]]) -> str:
+    """The pages that ranges lost together, as far as that is known."""
+    counts = [lost_pages(found) for found in ranges]
+    return known_part(sum(count or 0 for count in counts), None not in counts)
+
+
+def messages_of_all(ranges: list[dict[str, Any]]) -> str:
+    return f"{sum(sum(found['messages'].values()) for found in ranges):,}"
+
+
 def lost_pages(found: dict[str, Any]) -> int | None:
     """The pages of a range that were lost, seen or not."""
     return add(found["lost"]["observed"], found["lost"]["blind"])

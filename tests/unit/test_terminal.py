@@ -1,0 +1,261 @@
+"""The status line: only on a terminal, never in the way of what else is printed there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from unit.events import Events
+from unit.reports import PROCESS, TRACE
+
+from uffdtrace.cli.status import StatusLine, describe
+from uffdtrace.collect import session
+from uffdtrace.collect.program import Program
+from uffdtrace.collect.session import Options, Progress, Session
+from uffdtrace.kernel.proc import Process
+from uffdtrace.model.events import Array
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRESS = Progress(elapsed_s=12.3, faults=3072, messages=3071, lost=1024, lost_unknown=False, behind=False)
+LINE = "12 s  3,072 faults  3,071 messages  1,024 lost  (Ctrl-C to end)"
+ERASE = "\r\x1b[K"
+
+# uffdtrace attach with a session that needs no kernel; what follows is its body.
+ATTACH = """
+import sys
+from uffdtrace.cli import attach, main
+from uffdtrace.collect.session import Progress
+from uffdtrace.kernel.preflight import Refusal
+from unit.reports import a_range, a_report
+from unit.test_terminal import PROGRESS
+
+class Fake:
+    def __init__(self, program, options, process, say, show=None):
+        self.say, self.show = say, show or (lambda progress: None)
+    def run(self, release, ended, wait_fd):
+        self.say("tracing tracker (1): Ctrl-C to end")
+        self.show(PROGRESS)
+        {body}
+        return a_report(a_range(lost=1))
+
+attach.Session, attach.load = Fake, lambda options, say: None
+attach.preflight.check_privileges = lambda: None
+main(["attach", "--color", "never", "-o", "a b", "1"])
+"""
+
+
+class Terminal:
+    """A pty, and what was written there; other output of a program goes to a pipe."""
+
+    def __init__(self) -> None:
+        self.master, self.slave = pty.openpty()
+
+    def read(self) -> str:
+        said = b""
+        while select.select([self.master], [], [], 0.2)[0]:
+            said += os.read(self.master, 4096)
+        return said.decode().replace("\r\n", "\n")
+
+    def attach(self, body: str = "pass", **environment: str) -> tuple[str, str, int]:
+        """stderr, stdout and exit status of an attach that does `body` while its line is shown."""
+        done = subprocess.run(
+            [sys.executable, "-c", ATTACH.format(body=body)],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TERM": "xterm", **environment},
+            stdout=subprocess.PIPE,
+            stderr=self.slave,
+            text=True,
+            check=False,
+        )
+        return self.read(), done.stdout, done.returncode
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    made = Terminal()
+    yield made
+    os.close(made.master)
+    os.close(made.slave)
+
+
+def screen(said: str) -> list[str]:
+    """The lines that are left where \\r goes back and ESC [K erases."""
+    return [line.rpartition(ERASE)[2] for line in said.rstrip("\n").split("\n")]
+
+
+def test_the_line() -> None:
+    assert describe(PROGRESS, 80) == LINE
+    behind = Progress(1234, 12_345_678, 12_345_678, 1_024_000, lost_unknown=False, behind=True)
+    whole = "1,234 s  12,345,678 faults  12,345,678 messages  1,024,000 lost  catching up"
+    # A line of the whole width would wrap on some terminals.
+    assert describe(behind, 80) == whole and describe(behind, 100) == whole + "  (Ctrl-C to end)"
+    assert describe(PROGRESS, len(LINE) + 1) == LINE and describe(PROGRESS, len(LINE)) == LINE.partition("  (")[0]
+    assert describe(PROGRESS, 20) == LINE[:19]
+    for lost, expected in ((0, "  ? lost  "), (7, "  at least 7 lost  ")):
+        assert expected in describe(replace(PROGRESS, lost=lost, lost_unknown=True), 80)
+
+
+def test_it_is_erased_before_anything_else_is_said(terminal: Terminal) -> None:
+    said, report, status = terminal.attach("self.show(PROGRESS); self.say('more')")
+    assert status == 0 and said.count(ERASE + LINE) == 2
+    assert screen(said) == [
+        "uffdtrace: tracing tracker (1): Ctrl-C to end",
+        "uffdtrace: more",
+        "uffdtrace: the process exited; trace in a b: read it again with uffdtrace report 'a b'",
+    ]
+    assert "lost-writes" in report and "\x1b" not in report
+
+
+def test_it_is_erased_where_the_trace_fails(terminal: Terminal) -> None:
+    said, _, status = terminal.attach("raise Refusal('no')")
+    assert (status, screen(said)) == (1, ["uffdtrace: tracing tracker (1): Ctrl-C to end", "uffdtrace: no"])
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_erase(term: str, terminal: Terminal) -> None:
+    said, _, _ = terminal.attach(TERM=term)
+    assert "faults" not in said and "\x1b" not in said and said.count("\n") == 2
+
+
+def test_no_terminal() -> None:
+    with open(os.devnull, "w") as stream, StatusLine(stream) as status:
+        assert not status.live
+        status.show(PROGRESS)
+
+
+def test_as_wide_as_the_terminal(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    with open(terminal.slave, "w", closefd=False) as stream, StatusLine(stream) as status:
+        for columns, expected in ((40, LINE[:39]), (100, LINE), (0, LINE)):
+            terminal_size(terminal.slave, columns)
+            status.show(PROGRESS)
+            assert terminal.read() == ERASE + expected
+    assert terminal.read() == ERASE
+
+
+def terminal_size(descriptor: int, columns: int) -> None:
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+
+def test_a_terminal_that_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGHUP ends the trace: the line must not be what does."""
+    monkeypatch.setenv("TERM", "xterm")
+    made = Terminal()
+    status = StatusLine(open(made.slave, "w", closefd=False))  # noqa: SIM115
+    status.show(PROGRESS)
+    os.close(made.master)
+    status.show(PROGRESS)
+    assert not status.live
+    os.close(made.slave)
+
+
+# ---- where the numbers come from --------------------------------------------------
+
+
+class FakeStream:
+    """Batches of events, one a fetch."""
+
+    def __init__(self, batches: list[Array]) -> None:
+        self.batches = batches
+        self.overwritten = 0
+        self.held = Events().array()
+
+    def fetch(self) -> int:
+        return 0
+
+    def push(self, events: list[Array]) -> None:
+        pass
+
+    def drain(self, horizon: int | None) -> Array:
+        return self.batches.pop(0) if self.batches else Events().array()
+
+
+class FakeProgram:
+    attachments: tuple[Any, ...] = ()
+
+    def __init__(self, *batches: Array) -> None:
+        self.batches = list(batches)
+
+    def stream(self) -> FakeStream:
+        return FakeStream(self.batches)
+
+    def losses(self) -> dict[Any, int]:
+        return {}
+
+    misses = counters = losses
+
+    def follow(self, tgid: int) -> None:
+        pass
+
+    def attach(self) -> None:
+        pass
+
+    detach = close = attach
+
+
+def traced(tmp_path: Path, seconds: float, *batches: Array) -> tuple[list[Progress], list[str], dict[str, Any]]:
+    """What a session with these events shows and says, and its report."""
+    shown: list[Progress] = []
+    said: list[str] = []
+    process = Process(PROCESS["pid"], PROCESS["comm"], PROCESS["cmdline"])
+    made = Session(
+        cast(Program, FakeProgram(*batches)), Options(tmp_path / "trace"), process, said.append, shown.append
+    )
+    began = time.monotonic()
+    report = made.run(release=lambda: None, ended=lambda: time.monotonic() - began > seconds, wait_fd=None)
+    return shown, said, report
+
+
+def losing(served: int, lost: int) -> Array:
+    events = Events()
+    events.userfaultfd()
+    events.register(0, served + lost)
+    events.arm(0, served + lost, served)
+    for page in range(served):
+        events.served(page)
+    for page in range(served, served + lost):
+        events.fresh(page)
+    return events.array()
+
+
+def test_progress_is_what_the_report_will_say(tmp_path: Path) -> None:
+    shown, said, report = traced(tmp_path, 1.2, losing(5, 3))
+    assert [(one.faults, one.messages, one.lost, one.behind) for one in shown[1:]] == [(5, 5, 3, False)] * 2
+    (found,) = report["ranges"]
+    assert (found["messages"]["wp"], found["lost"]["observed"]) == (5, 3)
+    assert said == ["attaching 0 probes", "tracing tracker (7): Ctrl-C to end", "detaching 0 probes"]
+    # Twice a second.
+    assert len(shown) == 3 and shown[-1].elapsed_s - shown[0].elapsed_s == pytest.approx(1, abs=0.4)
+
+
+def test_a_backlog_is_catching_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_BATCH", 1)
+    monkeypatch.setattr(session, "_BEHIND_S", 0.3)
+    monkeypatch.setattr(session, "_PROGRESS_S", 0.1)
+    feed = session.Model.feed
+
+    def slow(model: session.Model, events: Array) -> None:
+        time.sleep(0.005)
+        feed(model, events)
+
+    monkeypatch.setattr(session.Model, "feed", slow)
+    shown, _, report = traced(tmp_path, 2.5, losing(20, 10))
+    behind = [one.behind for one in shown]
+    # Not at once, then as long as it lasts.
+    assert [one for one, _ in itertools.groupby(behind)] == [False, True, False]
+    assert report["trace"]["stop_reason"] == TRACE["stop_reason"]
+    assert (shown[-1].messages, shown[-1].lost) == (20, 10)
