@@ -73,18 +73,22 @@ def trace_options(function: Function) -> Function:
             metavar="SECONDS",
             help="Stop after that time.",
         ),
-        click.option(
-            "--backend",
-            type=click.Choice([backend.value for backend in Backend]),
-            default="auto",
-            show_default=True,
-            help="Kind of probe to use where the kernel leaves a choice.",
-        ),
+        backend_option,
         format_option("text", "json"),
         color_option,
     ):
         function = option(function)
     return function
+
+
+def backend_option(function: Function) -> Function:
+    return click.option(
+        "--backend",
+        type=click.Choice([backend.value for backend in Backend]),
+        default="auto",
+        show_default=True,
+        help="Kind of probe to use where the kernel leaves a choice.",
+    )(function)
 
 
 def color_option(function: Function) -> Function:

@@ -7,22 +7,18 @@ from typing import TextIO
 
 import click
 
-from uffdtrace.cli.common import errors_in_one_line, format_option, say, write
+from uffdtrace.cli.common import backend_option, color_option, errors_in_one_line, format_option, say, write
 from uffdtrace.collect.checkup import check
 from uffdtrace.kernel.probes import Backend
+from uffdtrace.reporters.options import Color, TextOptions
 
 
 @click.command("doctor")
 @format_option("text", "json")
-@click.option(
-    "--backend",
-    type=click.Choice([backend.value for backend in Backend]),
-    default="auto",
-    show_default=True,
-    help="Kind of probe to try where the kernel leaves a choice.",
-)
+@backend_option
+@color_option
 @errors_in_one_line
-def command(form: str, backend: str) -> None:
+def command(form: str, backend: str, color: Color) -> None:
     """Tell what this machine allows, and the remedy for what it does not.
 
     Needs neither root nor BCC to say so. As root, and where nothing speaks
@@ -40,7 +36,7 @@ def command(form: str, backend: str) -> None:
         # Only here: rich takes longer to import than all the rest.
         from uffdtrace.reporters import doctor_text
 
-        doctor_text.render(found, stream)
+        doctor_text.render(found, stream, TextOptions(color))
 
     write(found, form, as_text)
     sys.exit(0 if found["attach_works"] else 1)

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from uffdtrace.model.events import PAGE_SIZE, Feature
+from uffdtrace.reporters.options import DEFAULT, TextOptions
 from uffdtrace.reporters.terminal import console_for, table
 from uffdtrace.reporters.words import noun, printable, size
 
@@ -126,8 +127,8 @@ def _offers(offers: dict[str, Any]) -> Table:
     return made
 
 
-def render(found: dict[str, Any], stream: TextIO) -> None:
-    console = console_for(stream)
+def render(found: dict[str, Any], stream: TextIO, options: TextOptions = DEFAULT) -> None:
+    console = console_for(stream, options.color)
     kernel, checkup = found["kernel"], found["checkup"]
     console.print(Text(printable(f"Linux {kernel['release']} {kernel['arch']}, uffdtrace {checkup['uffdtrace']}")))
     console.print("\nTo trace" + f" (--backend {checkup['backend']})" * (checkup["backend"] != "auto"))
