@@ -9,6 +9,7 @@ from typing import Any, TextIO
 import click
 
 from uffdtrace.cli.common import DEFAULT_FILE, color_option, errors_in_one_line, format_option, show, write
+from uffdtrace.model.diagnosis import LOST
 from uffdtrace.model.report import MOST_RUNS
 from uffdtrace.reporters.compare import compare as compare_reports
 from uffdtrace.reporters.offline import read
@@ -68,7 +69,7 @@ def command(
         found = read(file or DEFAULT_FILE, None if pages else MOST_RUNS)
         verdict = found["verdict"]
         show(with_offsets(found) if relative else found, form, options)
-    if check and verdict in ("lost-writes", "blind"):
+    if check and verdict in LOST:
         sys.exit(3)
 
 

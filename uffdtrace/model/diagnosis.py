@@ -17,6 +17,8 @@ from uffdtrace.model.sleep import TOTAL
 from uffdtrace.model.watched import Userfaultfd
 
 VERDICTS = ("lost-writes", "blind", "never-armed", "pending", "async", "ok", "idle")
+# Those that say that writes were lost, or cannot be seen any more.
+LOST = VERDICTS[:2]
 
 # A fault that waits so long is felt by whoever runs there.
 SLOW_US = 50_000

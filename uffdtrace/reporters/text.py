@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from uffdtrace.model.diagnosis import LOST
 from uffdtrace.reporters.latency import latency_table, render_histogram
 from uffdtrace.reporters.options import DEFAULT, MOST_RANGES, TextOptions
 from uffdtrace.reporters.pages import render_lost, render_waiting
@@ -208,4 +209,7 @@ def render(report: dict[str, Any], stream: TextIO, options: TextOptions = DEFAUL
     _before(console, report)
     _losses(console, report)
     verdict = report["verdict"]
-    console.print(Text.assemble("Verdict: ", (verdict, STYLES.get(verdict, "")), f": {_MEANING[verdict]}."))
+    said = _MEANING[verdict]
+    if verdict not in LOST and None in map(lost_pages, report["ranges"]):
+        said += "; of ranges with a ? more is not known, they may have been armed before the trace"
+    console.print(Text.assemble("Verdict: ", (verdict, STYLES.get(verdict, "")), f": {said}."))
