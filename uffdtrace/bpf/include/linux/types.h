@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 #ifndef UFFDTRACE_LINUX_TYPES_H
 #define UFFDTRACE_LINUX_TYPES_H
 
