@@ -27,6 +27,7 @@ from uffdtrace.model.losses import lost_pages
 from uffdtrace.model.model import Model
 from uffdtrace.model.pages import COUNTS, Cause, protected
 from uffdtrace.model.ranges import Range
+from uffdtrace.model.watched import Userfaultfd
 
 CTX = 0xFFFF888000001000
 MM = 0xFFFF888000002000
@@ -53,7 +54,8 @@ class Events:
         self.ctx, self.mm, self.features, self.monitor = ctx, mm, features, monitor
         self.memory = Memory.ANON
         self.order = 0
-        # Who takes the faults.
+        # The process whose memory it is, and who of it takes the faults.
+        self.owner = THREAD
         self.thread = THREAD
         self._records: list[Array] = []
 
@@ -73,10 +75,13 @@ class Events:
             record[name] = value
         self._records.append(record)
 
-    def using(self, ctx: int, monitor: int | None = None) -> Events:
-        """The same stream, from now on for another userfaultfd."""
+    def using(self, ctx: int, monitor: int | None = None, mm: int | None = None, owner: int | None = None) -> Events:
+        """The same stream, from now on for another userfaultfd; `owner` is the process, and its thread, of `mm`."""
         self.ctx = ctx
         self.monitor = self.monitor if monitor is None else monitor
+        self.mm = self.mm if mm is None else mm
+        if owner is not None:
+            self.owner = self.thread = owner
         return self
 
     def _flags(self) -> int:
@@ -88,11 +93,11 @@ class Events:
     # ---- the descriptor ------------------------------------------------------
 
     def userfaultfd(self) -> None:
-        self.add(Type.USERFAULTFD, start=self.mm, end=self.features, aux=THREAD)
+        self.add(Type.USERFAULTFD, start=self.mm, end=self.features, aux=self.owner)
 
     def release_descriptor(self, dying: bool = False) -> None:
         """Closed, or with `dying` because the process whose memory it is ends."""
-        self.add(Type.RELEASE, kind=int(dying), tgid=THREAD if dying else self.monitor)
+        self.add(Type.RELEASE, kind=int(dying), tgid=self.owner if dying else self.monitor)
 
     # ---- the monitor's calls -------------------------------------------------
 
@@ -186,7 +191,7 @@ class Events:
         """`modes` are the area's, `flags` the fault's."""
         low, high = area or (at, at + 1)
         self.add(
-            Type.FAULT, start=page(at), value=page(low), end=page(high), kind=kind, tid=tid, tgid=THREAD, ret=ret,
+            Type.FAULT, start=page(at), value=page(low), end=page(high), kind=kind, tid=tid, tgid=self.owner, ret=ret,
             flags=self._flags() | int(modes) << MODES_SHIFT, aux=flags,
         )  # fmt: skip
 
@@ -198,10 +203,10 @@ class Events:
         self.add(Type.MESSAGE, start=page(at), aux=aux, kind=kind, tid=tid, tgid=self.monitor, value=reader)
 
     def wake(self, at: int, tid: int = THREAD) -> None:
-        self.add(Type.WAKE, start=page(at), tid=tid, tgid=THREAD)
+        self.add(Type.WAKE, start=page(at), tid=tid, tgid=self.owner)
 
     def fault_return(self, tid: int = THREAD, died: bool = False) -> None:
-        self.add(Type.FAULT_RETURN, tid=tid, tgid=THREAD, kind=int(died))
+        self.add(Type.FAULT_RETURN, tid=tid, tgid=self.owner, kind=int(died))
 
     def served(self, at: int, kind: Kind = Kind.WP, tid: int = THREAD) -> None:
         """A fault, its message, its wake-up."""
@@ -210,13 +215,13 @@ class Events:
         self.wake(at, tid)
         self.fault_return(tid)
 
-    def asleep(self, tid: int, tgid: int = THREAD) -> None:
-        self.add(Type.ASLEEP, tid=tid, tgid=tgid)
+    def asleep(self, tid: int, tgid: int | None = None) -> None:
+        self.add(Type.ASLEEP, tid=tid, tgid=self.owner if tgid is None else tgid)
 
     # ---- what the fault paths do ---------------------------------------------
 
     def _page_event(self, type_: Type, at: int, pages: int = 1, **fields: int) -> None:
-        self.add(type_, **self._span(at, pages), flags=self._flags(), tid=self.thread, tgid=THREAD, **fields)
+        self.add(type_, **self._span(at, pages), flags=self._flags(), tid=self.thread, tgid=self.owner, **fields)
 
     def fresh(self, at: int) -> None:
         self._page_event(Type.FRESH_PAGE, at, aux=page(at))
@@ -267,8 +272,17 @@ class Events:
             self.unmap(at, pages, tid)
         self.remap_return(to, tid)
 
-    def fork(self, at: int, pages: int, watched: bool = False) -> None:
-        self.add(Type.FORK, **self._span(at, pages), kind=int(watched))
+    def fork(self, at: int, pages: int, watched: bool = False, tid: int = THREAD) -> None:
+        """A fork copies an area."""
+        self.add(Type.FORK, **self._span(at, pages), kind=int(watched), tid=tid, tgid=self.owner)
+
+    def forked(self, ctx: int, mm: int, tid: int = THREAD) -> None:
+        """The kernel makes a child's userfaultfd, once all areas are copied."""
+        self.event(UffdEvent.FORK)
+        self.add(Type.FORKED, ctx=ctx, start=mm, end=self.features, aux=self.ctx, tid=tid, tgid=self.owner)
+
+    def process(self, tgid: int, mm: int) -> None:
+        self.add(Type.PROCESS, ctx=mm, tid=tgid, tgid=tgid)
 
     def merged(self, at: int, pages: int = 1) -> None:
         self.add(Type.MERGED, **{**self._span(at, pages), "ctx": self.mm})
@@ -316,12 +330,18 @@ def beliefs(model: Model, row: Range) -> dict[int, int]:
     }
 
 
+def parent_of(home: Userfaultfd) -> int | None:
+    return None if home.parent is None else home.parent.ctx
+
+
 def counts(model: Model) -> list[dict[str, Any]]:
     """What the report says of every range, without texts: comparable."""
     lost = lost_runs(model)
     return [
         {
             "userfaultfd": model.userfaultfd_of(row).ctx,
+            "owner": model.userfaultfd_of(row).owner,
+            "parent": parent_of(model.userfaultfd_of(row)),
             "events": {int(event): count for event, count in sorted(model.userfaultfd_of(row).events.items())},
             "start": (row.start - BASE) // PAGE_SIZE,
             "end": (row.end - BASE) // PAGE_SIZE,
@@ -353,3 +373,13 @@ def counts(model: Model) -> list[dict[str, Any]]:
         }
         for row in model.rows()
     ]
+
+
+def told(events: Events) -> list[dict[str, Any]]:
+    """The counts; the same all at once, one by one, and cut anywhere."""
+    array = events.array()
+    whole = counts(fed(array))
+    assert counts(fed(array, list(range(len(array))))) == whole
+    for cut in range(len(array)):
+        assert counts(fed(array, [cut])) == whole, f"cut at {cut}"
+    return whole

@@ -31,9 +31,13 @@ class Reference:
         self.sleepers: dict[int, Sleeper] = {}
         self.asleep: set[int] = set()
         self.looked_at: set[int] = set()
+        # What a fork by a thread copied of a userfaultfd so far, by page number.
+        self.copied: dict[tuple[int, int], dict[int, Page]] = {}
         self.unattributed = 0
         # A count of one range was undone by an event in the range that replaced it.
         self.undone_elsewhere = False
+        # A page of one range had been another's, and the two became one: only then it came back.
+        self.came_back = False
 
     def run(self, events: Array) -> list[dict[str, Any]]:
         self.records = [{name: int(event[name]) for name in events.dtype.names or ()} for event in events]
@@ -133,7 +137,16 @@ class Reference:
             for row, first in firsts.items():
                 if first in here:
                     row.note("FORK")
-        elif kind == Type.EVENT:
+        elif kind == Type.FORK:
+            self._copy(self.copied.setdefault((event["tid"], ctx), {}), pages, here)
+        elif kind == Type.FORKED:
+            self._forked(event)
+        elif kind == Type.PROCESS:
+            # One closed before its process ran is its process's too.
+            for home in {*self._of_memory(ctx), *(row.home for row in self.ranges)}:
+                if home.mm == ctx and (home.owner is None or home in self.homes.values()):
+                    home.owner = event["tgid"]
+        elif kind == Type.EVENT and ctx in self.homes:
             self.homes[ctx].events[event["kind"]] = self.homes[ctx].events.get(event["kind"], 0) + 1
         elif kind == Type.MERGED:
             for home in self._of_memory(ctx):
@@ -181,7 +194,7 @@ class Reference:
         if event["type"] == Type.ZERO_PAGE:
             if not page.zero and not page.lost:
                 page.home.root().zero_page += 1
-                page.zero, page.zero_in = True, page.home
+                page.zero, page.zero_in, page.of_parent = True, page.home, False
                 page.why = page.why or "zero-page-after-arm"
         elif event["type"] == Type.FRESH_PAGE:
             # Only an empty page gets a fresh one: no zero page had come.
@@ -197,7 +210,8 @@ class Reference:
     def _no_zero_page(self, page: Page) -> None:
         if page.zero:
             if page.zero_in is None:
-                self.undone_elsewhere = True
+                # A forked child's has been the parent's alone all along.
+                self.undone_elsewhere |= not page.of_parent
             else:
                 page.zero_in.root().zero_page -= 1
         page.zero, page.zero_in = False, None
@@ -305,6 +319,13 @@ class Reference:
         together = sorted(alike, key=lambda row: row.start)
         if together:
             home = together[0]
+            known = {row: row.armed | row.notified for row in together}
+            self.came_back |= any(
+                number in known[row]
+                for number, page in pages.items()
+                for row in together
+                if page.home.root() in alike and page.home.root() is not row
+            )
             for other in together[1:]:
                 home.absorb(other)
             home.start, home.end = min(home.start, here.start), max(home.end, here.stop)
@@ -358,6 +379,32 @@ class Reference:
             modes = pages[grown.start - 1].home.modes
             self._register(home.ctx, grown, modes)
             pages[grown.start - 1].home.root().note("GROWN", len(grown))
+
+    def _copy(self, copies: dict[int, Page], pages: dict[int, Page], here: range) -> None:
+        """A fork goes through all that is registered, in order, and nothing changes that meanwhile."""
+        if any(number >= here.start or number not in pages for number in copies):
+            # It is another one, and the one before failed.
+            copies.clear()
+        copies.update({number: pages[number].inherited() for number in here if number in pages})
+
+    def _forked(self, event: Event) -> None:
+        """The child has what was copied, as it was then."""
+        ctx, copies = event["ctx"], self.copied.pop((event["tid"], event["aux"]), {})
+        if ctx in self.homes:
+            self._expose(ctx)
+        parent = self.homes.get(event["aux"])
+        self.homes[ctx] = Descriptor(ctx, event["start"], event["end"], parent=parent)
+        self.pages[ctx] = {}
+        for number in sorted(copies):
+            page = copies[number]
+            self._register(ctx, range(number, number + 1), page.home.modes)
+            row = self.pages[ctx][number].home.root()
+            page.home = row
+            self.pages[ctx][number] = page
+            if page.armed:
+                row.armed.add(number)
+            if not page.without_holes:
+                row.holes = None
 
     def _expose(self, ctx: int) -> None:
         for page in self.pages[ctx].values():

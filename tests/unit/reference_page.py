@@ -20,7 +20,8 @@ class Descriptor:
     ctx: int
     mm: int = 0
     features: int = 0
-    owner: int = 0
+    owner: int | None = None
+    parent: Descriptor | None = None
     threads: dict[int, int] = field(default_factory=dict)
     events: dict[int, int] = field(default_factory=dict)
 
@@ -117,6 +118,8 @@ class Range:
         causes = {cause: self._of(cause=cause) for _, _, cause in self.lost}
         return {
             "userfaultfd": self.home.ctx,
+            "owner": self.home.owner,
+            "parent": None if self.home.parent is None else self.home.parent.ctx,
             "events": dict(sorted(self.home.events.items())),
             "start": self.start,
             "end": self.end,
@@ -167,6 +170,10 @@ class Page:
     lost_in: Range | None = None
     zero: bool = False
     zero_in: Range | None = None
+    # The zero page was mapped in the process that this one was forked from.
+    of_parent: bool = False
+    # Of a copy for a forked child: its range had no holes then.
+    without_holes: bool = True
     # What is known to have taken the protection away.
     why: str = ""
 
@@ -206,6 +213,14 @@ class Page:
         went_on = Page(**vars(self))
         went_on.lost_in = went_on.zero_in = None
         return went_on
+
+    def inherited(self) -> Page:
+        """A forked child's: protected or not as its parent's, lost or told of not yet."""
+        home = self.home.root()
+        copy = Page(home, self.number, without_holes=home.holes == 0)
+        if self.armed:
+            copy.armed, copy.zero, copy.of_parent, copy.why = True, self.zero, self.zero, self.why
+        return copy
 
     def fill(self) -> None:
         """A page was put here: it was empty, or the call would have failed."""

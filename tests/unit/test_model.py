@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from unit.events import CTX, THREAD, Events, counts, fed
+from unit.events import CTX, THREAD, Events, fed, told
 
 from uffdtrace.model.events import Feature, Ioctl, Kind, Memory, Mode, Type
-
-
-def told(events: Events) -> list[dict[str, Any]]:
-    """The counts; the same all at once, one by one, and cut anywhere."""
-    array = events.array()
-    whole = counts(fed(array))
-    assert counts(fed(array, list(range(len(array))))) == whole
-    for cut in range(len(array)):
-        assert counts(fed(array, [cut])) == whole, f"cut at {cut}"
-    return whole
 
 
 def started(pages: int = 8, modes: int = Mode.WP, features: int = 0) -> Events:

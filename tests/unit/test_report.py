@@ -9,12 +9,12 @@ from typing import Any
 
 import jsonschema
 import pytest
-from unit.events import Events, fed
+from unit.events import MONITOR, THREAD, Events, fed
 from unit.reports import PROCESS, TRACE, a_userfaultfd
 
 from uffdtrace.model import report as report_module
 from uffdtrace.model.diagnosis import Case, verdict
-from uffdtrace.model.events import Feature, Memory, Mode
+from uffdtrace.model.events import Feature, Memory, Mode, UffdEvent
 from uffdtrace.model.pages import COUNTS, Cause
 from uffdtrace.model.ranges import Range
 from uffdtrace.model.report import build
@@ -22,6 +22,7 @@ from uffdtrace.model.watched import Userfaultfd
 from uffdtrace.reporters import offline
 
 SCHEMA_FILE = Path(offline.__file__).with_name("report.schema.json")
+CHILD, UNCONCERNED = 300, 4711
 ENDING: dict[str, Any] = {"events_dropped": 0, "probes_missed": {}, "doubtful": [], "counters": []}
 
 
@@ -200,6 +201,75 @@ def test_the_report_is_what_its_schema_says() -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(json.loads(json.dumps(small())), schema)
     jsonschema.validate(json.loads(json.dumps(nulls())), schema)
+    jsonschema.validate(json.loads(json.dumps(everybody())), schema)
+
+
+def everybody() -> dict[str, Any]:
+    """All userfaultfds traced: a parent and its child, both known by name, and somebody who is not."""
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 4)
+    events.arm(0, 4)
+    events.fork(0, 4, watched=True)
+    events.forked(events.ctx + 8, events.mm + 8)
+    events.process(CHILD, events.mm + 8)
+    events.using(events.ctx + 16, mm=events.mm + 16, owner=0).userfaultfd()
+    events.register(0, 4)
+    known = [{"pid": pid, "comm": f"p{pid}", "cmdline": [f"./p{pid}"]} for pid in (THREAD, CHILD, MONITOR, UNCONCERNED)]
+    return build(fed(events.array()), copy.deepcopy(TRACE), None, ENDING, processes=known)
+
+
+def test_all_userfaultfds() -> None:
+    found = everybody()
+    assert found["process"] is None
+    assert [process["pid"] for process in found["processes"]] == [MONITOR, THREAD, CHILD]
+    said = [(one["id"], one["owner_pid"], one["forked_from"], one["events"]["fork"]) for one in found["userfaultfds"]]
+    assert said == [(0, THREAD, None, 1), (1, CHILD, 0, 0), (2, None, None, 0)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"process": {}},
+        {"process": {"pid": 1, "comm": "x"}},
+        {"processes": None},
+        {"processes": [None]},
+        {"processes": [{"pid": "1", "comm": "x", "cmdline": []}]},
+    ],
+)
+def test_what_the_schema_refuses(wrong: dict[str, Any]) -> None:
+    schema = json.loads(SCHEMA_FILE.read_text())
+    jsonschema.validate(everybody(), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**everybody(), **wrong}, schema)
+
+
+@pytest.mark.parametrize("name", ["forked_from", "events", "owner_pid"])
+def test_the_schema_wants_all_of_a_userfaultfd(name: str) -> None:
+    found = everybody()
+    del found["userfaultfds"][1][name]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(found, json.loads(SCHEMA_FILE.read_text()))
+
+
+def test_every_event_is_counted() -> None:
+    events = Events()
+    events.userfaultfd()
+    for times, what in enumerate(UffdEvent):
+        for _ in range(times):
+            events.event(what)
+    found = build(fed(events.array()), TRACE, PROCESS, ENDING)
+    assert found["userfaultfds"][0]["events"] == {"fork": 0, "remap": 1, "remove": 2, "unmap": 3}
+
+
+def test_the_traced_process_is_among_the_others_if_it_owns_or_watches() -> None:
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 4)
+    now = {"pid": THREAD, "comm": "now", "cmdline": []}
+    traced = {"pid": THREAD, "comm": "then", "cmdline": []}
+    assert build(fed(events.array()), TRACE, traced, ENDING, processes=[now])["processes"] == [traced]
+    assert build(fed(events.array()), TRACE, PROCESS, ENDING, processes=[now])["processes"] == [now]
 
 
 def nulls() -> dict[str, Any]:

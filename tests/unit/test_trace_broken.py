@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -11,17 +12,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from unit.events import CTX, Events, page
+from unit.events import CTX, THREAD, Events, page
+from unit.reports import HOSTILE
 from unit.traces import ENDING, WHAT, chunk, either_way, history, meta, one_line, read_all, write
 
 from uffdtrace.model.events import EVENT, Array, Memory, Type
-from uffdtrace.reporters import offline
-from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, TraceError
+from uffdtrace.reporters import offline, text
+from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, NAMES, PROCESSES, TraceError
 from uffdtrace.trace.reader import Reader
+
+SCHEMA_FILE = Path(offline.__file__).with_name("report.schema.json")
 
 # ---- cut and broken files --------------------------------------------------------
 
@@ -103,13 +108,77 @@ def test_another_schema(tmp_path: Path, schema: object) -> None:
 @pytest.mark.parametrize(
     "payload", [b"", b"[]", b"null", b"{", b"\xff\xfe", b"7", b"[" * 100_000, b'{"a":' * 100_000, b"1" * 10_000]
 )
-@pytest.mark.parametrize("tag", [META, LOSS, DONE])
-def test_a_part_that_is_no_json_object(tmp_path: Path, tag: bytes, payload: bytes) -> None:
+@pytest.mark.parametrize("tag", [META, NAMES, PROCESSES, LOSS, DONE])
+def test_a_part_that_is_not_the_json_it_must_be(tmp_path: Path, tag: bytes, payload: bytes) -> None:
+    if tag in (NAMES, PROCESSES) and payload == b"[]":
+        payload = b"{}"
     head = MAGIC if tag == META else meta()
     (tmp_path / "trace").write_bytes(head + chunk(tag, payload))
     with pytest.raises(TraceError) as caught:
         read_all(tmp_path / "trace")
     one_line(caught.value)
+
+
+_PROCESS = {"pid": 200, "comm": "guest", "cmdline": ["guest"]}
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        None, 7, [], {}, "guest", {**_PROCESS, "uid": 0}, {"pid": 200, "comm": "guest"}, {**_PROCESS, "pid": "200"},
+        {**_PROCESS, "pid": True}, {**_PROCESS, "pid": None}, {**_PROCESS, "pid": 1.5}, {**_PROCESS, "comm": None},
+        {**_PROCESS, "cmdline": None}, {**_PROCESS, "cmdline": "guest"}, {**_PROCESS, "cmdline": [["guest"]]},
+        {**_PROCESS, "cmdline": [1]},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_process_that_is_none(tmp_path: Path, process: object) -> None:
+    for said in (process, [process], [_PROCESS, process]):
+        if said == []:
+            continue
+        (tmp_path / "trace").write_bytes(meta() + chunk(PROCESSES, json.dumps(said).encode()))
+        with pytest.raises(TraceError, match="broken") as caught:
+            read_all(tmp_path / "trace")
+        one_line(caught.value)
+
+
+@pytest.mark.parametrize("head", [None, {"pid": 200, "comm": HOSTILE, "cmdline": [HOSTILE]}])
+def test_processes_that_are_hostile(tmp_path: Path, head: dict[str, Any] | None) -> None:
+    """Named like nobody's, twice, and with numbers that no kernel gives."""
+    said = [
+        {"pid": 200, "comm": HOSTILE, "cmdline": [HOSTILE] * 100},
+        {"pid": 200, "comm": "x" * 1_000_000, "cmdline": []},
+        {"pid": 100, "comm": HOSTILE, "cmdline": []},
+        *({"pid": pid, "comm": "", "cmdline": [""]} for pid in (0, -1, 2**63, 10**400)),
+    ]
+    (tmp_path / "trace").write_bytes(
+        meta(process=head) + chunk(PROCESSES, json.dumps(said).encode()) + chunk(EVENTS, history().tobytes())
+    )
+    found = offline.read(tmp_path / "trace")
+    assert [process["pid"] for process in found["processes"]] == [100, 200]
+    jsonschema.validate(json.loads(json.dumps(found)), json.loads(SCHEMA_FILE.read_text()))
+    stream = io.StringIO()
+    text.render(found, stream)
+    assert all(one.isprintable() for one in stream.getvalue().replace("\n", ""))
+    stream.getvalue().encode()
+
+
+def test_a_process_chunk_cut_short_loses_nothing_else(tmp_path: Path) -> None:
+    whole = meta() + chunk(EVENTS, history().tobytes())
+    names = chunk(PROCESSES, json.dumps([_PROCESS]).encode())
+    for length in range(len(names)):
+        (tmp_path / "trace").write_bytes(whole + names[:length])
+        found = offline.read(tmp_path / "trace")
+        assert (found["processes"], len(found["ranges"])) == ([], 1)
+
+
+@pytest.mark.parametrize("place", ["pid", "comm", "guest"])
+def test_a_process_chunk_with_a_flipped_byte_is_the_end(tmp_path: Path, place: str) -> None:
+    names = bytearray(chunk(PROCESSES, json.dumps([_PROCESS]).encode()))
+    names[names.index(place.encode())] ^= 1
+    (tmp_path / "trace").write_bytes(meta() + bytes(names) + chunk(EVENTS, history().tobytes()))
+    reader, found = read_all(tmp_path / "trace")
+    assert (len(found), reader.processes, reader.complete) == (0, [], False)
 
 
 def test_a_part_of_an_event(tmp_path: Path) -> None:
@@ -212,7 +281,9 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize(("start", "end"), IMPOSSIBLE)
-@pytest.mark.parametrize("kind", ["found", "register", "unregister", "unmap", "protect", "fault", "discard", "pages"])
+@pytest.mark.parametrize(
+    "kind", ["found", "register", "unregister", "unmap", "protect", "fault", "discard", "pages", "fork", "copied"]
+)
 def test_impossible_ranges(tmp_path: Path, kind: str, start: int, end: int) -> None:
     events = Events()
     events.userfaultfd()
@@ -233,6 +304,10 @@ def test_impossible_ranges(tmp_path: Path, kind: str, start: int, end: int) -> N
         events.add(Type.FAULT, start=start, end=end, value=start - (2**64 if start >= 2**63 else 0), kind=1, tid=1)
     elif kind == "discard":
         events.add(Type.DISCARD, **span, flags=1)
+    elif kind in ("fork", "copied"):
+        events.fork(0, 16, watched=kind == "copied")
+        events.add(Type.FORK, **span, kind=int(kind == "copied"), tid=THREAD)
+        events.forked(CTX + 1, 0)
     else:
         events.add(Type.PAGES_FOUND, **span)
     events.fresh(3)
@@ -303,23 +378,15 @@ _nonsense = [None, 7, "x", [], {}, [1], [[1]], [["x", "y"]], {"a": "b"}, -1, 1.5
     "name", ["events_dropped", "probes_missed", "doubtful", "counters", "duration_s", "stop_reason"]
 )
 def test_an_ending_that_says_nonsense(tmp_path: Path, name: str, value: object) -> None:
-    from io import StringIO
-
-    from uffdtrace.reporters import text
-
     ending = {"events_dropped": 1, name: value}
     found = either_way(write(tmp_path / "trace", history(), ending=ending))
     if found is not None:
-        text.render(found, StringIO())
+        text.render(found, io.StringIO())
 
 
 @pytest.mark.parametrize("value", _nonsense, ids=repr)
 @pytest.mark.parametrize("name", ["trace", "process", "features_offered", "cmdline", "comm", "pid", "kernel"])
 def test_a_head_that_says_nonsense(tmp_path: Path, name: str, value: object) -> None:
-    from io import StringIO
-
-    from uffdtrace.reporters import text
-
     parts: dict[str, Any] = json.loads(json.dumps(WHAT))
     where = {"cmdline": "process", "comm": "process", "pid": "process", "kernel": "trace"}.get(name)
     (parts[where] if where else parts)[name] = value
@@ -328,4 +395,4 @@ def test_a_head_that_says_nonsense(tmp_path: Path, name: str, value: object) -> 
     )
     found = either_way(tmp_path / "trace")
     if found is not None:
-        text.render(found, StringIO())
+        text.render(found, io.StringIO())

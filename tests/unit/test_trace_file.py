@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from unit.events import Events
 from unit.traces import ENDING, WHAT, history, one_line, read_all, write
 
-from uffdtrace.reporters import offline
-from uffdtrace.trace.file import SCHEMA, TraceError
+from uffdtrace.reporters import offline, text
+from uffdtrace.trace.file import PROCESSES, SCHEMA, TraceError
 from uffdtrace.trace.writer import Writer
 
 # ---- whole files -----------------------------------------------------------------
@@ -35,6 +37,68 @@ def test_the_report_does_not_depend_on_the_batches(tmp_path: Path) -> None:
     events = history()
     whole = offline.read(write(tmp_path / "whole", events))
     assert offline.read(write(tmp_path / "each", *(events[n : n + 1] for n in range(len(events))))) == whole
+
+
+OWNER = {"pid": 200, "comm": "guest", "cmdline": ["qemu", "-m", "4G"]}
+MONITOR = {"pid": 100, "comm": "vmm", "cmdline": []}
+
+
+def test_who_the_processes_are(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    writer = Writer(path, WHAT)
+    writer.processes([OWNER, {"pid": 4711, "comm": "unconcerned", "cmdline": []}])
+    writer.events(history())
+    writer.processes([])
+    writer.processes([MONITOR])
+    writer.done(ENDING)
+    assert path.read_bytes().count(PROCESSES) == 2
+    reader, _ = read_all(path)
+    assert [process["pid"] for process in reader.processes] == [200, 4711, 100]
+    assert offline.read(path)["processes"] == [MONITOR, OWNER]
+
+
+def test_who_they_are_is_known_before_the_file_is_whole(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "trace", WHAT)
+    writer.processes([OWNER])
+    writer.events(history())
+    assert offline.read(tmp_path / "trace")["processes"] == [OWNER]
+
+
+@pytest.mark.parametrize("pid", [100, 200, 7])
+def test_the_traced_process_is_called_as_when_the_trace_began(tmp_path: Path, pid: int) -> None:
+    """It may have executed another program since."""
+    path, process = tmp_path / "trace", {"pid": pid, "comm": "before", "cmdline": ["before", "exec"]}
+    writer = Writer(path, {**WHAT, "process": process})
+    writer.events(history())
+    writer.processes([OWNER, MONITOR])
+    writer.done(ENDING)
+    said = {one["pid"]: one["comm"] for one in offline.read(path)["processes"]}
+    assert said == {100: "vmm", 200: "guest", **({pid: "before"} if pid != 7 else {})}
+
+
+def test_a_trace_of_all_userfaultfds(tmp_path: Path) -> None:
+    path = write(tmp_path / "trace", history(), process=None)
+    found = offline.read(path)
+    assert (found["process"], found["verdict"]) == (None, "lost-writes")
+    stream = io.StringIO()
+    text.render(found, stream)
+    assert stream.getvalue().startswith("every userfaultfd\n")
+
+
+def test_a_trace_of_a_followed_fork(tmp_path: Path) -> None:
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 4)
+    events.arm(0, 4, 3)
+    events.fork(0, 4, watched=True)
+    events.forked(events.ctx + 8, events.mm + 8)
+    events.process(300, events.mm + 8)
+    events.using(events.ctx + 8, mm=events.mm + 8, owner=300).fresh(1)
+    whole = offline.read(write(tmp_path / "whole", events.array()))
+    assert [(one["owner_pid"], one["forked_from"]) for one in whole["userfaultfds"]] == [(200, None), (300, 0)]
+    assert [(one["userfaultfd"], one["lost"]["observed"]) for one in whole["ranges"]] == [(0, 0), (1, 1)]
+    each = [events.array()[place : place + 1] for place in range(len(events))]
+    assert offline.read(write(tmp_path / "each", *each)) == whole
 
 
 def test_only_its_owner_may_read_it(tmp_path: Path) -> None:

@@ -56,8 +56,9 @@ def history() -> Array:
     return events.array()
 
 
-def write(path: Path, *batches: Array, ending: dict[str, Any] | None = None) -> Path:
-    writer = Writer(path, WHAT)
+def write(path: Path, *batches: Array, ending: dict[str, Any] | None = None, **what: Any) -> Path:
+    """`what` stands in the head, instead of WHAT's."""
+    writer = Writer(path, {**WHAT, **what})
     for events in batches:
         writer.events(events)
     writer.loss({"events_dropped": 0})

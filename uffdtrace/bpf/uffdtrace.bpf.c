@@ -897,8 +897,12 @@ int on_exit(void *ctx, u64 mm)
 {
 	struct event event = {.type = EVENT_EXIT, .ctx = mm};
 
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	bool ours = is_traced(mm);
 
+	/* Not where it becomes another program. */
+	if (read32((u64)bpf_get_current_task() + TASK_FLAGS) & PF_EXITING)
+		followed.delete(&tgid);
 	/* The address may be another process's soon. */
 	traced.delete(&mm);
 	if (ours)
@@ -933,6 +937,11 @@ int on_fork_area(void *ctx, u64 vma)
 	if (!event.ctx || !is_traced(read64(event.ctx + CTX_MM)))
 		return 0;
 	event.kind = read32(event.ctx + CTX_FEATURES) & FEATURE_EVENT_FORK ? 1 : 0;
+#ifndef FOLLOW_FORKS
+	/* Nobody will ask what the child has. */
+	if (event.kind)
+		return 0;
+#endif
 	event.start = read64(vma + VMA_START);
 	event.end = read64(vma + VMA_END);
 	emit_here(&event);

@@ -12,7 +12,7 @@ import contextlib
 import os
 import time
 from bisect import bisect_left, bisect_right
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -41,13 +41,21 @@ def _now() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
 
+@dataclass(frozen=True)
+class _Look:
+    """When (ns) a userfaultfd was looked at, and its memory; the kernel uses both addresses again."""
+
+    mm: int
+    time: int
+
+
 class LookBack:
     """Finds what was there before its events were recorded: at the start, and when a userfaultfd turns up late."""
 
     def __init__(self, program: Program, stream: Stream) -> None:
         self._program = program
         self._stream = stream
-        self._known: set[int] = set()
+        self._looked: dict[int, _Look] = {}
 
     def start(self, pid: int | None) -> list[Name]:
         """Have every userfaultfd that `pid` holds, or that watches its memory, traced; or every one there is.
@@ -62,45 +70,49 @@ class LookBack:
                 said = proc.fdinfo(holder, fd)
                 for event in self._shown():
                     ctx, owner = int(event["ctx"]), int(event["aux"])
-                    if ctx in self._known or pid not in (None, holder, owner):
+                    if ctx in self._looked or pid not in (None, holder, owner):
                         continue
-                    self._known.add(ctx)
+                    self._looked[ctx] = _Look(int(event["start"]), int(event["time"]))
                     self._program.trace(ctx, int(event["start"]))
                     found.append(event)
-                    self._waiters(ctx, said)
+                    if said:
+                        waiting = {"aux": said.unread, "value": said.waiting}
+                        self._stream.push([_event(Type.WAITERS_FOUND, ctx=ctx, **waiting)])
+        held = self._stream.held
+        # Other people's are no business of this trace.
+        strangers = self._told(held) & ~np.isin(held["ctx"], list(self._looked))
+        self._stream.held = held[~strangers]
         return self._ranges(found)
 
     def late(self) -> list[Name]:
         """The same for userfaultfds that came from processes that are not followed."""
         held = self._stream.held
-        self._known.difference_update(held["ctx"][held["type"] == Type.RELEASE].tolist())
-        found = [
-            event
-            for event in held[(held["type"] == Type.USERFAULTFD) & (held["kind"] == 1)]
-            if int(event["ctx"]) not in self._known
-        ]
-        for event in found:
-            self._known.add(int(event["ctx"]))
-            self._waiters_of(event)
+        found = []
+        late = (held["type"] == Type.USERFAULTFD) & (held["kind"] == 1)
+        gone = np.isin(held["type"], (Type.RELEASE, Type.EXIT))
+        for event in np.sort(held[late | gone], order="time"):
+            ctx, now = int(event["ctx"]), int(event["time"])
+            if event["type"] in (Type.RELEASE, Type.EXIT):
+                # Closed, or its memory is gone: no two things have one address.
+                self._looked = {
+                    key: one for key, one in self._looked.items() if one.time >= now or ctx not in (key, one.mm)
+                }
+            elif ctx not in self._looked:
+                # Two threads that use it at once both tell of it.
+                self._looked[ctx] = _Look(int(event["start"]), now)
+                found.append(event)
         return self._ranges(found) if found else []
 
+    def _told(self, events: Array) -> Array:
+        """Which are userfaultfd_show_fdinfo()'s, that ran for us."""
+        told: Array = (events["type"] == Type.USERFAULTFD) & (events["tgid"] == os.getpid())
+        return told
+
     def _shown(self) -> Array:
-        """What userfaultfd_show_fdinfo() told since the last look."""
+        """What it told since the last look."""
         events = self._stream.peek()
-        shown: Array = events[(events["type"] == Type.USERFAULTFD) & (events["tgid"] == os.getpid())]
+        shown: Array = events[self._told(events)]
         return shown
-
-    def _waiters_of(self, event: Array) -> None:
-        """Who held it when it turned up is the process that used it."""
-        for fd in proc.userfaultfds(int(event["tgid"])):
-            said = proc.fdinfo(int(event["tgid"]), fd)
-            if int(event["ctx"]) in self._shown()["ctx"]:
-                self._waiters(int(event["ctx"]), said)
-                return
-
-    def _waiters(self, ctx: int, said: proc.Fdinfo | None) -> None:
-        if said:
-            self._stream.push([_event(Type.WAITERS_FOUND, ctx=ctx, aux=said.unread, value=said.waiting)])
 
     def _ranges(self, userfaultfds: list[Array]) -> list[Name]:
         """RANGE_FOUND and PAGES_FOUND events for the memory that USERFAULTFD events tell of, and its names."""
@@ -155,6 +167,8 @@ class Registrations:
 
     def __init__(self) -> None:
         self._owners: dict[int, int] = {}
+        # Memory of forked children, by its mm: the userfaultfds that watch it.
+        self._forked: dict[int, set[int]] = {}
 
     @property
     def owners(self) -> set[int]:
@@ -164,13 +178,17 @@ class Registrations:
     def names(self, events: Array) -> list[Name]:
         """What the registrations among a batch are called; looking has the kernel tell what memory they are (AREA)."""
         types = events["type"]
-        seen = types == Type.USERFAULTFD
+        seen = np.isin(types, (Type.USERFAULTFD, Type.FORKED, Type.PROCESS))
         done = (types == Type.IOCTL_RETURN) & (events["kind"] == Ioctl.REGISTER) & (events["ret"] == 0)
         registered: dict[int, list[Array]] = {}
         # In their order: the kernel soon uses a userfaultfd's address again.
         for one in events[seen | done]:
             if one["type"] == Type.USERFAULTFD:
                 self._owners[int(one["ctx"])] = int(one["aux"])
+            elif one["type"] == Type.FORKED:
+                self._forked.setdefault(int(one["start"]), set()).add(int(one["ctx"]))
+            elif one["type"] == Type.PROCESS:
+                self._owners.update(dict.fromkeys(self._forked.pop(int(one["ctx"]), ()), int(one["tgid"])))
             elif self._owners.get(int(one["ctx"])):
                 registered.setdefault(self._owners[int(one["ctx"])], []).append(one)
         names: list[Name] = []

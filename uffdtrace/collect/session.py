@@ -91,6 +91,8 @@ def load(options: Options, say: Say) -> Program:
         attachments = probes.plan(btf, symbols, options.backend, preflight.preemptible())
         defines = layout.defines(btf, symbols)
     if options.follow is not Follow.NOBODY:
+        for name in sorted({"forks", "events"} - {attachment.row.name for attachment in attachments}):
+            say(f"{name}: no function of this kernel can be probed: children with EVENT_FORK are not followed")
         defines[options.follow.value] = 1
     for attachment in attachments:
         if attachment.exception and options.backend is not probes.Backend.AUTO:

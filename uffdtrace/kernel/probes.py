@@ -161,8 +161,8 @@ TABLE: tuple[Row, ...] = (
         ),
     ),
     Row("exits", ("pages",), (Candidate("exit_mmap", "on_exit", ("mm",)),)),
-    # Findings rest on these, no number does.
-    Row("forks", (), (Candidate("dup_userfaultfd", "on_fork_area", ("vma",)),), required=False),
+    # Without these two no forked child is followed, and findings are fewer.
+    Row("forks", ("pages",), (Candidate("dup_userfaultfd", "on_fork_area", ("vma",)),), required=False),
     Row(
         "remaps",
         ("pages",),
@@ -173,7 +173,12 @@ TABLE: tuple[Row, ...] = (
         ),
     ),
     Row("remap-returns", ("pages",), (Candidate("__x64_sys_mremap", "on_remap_return", (), _RETURN),)),
-    Row("events", (), (Candidate("userfaultfd_event_wait_completion", "on_event", ("ctx", "ewq")),), required=False),
+    Row(
+        "events",
+        ("pages",),
+        (Candidate("userfaultfd_event_wait_completion", "on_event", ("ctx", "ewq")),),
+        required=False,
+    ),
     Row("areas", ("pages",), (Candidate("show_map_vma", "on_area", ("m", "vma")),)),
     # A kernel without CONFIG_KSM merges nothing.
     Row(

@@ -121,7 +121,8 @@ class Watched:
             self.forget(ctx, time)
         self.seen(ctx, int(event["start"]), int(event["end"]), 0)
         home = self.home(ctx)
-        home.parent = self.current.get(parent)
+        # It may have been closed while it forked.
+        home.parent = next((one for one in reversed(self.userfaultfds) if one.ctx == parent), None)
         for part in self._copied.pop((int(event["tid"]), parent), []):
             self.register(ctx, part.start, part.end, part.row.modes, time)
             for piece in self.ranges.space(ctx).overlapping(part.start, part.end):
@@ -137,9 +138,9 @@ class Watched:
                 row.holes = row.holes if part.no_holes else None
 
     def process(self, mm: int, tgid: int) -> None:
-        # The monitor may have closed the child's userfaultfd already.
+        # The monitor may have closed the child's already, or used it while its task had the parent's number.
         for home in self.userfaultfds:
-            if home.mm == mm and home.owner is None:
+            if home.mm == mm and (home.owner is None or self.current.get(home.ctx) is home):
                 home.owner = tgid
 
     def unmap(self, home: Userfaultfd, start: int, end: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uffdtrace.model.diagnosis import VERDICTS
-from uffdtrace.reporters.words import lost_pages, noun, printable
+from uffdtrace.reporters.words import lost_pages, printable
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,16 @@ def _heading(
     watched = f", watched by {', '.join(_called(pid, names) for pid in others)}" if others else ""
     copies = {homes[home["forked_from"]]["owner_pid"] for home in mine if home["forked_from"] in homes}
     forked = f", forked from {', '.join(_called(pid, names) for pid in sorted(copies, key=str))}" if copies else ""
-    if alone and not watched and not forked and (report["process"] or {}).get("pid") == owner:
+    if alone and not watched and not forked and report["process"] is not None and report["process"]["pid"] == owner:
         return ""
     return f"Memory of {_called(owner, names)}{forked}{watched}"
 
 
 def not_followed(report: dict[str, Any]) -> str:
     """What to say of children with a userfaultfd of their own that were not traced; empty if there are none."""
-    forks = sum(home["events"]["fork"] for home in report["userfaultfds"])
-    forks -= sum(home["forked_from"] is not None for home in report["userfaultfds"])
-    if forks <= 0:
+    made = sum(home["events"]["fork"] for home in report["userfaultfds"])
+    made -= sum(home["forked_from"] is not None for home in report["userfaultfds"])
+    if made <= 0:
         return ""
-    return (
-        f"{noun(forks, 'fork')} made a userfaultfd for the child's memory that was not traced: attach --follow-forks."
-    )
+    watch = "userfaultfd that watches" if made == 1 else "userfaultfds that watch"
+    return f"Not traced: {made:,} {watch} forked children: attach --follow-forks."
