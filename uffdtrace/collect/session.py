@@ -6,6 +6,7 @@ import platform
 import select
 import signal
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
@@ -283,10 +284,13 @@ class Session:
 
     def _ending(self, offered: int | None) -> dict[str, Any]:
         missed = self._program.misses()
+        served = Counter(attachment.row.name for attachment in self._program.attachments)
+        # What one of two missed the other saw; if not, the call has no return.
+        alone = [attachment for attachment, _ in missed if served[attachment.row.name] == 1]
         return {
             "events_dropped": self._dropped,
             "probes_missed": {attachment.place: count for attachment, count in missed},
-            "doubtful": sorted({name for attachment, _ in missed for name in attachment.row.numbers}),
+            "doubtful": sorted({name for attachment in alone for name in attachment.row.numbers}),
             "counters": [[*key, *slots] for key, slots in self._program.counters().items()],
             "features_offered": offered,
         }

@@ -109,14 +109,24 @@ TABLE: tuple[Row, ...] = (
     ),
     Row("wakes", ("pending", "latency_us"), (Candidate("userfaultfd_wake_function", "on_wake", ("wq", "key")),)),
     Row("ioctls", ("armed_pages", "lost"), (Candidate("userfaultfd_ioctl", "on_ioctl", ("file", "cmd", "arg")),)),
-    Row("ioctl-returns", ("armed_pages", "lost"), (Candidate("userfaultfd_ioctl", "on_ioctl_return", (), _RETURN),)),
+    Row(
+        "ioctl-returns",
+        ("armed_pages", "lost"),
+        (Candidate("userfaultfd_ioctl", "on_ioctl_return", (), _RETURN),),
+        twice=True,
+    ),
     Row("releases", ("pages",), (Candidate("userfaultfd_release", "on_release", ("file",)),)),
     Row(
         "protection",
         ("armed_pages", "lost"),
         (Candidate("change_protection", "on_protect", ("vma", "start", "end", "cp_flags")),),
     ),
-    Row("protection-returns", ("holes",), (Candidate("change_protection", "on_protect_return", (), _RETURN),)),
+    Row(
+        "protection-returns",
+        ("holes",),
+        (Candidate("change_protection", "on_protect_return", (), _RETURN),),
+        twice=True,
+    ),
     Row(
         "page-commits",
         ("skipped", "lost"),

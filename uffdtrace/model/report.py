@@ -191,7 +191,7 @@ def build(
     if "probes_missed" in ending:
         missed = sum(ending["probes_missed"].values()) + model.lost_returns
     if model.lost_returns:
-        lower += ["holes", "lost"]
+        lower += ["armed_pages", "holes", "skipped", "lost"]
     if any(row.pending is None for row in model.rows()):
         lower.append("pending")
     whole = not dropped and "armed_pages" not in lower
