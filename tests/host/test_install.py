@@ -156,9 +156,9 @@ def test_doctor_answers(installed: Installed) -> None:
 
 
 def test_man_pages(installed: Installed) -> None:
-    for page in ROOT.glob("man/*.1"):
+    for page in ROOT.glob("man/*.[17]"):
         found = Path(installed.run("mman", "-M", str(installed.man), "-w", page.stem).stdout.strip())
-        assert found.parent == installed.man / "man1"
+        assert found.parent == installed.man / f"man{page.suffix[1:]}"
         read = gzip.decompress(found.read_bytes()) if found.suffix == ".gz" else found.read_bytes()
         assert read == page.read_bytes()
 

@@ -24,6 +24,7 @@ from uffdtrace.model.rules import RULES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "man").glob("*.1"))
+GUIDES = sorted((ROOT / "man").glob("*.7"))
 VERBS = sorted(main.commands)
 SECTIONS = ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS", "EXAMPLES", "SEE ALSO", "CAVEATS"]
 NEEDS_ROOT = ("attach", "run", "doctor")
@@ -86,7 +87,7 @@ def test_a_page_for_uffdtrace_and_for_each_verb() -> None:
     assert {page.stem for page in PAGES} == {"uffdtrace", *(f"uffdtrace-{verb}" for verb in VERBS)}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *GUIDES], ids=lambda page: page.stem)
 def test_lint(page: Path) -> None:
     done = subprocess.run(["mandoc", "-Tlint", "-Wwarning", str(page)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")

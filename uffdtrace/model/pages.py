@@ -146,7 +146,10 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
     def lose(cause: Cause, how: int) -> None:
         nonlocal bits, why
         if not bits & (OBSERVED | BLIND):
-            bits = bits & ~ELSEWHERE | how
+            if bits & ELSEWHERE:
+                # Counted there, and never to be taken back here.
+                bits &= ~(ELSEWHERE | BARE)
+            bits |= how
             add("observed" if how == OBSERVED else "blind")
             add(cause.label)
             why = cause
