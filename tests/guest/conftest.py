@@ -6,6 +6,7 @@ pytest tests/guest --suite bookworm --backend auto
 from __future__ import annotations
 
 import compileall
+import json
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from typing import Callable
 import pytest
 from guest.features import BACKENDS, ONCE, SCENARIOS, SUITES, expected
 from guest.results import Guest, Trace, tail
+from installed import build_deb, from_deb, from_wheel
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -124,6 +126,7 @@ def boot_suite(suite: str, workload: Path, backends: list[str], parent: Path) ->
     command += ["--workload", str(folder / "workload"), "--repository", str(ROOT)]
     if suite == ONCE:
         command.append("--once")
+        install(folder)
     for backend in backends:
         command += ["--backend", backend]
     status, output = run_guest(suite, command, folder)
@@ -131,6 +134,14 @@ def boot_suite(suite: str, workload: Path, backends: list[str], parent: Path) ->
     if status:
         error = f"{suite}: scripts/guests boot ended with exit status {status}; its last lines:\n{tail(output)}"
     return Guest(suite, folder, output, error)
+
+
+def install(folder: Path) -> None:
+    """The wheel and the Debian package, for in_guest.py to run."""
+    for name in ("wheel", "deb"):
+        (folder / name).mkdir()
+    both = {"wheel": from_wheel(folder / "wheel"), "deb": from_deb(folder / "deb", build_deb(folder / "deb"))}
+    (folder / "installed.json").write_text(json.dumps({name: made.environment for name, made in both.items()}))
 
 
 @pytest.fixture

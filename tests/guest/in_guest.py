@@ -109,15 +109,35 @@ def doctor(guest: Guest) -> Result:
 
 
 def trace_both(guest: Guest) -> Result:
-    """A tracker that arms empty memory, and the same with the remedy: two traces to compare."""
-    statuses = []
-    for scenario in ("empty", "populated"):
-        command = [*guest.uffdtrace, "run", "-o", guest.path(f"trace-{scenario}.data"), "--"]
-        command += [guest.workload, "run", "--only", scenario, "--out", "/dev/null"]
-        with open(guest.path(f"stderr-{scenario}.txt"), "w") as err:
-            with started(guest, command, subprocess.DEVNULL, err) as process:
+    """A snapshot that goes QEMU's way but for one step, and the same with that step: two traces to compare."""
+    statuses, said = [], []
+    for name, options in (("empty", []), ("populated", ["--populate"])):
+        command = [*guest.uffdtrace, "run", "-o", guest.path(f"trace-{name}.data"), "--"]
+        command += [f"{guest.programs}/snapshot", *options]
+        out = guest.path(f"said-{name}.txt")
+        with open(out, "w") as stdout, open(guest.path(f"stderr-{name}.txt"), "w") as err:
+            with started(guest, command, stdout, err) as process:
                 statuses.append(finish(process, READY_SECONDS + FINISH_SECONDS))
-    return {"exit_statuses": statuses}
+        said.append(Path(out).read_text())
+    return {"exit_statuses": statuses, "said": said}
+
+
+def installed(guest: Guest, name: str) -> Result:
+    """The main job, by uffdtrace as its users install it."""
+    truth, trace = guest.path(f"truth-installed-{name}.jsonl"), guest.path(f"trace-installed-{name}.data")
+    command = ["uffdtrace", "run", "-o", trace, "--format", "json", "--", guest.workload, "run", "--only", "seed"]
+    environment = json.loads(Path(guest.path("installed.json")).read_text())[name]
+    with open(guest.path(f"stderr-installed-{name}.txt"), "w") as err:
+        done = subprocess.run(
+            [*command, "--out", truth],
+            cwd="/",
+            env={**environment, "LC_ALL": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=err,
+            timeout=READY_SECONDS + FINISH_SECONDS,
+        )
+    return {"exit_status": done.returncode}
 
 
 def probe_lists() -> dict[str, list[str]]:
@@ -284,6 +304,8 @@ def main() -> None:
     steps["refused-user"] = lambda: refuse_non_root(guest)
     if arguments.once:
         steps["attach-duration"] = lambda: stopped(guest, "attach-duration", "-d", "1")
+        for name in ("wheel", "deb"):
+            steps[f"installed-{name}"] = lambda name=name: installed(guest, name)  # type: ignore[misc]
         steps["compare"] = lambda: trace_both(guest)
         steps["refused-pid"] = lambda: refuse_no_such_process(guest)
         steps["refused-command"] = lambda: refuse_no_such_command(guest)

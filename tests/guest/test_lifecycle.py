@@ -82,7 +82,9 @@ def test_attach_says_who_slept_already(guest: Guest) -> None:
     """64 threads sleep in faults that came before the trace; their messages are read in it."""
     ranges, homes = of_scenario(guest, "asleep")
     truth = guest.trace("attach-all").truth["asleep"]["ranges"]
-    assert [home["before_trace"] for home in homes] == [{"unread": 64, "waiting": 64}]
+    (home,) = homes
+    assert (home["before_trace"]["unread"], home["before_trace"]["waiting"]) == (64, 64)
+    assert len(home["before_trace"]["threads"]) == 64
     assert [found["messages"] for found in ranges] == [found["messages"] for found in truth]
     assert [found["pending"] for found in ranges] == [0]
     assert [found["lost"]["observed"] for found in ranges] in ([0], [None])
@@ -111,13 +113,28 @@ def test_a_trace_that_ends_before_its_target(guest: Guest, name: str, reason: st
     [("empty", "populated", "fixed", 0), ("populated", "empty", "worse", 3), ("empty", "empty", "same", 3)],
 )
 def test_compare_tells_whether_the_fix_helped(guest: Guest, before: str, after: str, change: str, status: int) -> None:
-    assert guest.step("compare")["exit_statuses"] == [0, 0], guest.trace(before).stderr + guest.trace(after).stderr
+    step = guest.step("compare")
+    # By its own account the first snapshot is corrupt where memory had been empty, the second is good.
+    assert step["exit_statuses"] == [1, 0], guest.trace(before).stderr + guest.trace(after).stderr
+    assert step["said"][0].startswith("snapshot: corrupt: 3072 of 4096 pages")
     command = [sys.executable, "-m", "uffdtrace", "report", "--check", "--format", "json", "--compare"]
     done = subprocess.run(
         [*command, guest.trace(before).data, guest.trace(after).data], text=True, capture_output=True, cwd=ROOT
     )
     assert done.returncode == status, done.stderr
-    assert json.loads(done.stdout)["change"] == change
+    told = json.loads(done.stdout)
+    assert told["change"] == change
+    assert [told[side]["lost"] for side in ("before", "after")] == [
+        3072 if name == "empty" else 0 for name in (before, after)
+    ]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("package", ["wheel", "deb"])
+def test_the_main_job_is_done_from_a_package(guest: Guest, package: str) -> None:
+    trace = guest.trace(f"installed-{package}")
+    outcome = compare(trace.report, trace.truth["seed"])
+    assert not outcome.differences, outcome.differences
 
 
 def test_killed_collector_leaves_a_readable_trace(guest: Guest) -> None:

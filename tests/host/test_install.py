@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
-import shutil
 import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from host.tracked import armed, child, need_wp
+from installed import Installed, build_deb, from_deb, from_wheel
 from unit.test_layout_rules import repository_files
 from unit.traces import history, write
 
@@ -23,9 +20,6 @@ from uffdtrace.collect import bcc, program
 pytestmark = pytest.mark.host
 
 ROOT = Path(__file__).resolve().parents[2]
-# Debian's: its click, rich and numpy are there for both.
-PYTHON = "/usr/bin/python3"
-SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 SHELLS = ("bash", "zsh", "fish")
 COMPLETED = """
 COMP_WORDS=(uffdtrace rep) COMP_CWORD=1
@@ -34,79 +28,9 @@ echo "${COMPREPLY[@]}"
 """
 
 
-@dataclass(frozen=True)
-class Installed:
-    # What the package is in; both hold nothing of this tree.
-    library: Path
-    man: Path
-    python: str
-    environment: dict[str, str]
-    folder: Path
-
-    def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env={**self.environment, "LC_ALL": "C.UTF-8", "HOME": str(self.folder), **more},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-
-    def out(self, *command: str, **more: str) -> str:
-        done = self.run(*command, **more)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
-
-
-def build_deb(folder: Path, **environment: str) -> Path:
-    done = subprocess.run(
-        [str(ROOT / "scripts" / "build-deb"), str(folder)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    (built,) = folder.glob("*.deb")
-    assert done.stdout == f"{built}\n"
-    return built
-
-
 @pytest.fixture(scope="module")
 def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_deb(tmp_path_factory.mktemp("deb"))
-
-
-def from_wheel(folder: Path) -> Installed:
-    tree = folder / "tree"
-    # setuptools builds where the source is, and takes what an earlier build left there.
-    for file in repository_files():
-        copy = tree / file.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(file, copy)
-    pip = ["-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = [sys.executable, *pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", str(folder)]
-    done = subprocess.run([*build, str(tree)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    shutil.rmtree(tree)
-    (wheel,) = folder.glob("*.whl")
-    place = folder / "environment"
-    subprocess.run([PYTHON, "-m", "venv", "--system-site-packages", str(place)], check=True)
-    (library,) = place.glob("lib/python3*/site-packages")
-    environment = {"PATH": f"{place / 'bin'}:{SYSTEM_PATH}"}
-    made = Installed(library, place / "share" / "man", str(place / "bin" / "python"), environment, folder)
-    # Finds click, rich and numpy on the system, or fails.
-    made.out(made.python, *pip, "install", "--no-index", str(wheel))
-    return made
-
-
-def from_deb(folder: Path, deb: Path) -> Installed:
-    root = folder / "root"
-    subprocess.run(["dpkg-deb", "-x", str(deb), str(root)], check=True)
-    library = root / "usr" / "lib" / "python3" / "dist-packages"
-    environment = {"PATH": f"{root / 'usr' / 'bin'}:{SYSTEM_PATH}", "PYTHONPATH": str(library)}
-    return Installed(library, root / "usr" / "share" / "man", PYTHON, environment, folder)
 
 
 @pytest.fixture(scope="module", params=["wheel", "deb"])

@@ -285,3 +285,14 @@ def test_what_may_have_been_armed_before_the_trace_still_may(how: str) -> None:
         events.register(0, 4, Mode.WP | Mode.MISSING)
     told(events)
     assert [row.before for row in fed(events.array()).rows()] == [True, True]
+
+
+def test_who_slept_before_the_trace() -> None:
+    events = Events()
+    events.userfaultfd()
+    events.add(Type.WAITERS_FOUND, aux=1, value=2)
+    for tid in (THREAD + 2, THREAD + 1):
+        events.add(Type.SLEEPER_FOUND, tid=tid, tgid=THREAD)
+    events.add(Type.SLEEPER_FOUND, tid=THREAD + 3, tgid=THREAD + 3)
+    (home,) = fed(events.array()).userfaultfds
+    assert (home.before, home.slept) == ((1, 2), [THREAD + 2, THREAD + 1])

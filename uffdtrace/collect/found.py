@@ -82,6 +82,9 @@ class LookBack:
         # Other people's are no business of this trace.
         strangers = self._told(held) & ~np.isin(held["ctx"], list(self._looked))
         self._stream.held = held[~strangers]
+        for owner in sorted({int(event["aux"]) for event in found if event["aux"]}):
+            sleepers = proc.asleep_in_fault(owner)
+            self._stream.push([_event(Type.SLEEPER_FOUND, tid=tid, tgid=owner) for tid in sleepers])
         return self._ranges(found)
 
     def late(self) -> list[Name]:

@@ -57,6 +57,7 @@ class Type(IntEnum):
     PAGES_FOUND = 33
     ASLEEP = 34
     WAITERS_FOUND = 35
+    SLEEPER_FOUND = 36
 
 
 # Meaning of the fields that differ per type; `ctx` is the kernel's
@@ -101,6 +102,7 @@ FIELDS = {
     " kind=1 if protected pages would be found",
     Type.PAGES_FOUND: "found protected at attach: start, end",
     Type.WAITERS_FOUND: "faults of the userfaultfd found at attach: aux=messages not read yet, value=threads not woken",
+    Type.SLEEPER_FOUND: "tid of process tgid slept in handle_userfault at attach",
     Type.ASLEEP: "tid still slept in handle_userfault when the trace ended",
 }
 

@@ -350,6 +350,8 @@ class Model:
                 seen[UffdEvent(what)] = seen.get(UffdEvent(what), 0) + 1
         elif kind == Type.WAITERS_FOUND:
             self.watched.home(ctx).before = (int(event["aux"]), int(event["value"]))
+        elif kind == Type.SLEEPER_FOUND:
+            self.watched.slept(int(event["tgid"]), int(event["tid"]))
         elif kind == Type.REMAP:
             pass
         elif kind == Type.RANGE_FOUND:

@@ -128,7 +128,9 @@ def _userfaultfd(home: Userfaultfd) -> dict[str, Any]:
         "forked_from": None if home.parent is None else home.parent.number,
         "events": {event.name.lower(): home.events.get(event, 0) for event in UffdEvent},
         "monitor_pids": sorted(home.readers or home.callers),
-        "before_trace": None if home.before is None else {"unread": home.before[0], "waiting": home.before[1]},
+        "before_trace": None
+        if home.before is None
+        else {"unread": home.before[0], "waiting": home.before[1], "threads": sorted(set(home.slept))},
     }
 
 

@@ -45,6 +45,8 @@ class Userfaultfd:
     gone: int | None = None
     # Messages not read and threads not woken when the trace began, of faults that are in no count.
     before: tuple[int, int] | None = None
+    # Threads of its process that slept in a fault then, whichever userfaultfd was to be told.
+    slept: list[int] = field(default_factory=list)
     # What the kernel had the monitor read, by UffdEvent.
     events: dict[UffdEvent, int] = field(default_factory=dict)
     # The one that its memory was forked from.
@@ -136,6 +138,12 @@ class Watched:
                 row.before |= part.row.before
                 # Which single pages were holes no event told.
                 row.holes = row.holes if part.no_holes else None
+
+    def slept(self, tgid: int, tid: int) -> None:
+        """A thread slept in a fault when the trace began."""
+        for home in self.current.values():
+            if home.owner == tgid and home.before is not None:
+                home.slept.append(tid)
 
     def process(self, mm: int, tgid: int) -> None:
         # The monitor may have closed the child's already, or used it while its task had the parent's number.

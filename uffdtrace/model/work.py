@@ -49,6 +49,7 @@ _STRUCTURAL = np.array(
         Type.RANGE_FOUND,
         Type.PAGES_FOUND,
         Type.WAITERS_FOUND,
+        Type.SLEEPER_FOUND,
     ],
     dtype=np.uint8,
 )

@@ -17,6 +17,7 @@ from uffdtrace.reporters.sections import Section, command, not_followed, section
 from uffdtrace.reporters.terminal import STYLES, console_for, fit, memory, plain, print_line, table
 from uffdtrace.reporters.words import add, addresses, lost_of_all, lost_pages, messages_of_all, noun, number, printable
 
+_MOST_THREADS = 10
 _MEANING = {
     "lost-writes": "writes to armed pages were lost",
     "blind": "armed pages became writable with nothing left to see",
@@ -97,8 +98,11 @@ def _before(console: Console, report: dict[str, Any]) -> None:
     if waiting:
         console.print(
             f"{waiting:,} thread{'s' if waiting > 1 else ''} slept in faults already when the trace began, with"
-            f" {unread:,} of the messages not read: they are in no count.\n"
+            f" {unread:,} of the messages not read: they are in no count."
         )
+        threads = sorted({tid for one in found for tid in one["threads"]})
+        some = ", ".join(map(str, threads[:_MOST_THREADS])) + ", ..." * (len(threads) > _MOST_THREADS)
+        console.print(f"Threads {some}\n" if threads else "")
 
 
 def _losses(console: Console, report: dict[str, Any]) -> None:
