@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from guest.features import BACKENDS, ONCE, SCENARIOS, SUITES, expected
+from guest.features import ABSENT_STEPS, BACKENDS, ONCE, SCENARIOS, SUITES, expected
 from guest.results import Guest, Trace, tail
 from installed import build_deb, from_deb, from_wheel
 
@@ -41,9 +41,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.guest)
-    elsewhere = [item for item in items if item.get_closest_marker("once") and ONCE not in parameters_of(item).values()]
+    elsewhere = [item for item in items if is_elsewhere(item)]
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if item not in elsewhere]
+
+
+def is_elsewhere(item: pytest.Item) -> bool:
+    """Whether it is about a step that its suite's guest does not take."""
+    suite = str(parameters_of(item).get("suite", ""))
+    step = item.get_closest_marker("step")
+    once = item.get_closest_marker("once") is not None and suite != ONCE
+    return once or (step is not None and step.args[0] in ABSENT_STEPS.get(suite, ()))
 
 
 def parameters_of(item: pytest.Item) -> dict[str, object]:
@@ -124,6 +132,8 @@ def boot_suite(suite: str, workload: Path, backends: list[str], parent: Path) ->
     compileall.compile_dir(ROOT / "uffdtrace", quiet=2)
     command = [sys.executable, str(HERE / "in_guest.py"), "--dir", str(folder)]
     command += ["--workload", str(folder / "workload"), "--repository", str(ROOT)]
+    for name in ABSENT_STEPS.get(suite, ()):
+        command += ["--without", name]
     if suite == ONCE:
         command.append("--once")
         install(folder)

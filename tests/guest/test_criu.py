@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from guest.results import Guest
+
+pytestmark = pytest.mark.step("criu-lazy-pages")
 
 
 def test_criu_restored_the_process(guest: Guest) -> None:

@@ -28,8 +28,8 @@ def check(guest: Guest, found: Json, counted: Json) -> None:
     assert found["modes"] == ["missing", "wp"]
     assert found["messages"] == {"missing": counted["missing"], "wp": counted["wp"], "minor": 0}
     # Registered before its userfaultfd was seen: 5.10 does not tell whether it was armed then.
-    known = guest.suite != "bullseye"
-    assert found["armed_pages"] == (counted["pages"] if known else None)
-    assert found["lost"]["observed"] == (0 if known else None)
+    unknown = [None] if guest.suite == "bullseye" else []
+    assert found["armed_pages"] in [counted["pages"], *unknown]
+    assert found["lost"]["observed"] in [0, *unknown]
     assert found["verdict"] == "ok"
     assert {finding["id"] for finding in found["findings"]} <= VARYING

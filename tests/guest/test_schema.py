@@ -24,7 +24,10 @@ def test_run(trace: Trace, backend: str) -> None:
     validate(trace.report)
 
 
-@pytest.mark.parametrize("name", ["attach-armed", "attach-all", "handoff-monitor", "qemu-snapshot", "criu-lazy-pages"])
+CRIU = pytest.param("criu-lazy-pages", marks=pytest.mark.step("criu-lazy-pages"))
+
+
+@pytest.mark.parametrize("name", ["attach-armed", "attach-all", "handoff-monitor", "qemu-snapshot", CRIU])
 def test_attach(guest: Guest, name: str) -> None:
     validate(guest.trace(name).report)
 
