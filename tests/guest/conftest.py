@@ -26,7 +26,7 @@ ROOT = HERE.parents[1]
 # boots it again, and it goes on with the step in which it hung.
 SILENT_SECONDS = 480
 HANGS_SECONDS = 1500
-BOOTS = 4
+BOOTS = 6
 
 CELLS = pytest.StashKey["dict[tuple[str, str, str], str]"]()
 GUESTS = pytest.StashKey["dict[str, Guest]"]()

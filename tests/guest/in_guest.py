@@ -47,7 +47,7 @@ PROBE_LISTS = (
 RUN_SECONDS = 420.0
 KILL_AFTER_SECONDS = 8.0
 PROBES_GONE_SECONDS = 5.0
-MOST_BOOTS = 2
+MOST_BOOTS = 3
 # Scenarios and where they stand when everybody is attached to.
 EVERYBODY = (
     ("seed", "armed"),
