@@ -149,6 +149,17 @@ def test_who_sleeps_in_a_fault(child: Child) -> None:
 
 
 @need_wp
+@pytest.mark.parametrize("child", [{"fault": True}], indirect=True)
+def test_who_sleeps_is_told_without_the_right_to_read_stacks(child: Child) -> None:
+    assert wait_for(lambda: len(proc.asleep_in_fault(child.pid)) == 1)
+    ask = f"from uffdtrace.kernel import proc; print(proc.asleep_in_fault({child.pid}))"
+    command = ["setpriv", "--bounding-set", "-sys_admin", sys.executable, "-c", ask]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == (
+        f"{proc.asleep_in_fault(child.pid)}\n"
+    )
+
+
+@need_wp
 def test_nobody_sleeps_in_a_fault(child: Child) -> None:
     assert proc.asleep_in_fault(child.pid) == []
 

@@ -208,24 +208,47 @@ def _threads(pid: int) -> list[int]:
 
 
 def asleep_in_fault(pid: int) -> list[int]:
-    """Threads that sleep in handle_userfault() now, from their wchan."""
-    found = []
-    for tid in _threads(pid):
-        try:
-            if (PROC / str(pid) / "task" / str(tid) / "wchan").read_text() == "handle_userfault":
-                found.append(tid)
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
+    """Threads that sleep in handle_userfault() now.
+
+    Told by their kernel stacks; who may not read those asks wchan, which before
+    5.16 (bc9bbb81730e) may stay silent about a thread.
+    """
+    return [tid for tid in _threads(pid) if _slept_in(pid, tid) == "handle_userfault" and _state(tid) in ("S", "D")]
+
+
+def _slept_in(pid: int, tid: int) -> str:
+    """The function in which a thread waits; of one that runs the answer is worthless."""
+    place = PROC / str(pid) / "task" / str(tid)
+    try:
+        # "[<0>] handle_userfault+0x1f4/0x5a0", innermost first, without the scheduler's functions.
+        return (place / "stack").read_text().partition("+")[0].rpartition(" ")[2]
+    except (FileNotFoundError, ProcessLookupError):
+        if place.exists():
+            return _wchan(place)  # CONFIG_STACKTRACE is off
+        return ""
+    except PermissionError:
+        return _wchan(place)
+
+
+def _wchan(place: Path) -> str:
+    try:
+        return (place / "wchan").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def _state(tid: int) -> str | None:
+    """proc_pid_stat(5)'s letter; None where the thread is gone."""
+    try:
+        stat = (PROC / str(tid) / "stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return stat.rpartition(")")[2].split()[0]
 
 
 def _ended(tid: int) -> bool:
     """Whether that thread is gone, or waits to be reaped."""
-    try:
-        stat = (PROC / str(tid) / "stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return stat.rpartition(")")[2].split()[0] in ("Z", "X")
+    return _state(tid) in (None, "Z", "X")
 
 
 def living_thread(pid: int) -> int:
