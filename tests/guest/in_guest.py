@@ -83,22 +83,8 @@ def trace_workload(guest: Guest, backend: str) -> Result:
 
 def plans(guest: Guest) -> Result:
     """How each kind of probe would be attached: [row, place, fentry] by backend."""
-    code = (
-        "import json\n"
-        "from uffdtrace.kernel import preflight, probes\n"
-        "from uffdtrace.kernel.btf import Btf\n"
-        "from uffdtrace.kernel.symbols import Symbols\n"
-        "with Btf() as btf:\n"
-        "    planned = {\n"
-        "        one.value: probes.plan(btf, Symbols(), one, preflight.preemptible()) for one in probes.Backend\n"
-        "    }\n"
-        "print(json.dumps({\n"
-        "    name: [(one.row.name, one.place, one.fentry) for one in plan] for name, plan in planned.items()\n"
-        "}))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=guest.environment, text=True, stdout=subprocess.PIPE, timeout=FINISH_SECONDS
-    )
+    command = [sys.executable, str(Path(__file__).with_name("planned.py"))]
+    done = subprocess.run(command, env=guest.environment, text=True, stdout=subprocess.PIPE, timeout=FINISH_SECONDS)
     return dict(json.loads(done.stdout))
 
 

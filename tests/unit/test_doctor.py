@@ -225,7 +225,7 @@ def test_missing_functions_are_named_row_by_row(machine: pytest.MonkeyPatch) -> 
     assert "exit_mmap" in missing["exits"]
     ((what, remedy),) = blocking(found)
     assert "handle_userfault" in what and remedy == "report the kernel's version to the project"
-    assert "forks (optional): no function dup_userfaultfd" in text(found)
+    assert "forks (optional): this kernel has no function dup_userfaultfd" in text(found)
 
 
 def test_an_optional_row_blocks_nothing(machine: pytest.MonkeyPatch) -> None:

@@ -896,7 +896,6 @@ int on_unmap_vma(void *ctx, u64 vma, u64 start, u64 end)
 int on_exit(void *ctx, u64 mm)
 {
 	struct event event = {.type = EVENT_EXIT, .ctx = mm};
-
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	bool ours = is_traced(mm);
 

@@ -163,25 +163,19 @@ class _Kernel:
 
     def rows(self, planned: list[Attachment] | None) -> list[Json]:
         """As planned; without a plan, each row by itself."""
-        if planned is None:
-            return [self._alone(row) for row in probes.TABLE]
-        served = [_row(attachment.row, attachment, None) for attachment in planned]
+        served = [_row(attachment.row, attachment, None) for attachment in planned or ()]
         names = {one["row"] for one in served}
-        return served + [self._alone(row) for row in probes.TABLE if row.name not in names]
+        return served + [one for row in probes.TABLE if row.name not in names for one in self._alone(row)]
 
-    def _alone(self, row: Row) -> Json:
+    def _alone(self, row: Row) -> list[Json]:
         # A call is found in /proc/kcore.
         if not self._root and any(candidate.where is Where.CALL for candidate in row.candidates):
-            return _row(row, None, _ONLY_ROOT)
-        for candidate in row.candidates:
-            try:
-                found = probes.serve(row, candidate, self.btf, self.symbols, self._backend, self._preemptible)
-            except SymbolError as error:
-                return _row(row, None, split(error)[0])
-            if found is not None:
-                return _row(row, found, _ONLY_ROOT if self._guessed else None)
-        functions = " or ".join(dict.fromkeys(candidate.function for candidate in row.candidates))
-        return _row(row, None, f"no function {functions} that can be probed")
+            return [_row(row, None, _ONLY_ROOT)]
+        try:
+            found = probes.plan_row(row, self.btf, self.symbols, self._backend, self._preemptible)
+        except (ProbeError, SymbolError) as error:
+            return [_row(row, None, split(error)[0])]
+        return [_row(row, one, _ONLY_ROOT if self._guessed else None) for one in found]
 
 
 def _tried(

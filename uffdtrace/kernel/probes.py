@@ -217,7 +217,7 @@ TABLE: tuple[Row, ...] = (
 _REGISTERS = 6
 
 
-def serve(
+def _serve(
     row: Row, candidate: Candidate, btf: Btf, symbols: Symbols, wanted: Backend, preemptible: bool
 ) -> Attachment | None:
     function = btf.function(candidate.function)
@@ -255,6 +255,24 @@ def serve(
     )
 
 
+def plan_row(row: Row, btf: Btf, symbols: Symbols, wanted: Backend, preemptible: bool) -> list[Attachment]:
+    """How one row is served here: by its first function that there is.
+
+    Raises ProbeError where no function can serve it.
+    """
+    for candidate in row.candidates:
+        attachment = _serve(row, candidate, btf, symbols, wanted, preemptible)
+        if attachment is not None:
+            twice = row.twice and wanted is Backend.AUTO and preemptible
+            return [attachment, replace(attachment, fentry=True)] if twice else [attachment]
+    functions = " or ".join(dict.fromkeys(candidate.function for candidate in row.candidates))
+    raise ProbeError(
+        f"this kernel has no function {functions} that can be probed"
+        + (f", and {', '.join(row.numbers)} rest on it" if row.numbers else "")
+        + ": run uffdtrace doctor, and report the kernel's version to the project"
+    )
+
+
 def plan(btf: Btf, symbols: Symbols, wanted: Backend, preemptible: bool) -> list[Attachment]:
     """How each row is served here.
 
@@ -262,19 +280,9 @@ def plan(btf: Btf, symbols: Symbols, wanted: Backend, preemptible: bool) -> list
     """
     chosen: list[Attachment] = []
     for row in TABLE:
-        for candidate in row.candidates:
-            attachment = serve(row, candidate, btf, symbols, wanted, preemptible)
-            if attachment is not None:
-                chosen.append(attachment)
-                if row.twice and wanted is Backend.AUTO and preemptible:
-                    chosen.append(replace(attachment, fentry=True))
-                break
-        else:
+        try:
+            chosen += plan_row(row, btf, symbols, wanted, preemptible)
+        except ProbeError:
             if row.required:
-                functions = " or ".join(dict.fromkeys(candidate.function for candidate in row.candidates))
-                raise ProbeError(
-                    f"this kernel has no function {functions} that can be probed, and"
-                    f" {', '.join(row.numbers)} rest on it:"
-                    " run uffdtrace doctor, and report the kernel's version to the project"
-                )
+                raise
     return chosen
