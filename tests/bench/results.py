@@ -96,7 +96,9 @@ def traced_part(found: Json) -> Json:
         bases = [] if condition == BASE_OF_STARTS else starts.get(BASE_OF_STARTS, [])
         ratios = [mine / base for mine, base in zip(seconds, bases)]
         rows.append(row(START, condition, "s", len(seconds), spread(seconds), ratios, BASE_OF_STARTS))
-    return {**found, "rows": rows}
+    faults = found["rounds"] * found["wp_pages"]
+    saw = {block["condition"]: block["seen"] for block in blocks if block.get("seen", faults) < faults}
+    return {**found, "saw_less": {name: [seen, faults] for name, seen in saw.items()}, "rows": rows}
 
 
 def accounting_part(found: Json) -> Json:
@@ -143,7 +145,14 @@ def _ratio(one: Json, times: str) -> str:
 def where(part: Json) -> str:
     # The name that QEMU gives a CPU of its own.
     emulated = "an emulated guest (QEMU's TCG, no hardware virtualisation)" if "TCG" in part["cpu"] else part["cpu"]
-    return f"Linux {part['kernel']}, {part['cpus']} CPUs, {emulated}, on a machine with a load of {part['load']}"
+    rounds = ""
+    if "rounds" in part:
+        rounds = (
+            f", blocks of {part['rounds']} rounds of {part['wp_pages']} round trips or {part['fresh_pages']:,} faults"
+        )
+    return (
+        f"Linux {part['kernel']}, {part['cpus']} CPUs, {emulated}, on a machine with a load of {part['load']}{rounds}"
+    )
 
 
 def table(part: Json) -> str:
@@ -158,7 +167,14 @@ def table(part: Json) -> str:
 
 
 def markdown(parts: Json) -> str:
-    return "\n".join(f"{where(part)}:\n\n{table(part)}" for part in parts.values())
+    return "\n".join(f"{where(part)}:\n\n{table(part)}{_saw_less(part)}" for part in parts.values())
+
+
+def _saw_less(part: Json) -> str:
+    return "".join(
+        f"\nIn one block {name} saw {seen:,} of {faults:,} faults.\n"
+        for name, (seen, faults) in part.get("saw_less", {}).items()
+    )
 
 
 def sentences(parts: Json) -> Iterable[tuple[str, str]]:
@@ -167,7 +183,7 @@ def sentences(parts: Json) -> Iterable[tuple[str, str]]:
         for one in part["rows"]:
             if one["ratios"]:
                 name = f"{one['what']}, {one['condition']}"
-                yield name, _ratio(one, "times")
+                yield name, f"{_ratio(one, 'times')}, of {one['n']}"
 
 
 def committed() -> Json:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from unit.reports import a_report
+from unit.traces import history, write
 
 from uffdtrace.cli import main, run
 from uffdtrace.cli.common import where
@@ -54,22 +57,52 @@ def test_a_mistyped_verb_is_one_line(words: list[str], remedy: str) -> None:
 @pytest.mark.parametrize(
     ("output", "argument"),
     [
-        ("uffdtrace.data", "uffdtrace.data"),
-        ("my trace", "'my trace'"),
-        ("a;b'c", """'a;b'"'"'c'"""),
-        ("-x", "./-x"),
-        ("/tmp/$HOME", "'/tmp/$HOME'"),
+        ("uffdtrace.data", ""),
+        ("my trace", " 'my trace'"),
+        ("a;b'c", """ 'a;b'"'"'c'"""),
+        ("-x", " ./-x"),
+        ("/tmp/$HOME", " '/tmp/$HOME'"),
     ],
 )
 def test_the_command_that_reads_the_trace_can_be_pasted(output: str, argument: str) -> None:
     said = where(a_report(), Path(output))
-    assert said == f"the process exited; trace in {output}: read it again with uffdtrace report {argument}"
+    assert said == f"the process exited; trace in {output}: read it again with uffdtrace report{argument}"
 
 
 @pytest.mark.parametrize("verb", ["attach", "run", "report", "inspect"])
 def test_color_is_an_option_of_every_verb_with_a_report(verb: str) -> None:
     done = CliRunner().invoke(main, [verb, "--color", "pink", "1"])
     assert done.exit_code == 2 and "'auto', 'always', 'never'" in done.output
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_report_that_nobody_can_take_is_one_line(tmp_path: Path, form: str) -> None:
+    path = write(tmp_path / "trace", history())
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "uffdtrace", "report", "--format", form, str(path)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "uffdtrace: cannot write the report: No space left on device: make room, or send it elsewhere\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["attach", "qemu"], "'qemu' is no process number: find it with pidof or ps"),
+        (["inspect", "0"], "'0' is no process number: find it with pidof or ps"),
+        (["attach", "-d", "nan", "1"], "give a number of seconds"),
+    ],
+)
+def test_a_word_where_a_number_belongs_is_a_usage_error(arguments: list[str], words: str) -> None:
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2 and words in done.output
+
+
+def test_the_help_says_what_each_verb_is_for() -> None:
+    out = CliRunner().invoke(main, ["--help"], terminal_width=80).output
+    assert "..." not in out.partition("Commands:")[2]
 
 
 def test_report_without_a_trace_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

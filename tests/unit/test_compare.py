@@ -186,7 +186,7 @@ def test_an_after_that_did_not_see_everything_is_no_fix(loss: dict[str, Any], wo
 def test_a_before_that_did_not_see_everything_can_still_be_fixed() -> None:
     made = compared(a_report(a_range(lost=3), events_dropped=5, lower_bounds=["lost"]), a_report(a_range()))
     assert made["change"] == "fixed"
-    assert made["answer"] == "Yes: BEFORE lost writes to at least 3 pages, AFTER to none."
+    assert made["answer"] == "Yes: BEFORE lost at least 3 pages, AFTER none."
     assert any("BEFORE dropped 5 events" in note for note in made["notes"])
     assert [one["change"] for one in made["findings"]] == ["gone"]
 
@@ -203,7 +203,7 @@ def test_a_loss_beyond_the_bound_is_worse() -> None:
 def test_what_after_still_lost_is_said_when_the_change_is_not_known() -> None:
     made = compared(a_report(a_range(lost=None)), a_report(a_range(lost=12)))
     assert made["change"] == "unknown"
-    assert "of BEFORE lost is not known; AFTER lost writes to 12 pages." in made["answer"]
+    assert "of BEFORE lost is not known; AFTER lost 12 pages." in made["answer"]
     assert made["before"]["lost"] is None and made["after"]["lost"] == 12
 
 
@@ -388,7 +388,7 @@ def test_fixed_here_and_the_same_there_is_better() -> None:
     before = a_report(*sizes(4, 8, lost=3))
     made = compared(before, a_report(*sizes(4), *sizes(8, start=ELSEWHERE, lost=3)))
     assert made["change"] == "better"
-    assert made["answer"] == "Partly: BEFORE lost writes to 6 pages, AFTER to 3 pages."
+    assert made["answer"] == "Partly: BEFORE lost 6 pages, AFTER 3 pages."
 
 
 def test_nothing_in_common() -> None:
@@ -445,7 +445,7 @@ def test_text() -> None:
     before = a_report(a_range(pages=4096, lost=3072))
     after = a_report(a_range(ELSEWHERE, pages=4096, modes=["missing", "wp"]))
     out = rendered(compared(before, after))
-    assert out.splitlines()[-1] == "Verdict: fixed. Yes: BEFORE lost writes to 3,072 pages, AFTER to none."
+    assert out.splitlines()[-1] == "Verdict: fixed. Yes: BEFORE lost 3,072 pages, AFTER none."
     assert "gone     error   [unpopulated] 3,072 -> 0 pages" in out
     rows = [" ".join(line.split()) for line in out.splitlines()]
     assert "before 7f0000000000 16 MiB anon wp 1,024 3,072 lost-writes" in rows

@@ -50,6 +50,13 @@ def test_cut_at_every_byte(tmp_path: Path) -> None:
     assert either_way(write(tmp_path / "again", events)) is not None
 
 
+def test_damage_is_told_from_a_collector_that_was_killed(tmp_path: Path) -> None:
+    data = bytearray(write(tmp_path / "trace", history(), history()).read_bytes())
+    data[data.rindex(EVENTS) + HEADER.size] ^= 1
+    (tmp_path / "trace").write_bytes(data)
+    assert offline.read(tmp_path / "trace")["trace"]["stop_reason"] == offline.DAMAGED
+
+
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=6))
 def test_bytes_flipped(tmp_path: Path, flips: list[tuple[float, int]]) -> None:

@@ -14,7 +14,7 @@ from unit.traces import ENDING, WHAT, history, one_line, read_all, write
 
 from uffdtrace.reporters import offline, text
 from uffdtrace.trace.file import PROCESSES, SCHEMA, TraceError
-from uffdtrace.trace.writer import Writer
+from uffdtrace.trace.writer import Writer, check
 
 # ---- whole files -----------------------------------------------------------------
 
@@ -34,9 +34,9 @@ def test_an_empty_trace(tmp_path: Path) -> None:
 
 
 def test_the_report_does_not_depend_on_the_batches(tmp_path: Path) -> None:
-    events = history()
-    whole = offline.read(write(tmp_path / "whole", events))
-    assert offline.read(write(tmp_path / "each", *(events[n : n + 1] for n in range(len(events))))) == whole
+    events, path = history(), tmp_path / "trace"
+    whole = offline.read(write(path, events))
+    assert offline.read(write(path, *(events[n : n + 1] for n in range(len(events))))) == whole
 
 
 OWNER = {"pid": 200, "comm": "guest", "cmdline": ["qemu", "-m", "4G"]}
@@ -94,15 +94,49 @@ def test_a_trace_of_a_followed_fork(tmp_path: Path) -> None:
     events.forked(events.ctx + 8, events.mm + 8)
     events.process(300, events.mm + 8)
     events.using(events.ctx + 8, mm=events.mm + 8, owner=300).fresh(1)
-    whole = offline.read(write(tmp_path / "whole", events.array()))
+    path = tmp_path / "trace"
+    whole = offline.read(write(path, events.array()))
     assert [(one["owner_pid"], one["forked_from"]) for one in whole["userfaultfds"]] == [(200, None), (300, 0)]
     assert [(one["userfaultfd"], one["lost"]["observed"]) for one in whole["ranges"]] == [(0, 0), (1, 1)]
     each = [events.array()[place : place + 1] for place in range(len(events))]
-    assert offline.read(write(tmp_path / "each", *each)) == whole
+    assert offline.read(write(path, *each)) == whole
 
 
 def test_only_its_owner_may_read_it(tmp_path: Path) -> None:
     assert write(tmp_path / "trace").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize(
+    ("variables", "owner"),
+    [
+        ({"SUDO_UID": "65534", "SUDO_GID": "65533"}, (65534, 65533)),
+        ({"SUDO_UID": "65534"}, (0, 0)),
+        ({"SUDO_UID": "x", "SUDO_GID": "-1"}, (0, 0)),
+    ],
+)
+def test_under_sudo_it_is_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], owner: tuple[int, int]
+) -> None:
+    for name in ("SUDO_UID", "SUDO_GID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    made = write(tmp_path / "trace").stat()
+    assert (made.st_uid, made.st_gid) == owner
+
+
+def test_a_moved_trace_is_reported_under_its_new_name(tmp_path: Path) -> None:
+    moved = write(tmp_path / "trace", history()).rename(tmp_path / "moved")
+    assert offline.read(moved)["trace"]["file"] == str(moved)
+
+
+def test_a_folder_that_is_not_there_is_known_before_anything_is_done(tmp_path: Path) -> None:
+    check(tmp_path / "trace")
+    check(Path("/dev/null"))
+    with pytest.raises(TraceError, match=r"cannot create .*: No such file or directory: choose another file with -o"):
+        check(tmp_path / "nowhere" / "trace")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_file_is_kept_as_old(tmp_path: Path) -> None:

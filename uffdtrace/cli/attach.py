@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from uffdtrace.cli.common import errors_in_one_line, say, show, trace_options, where
+from uffdtrace.cli.common import PID, errors_in_one_line, say, show, trace_options, where
 from uffdtrace.cli.status import StatusLine
 from uffdtrace.collect.session import Follow, Options, Session, load
 from uffdtrace.collect.target import open_pidfd
@@ -16,8 +16,8 @@ from uffdtrace.kernel.probes import Backend
 from uffdtrace.reporters.options import Color, TextOptions
 
 
-@click.command("attach")
-@click.argument("pid", type=click.IntRange(min=1), required=False)
+@click.command("attach", short_help="Trace a running process.")
+@click.argument("pid", type=PID, required=False)
 @click.option("--all", "everybody", is_flag=True, help="Trace every userfaultfd on the machine instead of one PID's.")
 @click.option(
     "--follow-forks",
@@ -44,7 +44,7 @@ def command(
     \b
     Examples:
       uffdtrace attach 1234
-      uffdtrace attach -d 10 -o migration.data $(pidof qemu-system-x86_64)
+      uffdtrace attach -d 10 -o vm.data $(pidof qemu-kvm)
       uffdtrace attach --all -d 60
     """
     if everybody and pid is not None:

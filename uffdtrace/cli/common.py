@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import shlex
+import math
 import sys
 from pathlib import Path
 from typing import Any, Callable, NoReturn, TextIO, TypeVar
@@ -19,10 +19,10 @@ from uffdtrace.kernel.proc import NoProcess
 from uffdtrace.kernel.symbols import SymbolError
 from uffdtrace.model.ranges import ModelError
 from uffdtrace.reporters.options import Color, TextOptions
-from uffdtrace.trace.file import TraceError
+from uffdtrace.reporters.words import reading
+from uffdtrace.trace.file import DEFAULT, TraceError
 
 _ERRORS = (BtfError, LayoutError, Refusal, ProbeError, NoProcess, SymbolError, ModelError, TraceError)
-DEFAULT_FILE = Path("uffdtrace.data")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -54,6 +54,23 @@ def errors_in_one_line(function: Function) -> Function:
     return wrapped  # type: ignore[return-value]
 
 
+class _Pid(click.IntRange):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is no process number: find it with pidof or ps", param, ctx)
+
+
+PID = _Pid(min=1)
+
+
+def _a_number(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("give a number of seconds")
+    return value
+
+
 def trace_options(function: Function) -> Function:
     """The options that attach and run have in common."""
     for option in (
@@ -61,7 +78,7 @@ def trace_options(function: Function) -> Function:
             "-o",
             "--output",
             type=click.Path(path_type=Path, dir_okay=False),
-            default=DEFAULT_FILE,
+            default=DEFAULT,
             show_default=True,
             metavar="FILE",
             help="Where the trace goes; an existing one is kept as FILE.old.",
@@ -71,6 +88,7 @@ def trace_options(function: Function) -> Function:
             "--duration",
             type=click.FloatRange(min=0, min_open=True),
             metavar="SECONDS",
+            callback=_a_number,
             help="Stop after that time.",
         ),
         backend_option,
@@ -111,19 +129,24 @@ def format_option(*formats: str) -> Callable[[Function], Function]:
 def write(data: dict[str, Any], form: str, as_text: Callable[[TextIO], None], err: bool = False) -> None:
     """Print data to stdout, or to stderr where stdout is another program's."""
     stream = sys.stderr if err else sys.stdout
-    if form == "json":
-        # At once: standard error would write every line by itself.
-        stream.write(json.dumps(data, indent=2) + "\n")
-    else:
-        as_text(stream)
-    stream.flush()
+    try:
+        if form == "json":
+            # At once: standard error would write every line by itself.
+            stream.write(json.dumps(data, indent=2) + "\n")
+        else:
+            as_text(stream)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What stands in its buffer cannot be flushed at exit either.
+        sys.stdout = None
+        fail(f"cannot write the report: {error.strerror}: make room, or send it elsewhere")
 
 
 def where(report: dict[str, Any], output: Path) -> str:
     """Why a trace ended, where it is, and the command that reads it again."""
-    # A file called -x would be an option.
-    file = shlex.quote(f"./{output}" if str(output).startswith("-") else str(output))
-    return f"{report['trace']['stop_reason']}; trace in {output}: read it again with uffdtrace report {file}"
+    return f"{report['trace']['stop_reason']}; trace in {output}: read it again with {reading(str(output))}"
 
 
 def show(report: dict[str, Any], form: str, options: TextOptions, err: bool = False) -> None:

@@ -13,7 +13,7 @@ from uffdtrace.kernel.probes import Backend
 from uffdtrace.reporters.options import Color, TextOptions
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Whether this machine can trace.")
 @format_option("text", "json")
 @backend_option
 @color_option

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import click
 
 from uffdtrace import __version__
-from uffdtrace.cli.common import color_option, errors_in_one_line, format_option, write
+from uffdtrace.cli.common import PID, color_option, errors_in_one_line, format_option, write
 from uffdtrace.collect.target import open_pidfd
 from uffdtrace.kernel import offers, preflight, proc
 from uffdtrace.kernel.pagemap import Pagemap
@@ -22,8 +22,8 @@ from uffdtrace.model.inspection import Holder, Span, Userfaultfd, build
 from uffdtrace.reporters.options import Color, TextOptions
 
 
-@click.command("inspect")
-@click.argument("pid", type=click.IntRange(min=1))
+@click.command("inspect", short_help="What the page tables say now, without BPF.")
+@click.argument("pid", type=PID)
 @format_option("text", "json")
 @color_option
 @errors_in_one_line
@@ -36,7 +36,7 @@ def command(pid: int, form: str, color: Color) -> None:
     \b
     Examples:
       uffdtrace inspect 1234
-      uffdtrace inspect --format json $(pidof qemu-system-x86_64)
+      uffdtrace inspect --format json $(pidof qemu-kvm)
     """
     found = inspect(pid)
 

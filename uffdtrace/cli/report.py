@@ -8,31 +8,43 @@ from typing import Any, TextIO
 
 import click
 
-from uffdtrace.cli.common import DEFAULT_FILE, color_option, errors_in_one_line, format_option, show, write
+from uffdtrace.cli.common import color_option, errors_in_one_line, format_option, show, write
 from uffdtrace.model.diagnosis import LOST
-from uffdtrace.model.report import MOST_RUNS
+from uffdtrace.model.report import MOST_RUNS, MOST_WAITING
 from uffdtrace.reporters.compare import compare as compare_reports
 from uffdtrace.reporters.offline import read
-from uffdtrace.reporters.options import MOST_RANGES, Color, TextOptions
+from uffdtrace.reporters.options import MOST_PROCESSES, MOST_RANGES, Color, TextOptions
 from uffdtrace.reporters.relative import relative as with_offsets
+from uffdtrace.reporters.words import doubt
+from uffdtrace.trace.file import DEFAULT
 
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
 
 
-@click.command("report")
+@click.command("report", short_help="Read a trace again, or compare two.")
 @click.argument("file", type=_FILE, required=False, metavar="[FILE]")
 @format_option("text", "json")
 @color_option
 @click.option(
-    "--all-ranges", is_flag=True, help=f"Show every range and process, not only the worst {MOST_RANGES} of each."
+    "--all-ranges",
+    is_flag=True,
+    help=f"Show every range, not only the worst {MOST_RANGES} of the worst {MOST_PROCESSES} processes.",
 )
-@click.option("--pages", is_flag=True, help="List the lost pages and the faults that wait, all of them.")
+@click.option(
+    "--pages",
+    is_flag=True,
+    help=f"List all lost pages, and the faults that wait (the {MOST_WAITING} longest of a range).",
+)
 @click.option("--relative", is_flag=True, help="Count their addresses from the range's start.")
 @click.option("--histogram", is_flag=True, help="Draw how long faults took.")
 @click.option(
     "--compare", nargs=2, type=_FILE, metavar="BEFORE AFTER", help="Tell whether a fix helped, from two traces."
 )
-@click.option("--check", is_flag=True, help="Exit with status 3 if writes were lost (with --compare: in AFTER).")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Exit with status 3 if writes were lost or cannot be seen, with 4 if that is not known (--compare: in AFTER).",
+)
 @errors_in_one_line
 def command(
     file: Path | None,
@@ -62,25 +74,23 @@ def command(
             raise click.UsageError(
                 "--compare takes BEFORE and AFTER, and neither FILE nor --pages, --relative, --histogram"
             )
-        verdict = _compare(*compare, form, options)
+        judged = _compare(*compare, form, options)
     else:
         if relative and not pages and form == "text":
             raise click.UsageError("--relative changes what --pages and --format json list: give one of them")
-        found = read(file or DEFAULT_FILE, None if pages else MOST_RUNS)
-        verdict = found["verdict"]
-        show(with_offsets(found) if relative else found, form, options)
-    if check and verdict in LOST:
-        sys.exit(3)
+        judged = read(file or DEFAULT, None if pages else MOST_RUNS)
+        show(with_offsets(judged) if relative else judged, form, options)
+    if check:
+        sys.exit(_status(judged))
 
 
-def _read_as(path: Path) -> dict[str, Any]:
-    """A report under today's name of its file, which may have become FILE.old."""
-    found = read(path)
-    return {**found, "trace": {**found["trace"], "file": str(path)}}
+def _status(report: dict[str, Any]) -> int:
+    return 3 if report["verdict"] in LOST else 4 if doubt(report) else 0
 
 
-def _compare(before: Path, after: Path, form: str, options: TextOptions) -> str:
-    compared = compare_reports(_read_as(before), _read_as(after))
+def _compare(before: Path, after: Path, form: str, options: TextOptions) -> dict[str, Any]:
+    judged = read(after)
+    compared = compare_reports(read(before), judged)
 
     def as_text(stream: TextIO) -> None:
         from uffdtrace.reporters import compare_text
@@ -88,4 +98,4 @@ def _compare(before: Path, after: Path, form: str, options: TextOptions) -> str:
         compare_text.render(compared, stream, options)
 
     write(compared, form, as_text)
-    return str(compared["after"]["verdict"])
+    return judged

@@ -16,7 +16,7 @@ from uffdtrace.kernel.probes import Backend
 from uffdtrace.reporters.options import Color, TextOptions
 
 
-@click.command("run", context_settings={"allow_interspersed_args": False})
+@click.command("run", short_help="Trace a program from its start.", context_settings={"allow_interspersed_args": False})
 @trace_options
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @errors_in_one_line
@@ -25,8 +25,9 @@ def command(
 ) -> None:
     """Trace COMMAND, and what it starts, from its first instruction.
 
-    Standard output is the command's: the report goes to standard error. Exits
-    with the command's status.
+    Standard output is the command's: the report goes to standard error. For
+    JSON to parse, use uffdtrace report --format json afterwards. Exits with the
+    command's status.
 
     \b
     Examples:

@@ -85,8 +85,9 @@ def _range(case: Case, name: str | None, runs: list[dict[str, Any]], most_runs: 
         "memory": _memory(row),
         "modes": [mode.name.lower() for mode in Mode if row.modes & mode and mode.name],
         "userfaultfd": case.userfaultfd.number,
-        "armed_pages": known(row.count("armed_pages")),
-        "holes": None if unknown else row.holes,
+        # Armed before the trace, as far as pagemap showed: holes it did not.
+        "armed_pages": None if row.before and row.count("armed_pages") < row.pages else row.count("armed_pages"),
+        "holes": None if row.before else row.holes,
         "messages": _kinds(row.messages),
         "notified_pages": row.count("notified_pages"),
         "faults": _kinds(row.faults),

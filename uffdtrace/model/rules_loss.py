@@ -21,8 +21,9 @@ def _unpopulated(case: Case) -> str:
 
 
 _POPULATE = (
-    "populate the range before UFFDIO_WRITEPROTECT (madvise MADV_POPULATE_READ), or register it with"
-    " UFFDIO_REGISTER_MODE_MISSING too{unpopulated}"
+    # MADV_POPULATE_READ: 4ca9b3859dac.
+    "populate the range before UFFDIO_WRITEPROTECT (madvise MADV_POPULATE_READ, Linux 5.14, or read every page), or"
+    " register it with UFFDIO_REGISTER_MODE_MISSING too{unpopulated}"
 )
 _UNPOPULATED = {"unpopulated": _unpopulated}
 

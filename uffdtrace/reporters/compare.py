@@ -254,19 +254,19 @@ class Comparison:
     def answer(self) -> str:
         """One sentence: did the fix help?"""
         before, after = self.before.all_lost(), self.after.all_lost()
-        writes = f"BEFORE lost writes to {_pages(before)}, AFTER to {_pages(after)}"
+        lost = f"BEFORE lost {_pages(before)}, AFTER {_pages(after)}"
         if self.change == "unknown":
-            still = f"; AFTER lost writes to {_pages(after)}" if after.count else ""
+            still = f"; AFTER lost {_pages(after)}" if after.count else ""
             return f"Not known: {self.reasons[0]}{still}."
         if after.none and before.none:
             return {
-                "fixed": "Yes: what was wrong is gone, and neither run lost a write.",
-                "better": "Partly: some of what was wrong is gone; neither run lost a write.",
-                "same": "No change: neither run lost a write.",
-            }.get(self.change, "No, worse: neither run lost a write, but AFTER has new errors.")
+                "fixed": "Yes: what was wrong is gone, and neither run lost a page.",
+                "better": "Partly: some of what was wrong is gone; neither run lost a page.",
+                "same": "No change: neither run lost a page.",
+            }.get(self.change, "No, worse: neither run lost a page, but AFTER has new errors.")
         if self.change == "better" and after.none:
-            return f"Partly: {writes}, but something else is wrong in AFTER."
-        return {"fixed": "Yes", "better": "Partly", "same": "No"}.get(self.change, "No, worse") + f": {writes}."
+            return f"Partly: {lost}, but something else is wrong in AFTER."
+        return {"fixed": "Yes", "better": "Partly", "same": "No"}.get(self.change, "No, worse") + f": {lost}."
 
     def findings(self, pairs: list[tuple[Range | None, Range | None]]) -> list[dict[str, Any]]:
         """The findings of some pairs of ranges together, worst first."""

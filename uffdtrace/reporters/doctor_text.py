@@ -79,7 +79,7 @@ def _probes(probes: list[dict[str, Any]]) -> Table:
     # Entry and return of one function, probed alike, share a line.
     lines: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for (row, place), found in kinds.items():
-        kind = "both" if len(found) > 1 else found[0]
+        kind = "both" if len(set(found)) > 1 else found[0]
         lines.setdefault((place.split("%")[0], kind), []).append((row, place))
     for (_, kind), rows in lines.items():
         made.add_row(", ".join(row for row, _ in rows), printable(rows[0][1]), kind)

@@ -11,6 +11,7 @@ from uffdtrace.trace.file import TraceError
 from uffdtrace.trace.reader import Reader
 
 CUT_SHORT = "cut short: the collector was killed, what came before is whole"
+DAMAGED = "damaged: what comes after this point is lost, what came before is whole"
 
 
 def read(path: Path, most_runs: int | None = MOST_RUNS) -> dict[str, Any]:
@@ -34,10 +35,12 @@ def _read(path: Path, most_runs: int | None) -> dict[str, Any]:
             last = int(events["time"][-1])
         model.feed(events)
     model.finish()
-    trace, process = reader.meta["trace"], reader.meta["process"]
+    # It may have been moved since.
+    trace, process = {**reader.meta["trace"], "file": str(path)}, reader.meta["process"]
     ending = {"features_offered": reader.meta["features_offered"], **reader.ending}
     if reader.complete:
         trace["duration_s"], trace["stop_reason"] = ending["duration_s"], ending["stop_reason"]
     else:
-        trace["duration_s"], trace["stop_reason"] = round((last - first) / 1e9, 3), CUT_SHORT
+        trace["duration_s"] = round((last - first) / 1e9, 3)
+        trace["stop_reason"] = DAMAGED if reader.damaged else CUT_SHORT
     return build(model, trace, process, ending, reader.names, reader.processes, reader.meta["began"], most_runs)

@@ -9,13 +9,23 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from uffdtrace.model.diagnosis import LOST
 from uffdtrace.reporters.latency import latency_table, render_histogram
 from uffdtrace.reporters.options import DEFAULT, MOST_RANGES, TextOptions
 from uffdtrace.reporters.pages import render_lost, render_waiting
 from uffdtrace.reporters.sections import Section, command, not_followed, sections
 from uffdtrace.reporters.terminal import STYLES, console_for, fit, memory, plain, print_line, table
-from uffdtrace.reporters.words import add, addresses, lost_of_all, lost_pages, messages_of_all, noun, number, printable
+from uffdtrace.reporters.words import (
+    add,
+    addresses,
+    doubt,
+    lost_of_all,
+    lost_pages,
+    messages_of_all,
+    noun,
+    number,
+    printable,
+    reading,
+)
 
 _MOST_THREADS = 10
 _MEANING = {
@@ -24,8 +34,8 @@ _MEANING = {
     "never-armed": "registered for write protection, but never armed",
     "pending": "faults wait for the monitor",
     "async": "the kernel resolves write faults itself (WP_ASYNC)",
-    "ok": "no lost writes",
-    "idle": "nothing happened",
+    "ok": "no lost write was seen",
+    "idle": "nothing happened while we watched",
 }
 
 
@@ -62,14 +72,14 @@ def _table(ranges: list[dict[str, Any]], joint: str) -> Table:
     return made
 
 
-def _rest(what: str, ranges: list[dict[str, Any]]) -> str:
+def _rest(what: str, ranges: list[dict[str, Any]], file: str) -> str:
     return (
         f"and {what}: {messages_of_all(ranges)} messages, {lost_of_all(ranges)} lost"
-        " (`uffdtrace report --all-ranges` shows them)\n"
+        f" (`{reading(file, '--all-ranges')}` shows them)\n"
     )
 
 
-def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool) -> None:
+def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool, file: str) -> None:
     """Each finding once, with the ranges it holds for; its pages, faults or calls added up."""
     together: dict[str, list[dict[str, Any]]] = {}
     for found in ranges:
@@ -88,7 +98,7 @@ def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool) -> No
             console.print(Padding(Text(printable(plain(worst["message"], console))), (0, 0, 0, 4)))
             console.print(Padding(Text("Remedy: " + printable(plain(worst["remedy"], console))), (0, 0, 1, 4)))
         if severity == "error" and not pages and any(found["lost"]["runs"] for found in ranges):
-            console.print("`uffdtrace report --pages` lists the addresses of the lost pages.\n")
+            console.print(Text(f"`{reading(file, '--pages')}` lists the addresses of the lost pages.\n"))
 
 
 def _before(console: Console, report: dict[str, Any]) -> None:
@@ -110,13 +120,14 @@ def _losses(console: Console, report: dict[str, Any]) -> None:
     if loss["events_dropped"]:
         console.print(f"{loss['events_dropped']:,} events were dropped: the tracer could not keep up.")
     if loss["probes_missed"]:
-        console.print(f"The kernel skipped probes {loss['probes_missed']:,} times.")
+        rest = "." if loss["lower_bounds"] else ": no number here rests on them."
+        console.print(f"The kernel skipped {noun(loss['probes_missed'], 'run')} of our probes{rest}")
     if loss["unattributed_messages"]:
         console.print(f"{loss['unattributed_messages']:,} messages belong to no range that was seen.")
     if loss["lower_bounds"]:
         console.print(Text(f"Lower bounds, not exact: {', '.join(loss['lower_bounds'])}.", style="yellow"))
-    if loss["events_dropped"] is None:
-        console.print("Whether events were dropped is not known: the trace has no end.")
+    if loss["probes_missed"] is None:
+        console.print("Whether something was dropped is not known: the trace has no end.")
 
 
 def _latencies(console: Console, ranges: list[dict[str, Any]], options: TextOptions) -> None:
@@ -144,7 +155,7 @@ def _pages(console: Console, ranges: list[dict[str, Any]], offsets: bool) -> Non
         console.print("No page was lost, and no fault waits.\n")
 
 
-def _section(console: Console, section: Section, options: TextOptions, offsets: bool) -> None:
+def _section(console: Console, section: Section, options: TextOptions, offsets: bool, file: str) -> None:
     console.print()
     if section.heading:
         console.print(Text(section.heading, style="bold"))
@@ -154,14 +165,14 @@ def _section(console: Console, section: Section, options: TextOptions, offsets: 
     console.print(fit(console, _table(shown, " "), _table(shown, "\n")))
     console.print()
     if rest := ranges[len(shown) :]:
-        console.print(_rest(noun(len(rest), "more range"), rest))
-    _findings(console, ranges, options.pages)
+        console.print(Text(_rest(noun(len(rest), "more range"), rest, file)))
+    _findings(console, ranges, options.pages, file)
     _latencies(console, ranges, options)
     if options.pages:
         _pages(console, ranges, offsets)
 
 
-def _others(console: Console, others: list[Section]) -> None:
+def _others(console: Console, others: list[Section], file: str) -> None:
     """A line for each process that has no section of its own."""
     made = table()
     made.add_column("Other processes", overflow="fold")
@@ -182,9 +193,9 @@ def _others(console: Console, others: list[Section]) -> None:
     console.print(made)
     console.print()
     if rest := others[len(shown) :]:
-        console.print(_rest(f"{len(rest):,} more", [found for section in rest for found in section.ranges]))
+        console.print(Text(_rest(f"{len(rest):,} more", [found for section in rest for found in section.ranges], file)))
     else:
-        console.print("`uffdtrace report --all-ranges` shows their ranges and what was found there.\n")
+        console.print(Text(f"`{reading(file, '--all-ranges')}` shows their ranges and what was found there.\n"))
 
 
 def render(report: dict[str, Any], stream: TextIO, options: TextOptions = DEFAULT) -> None:
@@ -201,19 +212,21 @@ def render(report: dict[str, Any], stream: TextIO, options: TextOptions = DEFAUL
         )
     )
     if not report["ranges"]:
-        console.print("\nNo memory was registered with userfaultfd while we watched.")
+        console.print(
+            "\nNo memory was registered with userfaultfd while we watched. Was it the right process?"
+            " `uffdtrace inspect PID` says what is registered now; `uffdtrace attach --all` watches every process.\n"
+        )
     found = sections(report)
     shown = found[: options.most_processes]
     for section in shown:
-        _section(console, section, options, report.get("relative", False))
+        _section(console, section, options, report.get("relative", False), trace["file"])
     if others := found[len(shown) :]:
-        _others(console, others)
+        _others(console, others, trace["file"])
     if children := not_followed(report):
         console.print(children + "\n")
     _before(console, report)
     _losses(console, report)
     verdict = report["verdict"]
-    said = _MEANING[verdict]
-    if verdict not in LOST and None in map(lost_pages, report["ranges"]):
-        said += "; of ranges with a ? more is not known, they may have been armed before the trace"
-    console.print(Text.assemble("Verdict: ", (verdict, STYLES.get(verdict, "")), f": {said}."))
+    unproven = doubt(report)
+    style = "yellow" if unproven else STYLES.get(verdict, "")
+    console.print(Text.assemble("Verdict: ", (verdict, style), f": {_MEANING[verdict]}{unproven}."))

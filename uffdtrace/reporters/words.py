@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
+
+from uffdtrace.model.diagnosis import LOST
+from uffdtrace.trace.file import DEFAULT
 
 
 def printable(text: object) -> str:
@@ -69,3 +73,22 @@ def messages_of_all(ranges: list[dict[str, Any]]) -> str:
 def lost_pages(found: dict[str, Any]) -> int | None:
     """The pages of a range that were lost, seen or not."""
     return add(found["lost"]["observed"], found["lost"]["blind"])
+
+
+def reading(file: str, *options: str) -> str:
+    """The command that reads a trace again, as one types it."""
+    # A file called -x would be an option.
+    name = [] if file == str(DEFAULT) else [f"./{file}" if file.startswith("-") else file]
+    return printable(shlex.join(["uffdtrace", "report", *options, *name]))
+
+
+def doubt(report: dict[str, Any]) -> str:
+    """Why writes may have been lost although the verdict does not say so; empty where they were not, or were."""
+    loss = report["loss"]
+    if report["verdict"] in LOST:
+        return ""
+    if None in map(lost_pages, report["ranges"]):
+        return "; what was lost where it says ? is not known, for that memory may have been armed before the trace"
+    if "lost" in loss["lower_bounds"]:
+        return ", but not everything was seen: writes may have been lost"
+    return ", as far as the trace goes: it has no end" if loss["probes_missed"] is None else ""

@@ -17,7 +17,10 @@ before it holds.
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
+# Where a trace goes unless told otherwise, as perf.data.
+DEFAULT = Path("uffdtrace.data")
 MAGIC = b"uffdtrc\n"
 SCHEMA = "uffdtrace-trace/1"
 HEADER = struct.Struct("<4sIQ")

@@ -26,14 +26,20 @@ class Reader:
         self.names: list[Name] = []
         self.processes: list[dict[str, Any]] = []
         self.complete = False
+        # More than cut short: something wrong stands before its end.
+        self.damaged = False
         try:
             self._file: BinaryIO = path.open("rb")
             self._size = os.fstat(self._file.fileno()).st_size
             magic = self._file.read(len(MAGIC))
         except FileNotFoundError:
             raise TraceError(f"no trace file {path}: make one with uffdtrace attach or run, or name yours") from None
+        except PermissionError:
+            raise TraceError(
+                f"may not read {path}: a trace belongs to who made it: use sudo, or have it chowned"
+            ) from None
         except OSError as error:
-            raise TraceError(f"cannot read {path}: {error.strerror}") from None
+            raise TraceError(f"cannot read {path}: {error.strerror}: name another file, or copy it first") from None
         if magic != MAGIC:
             raise TraceError(f"{path} is not a uffdtrace trace file")
         first = self._next()
@@ -78,7 +84,10 @@ class Reader:
         if length > self._size - self._file.tell():
             return None
         payload = self._file.read(length)
-        return (tag, payload) if zlib.crc32(payload) == checksum else None
+        if zlib.crc32(payload) != checksum:
+            self.damaged = True
+            return None
+        return tag, payload
 
     def _json(self, payload: bytes) -> Any:
         try:

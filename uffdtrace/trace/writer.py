@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
@@ -14,6 +15,23 @@ import numpy as np
 from uffdtrace.model.events import Array
 from uffdtrace.model.report import Name
 from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, NAMES, PROCESSES, SCHEMA, TraceError
+
+_CANNOT_CREATE = "cannot create {path}: {error}: choose another file with -o"
+
+
+def check(path: Path) -> None:
+    """TraceError where no trace can be made, which is better known before minutes are spent on it."""
+    # access() knows of read-only file systems, too.
+    wanted = path if path.exists() and not path.is_file() else path.parent
+    if not wanted.exists() or not os.access(wanted, os.W_OK):
+        error = os.strerror(errno.EACCES if wanted.exists() else errno.ENOENT)
+        raise TraceError(_CANNOT_CREATE.format(path=path, error=error))
+
+
+def _sudo_user() -> tuple[int, int] | None:
+    """User and group of who called sudo, whose the trace should be."""
+    user, group = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
+    return (int(user), int(group)) if os.geteuid() == 0 and user.isdecimal() and group.isdecimal() else None
 
 
 class Writer:
@@ -31,8 +49,10 @@ class Writer:
                     path.replace(path.with_name(path.name + ".old"))
                 # The addresses in it are the target's business.
                 self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                if (owner := _sudo_user()) is not None:
+                    os.fchown(self._fd, *owner)
         except OSError as error:
-            raise TraceError(f"cannot create {path}: {error.strerror}: choose another file with -o") from None
+            raise TraceError(_CANNOT_CREATE.format(path=path, error=error.strerror)) from None
         self._write(MAGIC)
         self._chunk(META, json.dumps({"schema": SCHEMA, **meta}).encode())
 
