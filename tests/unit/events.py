@@ -133,9 +133,11 @@ class Events:
     def unregister(self, at: int, pages: int, ret: int = 0) -> None:
         self.ioctl(Ioctl.UNREGISTER, at, pages, ret=ret)
 
-    def protect(self, at: int, pages: int, tid: int | None = None, on: bool = True) -> None:
+    def protect(self, at: int, pages: int, tid: int | None = None, on: bool = True, in_swap: bool = False) -> None:
+        """`in_swap` where swap is in use, by whomever."""
+        own = {"kind": int(on), "value": int(in_swap), "flags": self._flags()}
         tid = self.monitor if tid is None else tid
-        self.add(Type.PROTECT, **self._span(at, pages), kind=int(on), flags=self._flags(), tid=tid, tgid=self.monitor)
+        self.add(Type.PROTECT, **self._span(at, pages), **own, tid=tid, tgid=self.monitor)
 
     def protect_return(self, changed: int, tid: int | None = None) -> None:
         self.add(Type.PROTECT_RETURN, value=changed, tid=self.monitor if tid is None else tid, tgid=self.monitor)
@@ -200,7 +202,8 @@ class Events:
     ) -> None:
         aux = int(MessageFlag.WRITE if write else 0) | {Kind.MISSING: 0, Kind.WP: 2, Kind.MINOR: 4}[kind]
         reader = self.monitor if reader is None else reader
-        self.add(Type.MESSAGE, start=page(at), aux=aux, kind=kind, tid=tid, tgid=self.monitor, value=reader)
+        told = {"tgid": self.monitor, "value": reader, "flags": self._flags()}
+        self.add(Type.MESSAGE, start=page(at), aux=aux, kind=kind, tid=tid, **told)
 
     def wake(self, at: int, tid: int = THREAD) -> None:
         self.add(Type.WAKE, start=page(at), tid=tid, tgid=self.owner)
@@ -258,8 +261,8 @@ class Events:
     def exit(self) -> None:
         self.add(Type.EXIT, ctx=self.mm)
 
-    def remap_call(self, at: int, pages: int, new: int, tid: int = THREAD) -> None:
-        self.add(Type.REMAP, **{**self._span(at, pages), "ctx": self.mm}, aux=new * PAGE_SIZE, tid=tid)
+    def remap_call(self, at: int, pages: int, new: int, tid: int = THREAD, flags: int = 0) -> None:
+        self.add(Type.REMAP, **{**self._span(at, pages), "ctx": self.mm}, aux=new * PAGE_SIZE, flags=flags, tid=tid)
 
     def remap_return(self, to: int | None, tid: int = THREAD) -> None:
         """`to` is None where it failed."""
@@ -272,9 +275,9 @@ class Events:
             self.unmap(at, pages, tid)
         self.remap_return(to, tid)
 
-    def fork(self, at: int, pages: int, watched: bool = False, tid: int = THREAD) -> None:
+    def fork(self, at: int, pages: int, watched: bool = False, tid: int = THREAD, wiped: bool = False) -> None:
         """A fork copies an area."""
-        self.add(Type.FORK, **self._span(at, pages), kind=int(watched), tid=tid, tgid=self.owner)
+        self.add(Type.FORK, **self._span(at, pages), kind=int(watched), aux=int(wiped), tid=tid, tgid=self.owner)
 
     def forked(self, ctx: int, mm: int, tid: int = THREAD) -> None:
         """The kernel makes a child's userfaultfd, once all areas are copied."""
@@ -295,8 +298,9 @@ class Events:
 
     # ---- from the collector --------------------------------------------------
 
-    def range_found(self, at: int, pages: int, modes: int = Mode.WP) -> None:
-        self.add(Type.RANGE_FOUND, **self._span(at, pages), aux=int(modes), flags=int(self.memory))
+    def range_found(self, at: int, pages: int, modes: int = Mode.WP, tells: bool = False) -> None:
+        """`tells` where pagemap shows what is protected."""
+        self.add(Type.RANGE_FOUND, **self._span(at, pages), aux=int(modes), flags=int(self.memory), kind=int(tells))
 
     def pages_found(self, at: int, pages: int) -> None:
         self.add(Type.PAGES_FOUND, **self._span(at, pages))

@@ -10,6 +10,7 @@ from unit.events import BASE, CTX, MM, THREAD, Events
 from uffdtrace.model.events import (
     CONTINUE_MODE_WP,
     COPY_MODE_WP,
+    MREMAP_DONTUNMAP,
     PAGE_SIZE,
     Array,
     Feature,
@@ -422,12 +423,11 @@ class History:
             to = at + length if at + length + new <= PAGES else at - new
             if to < 0:
                 return
-            self.events.remap_call(at, length, new, MAPPER)
+            self.events.remap_call(at, length, new, MAPPER, MREMAP_DONTUNMAP if variant == 6 else 0)
             self._remap = home, at, length, to, new
             if variant < 6:
                 self._moved()
             elif variant == 6:
-                # MREMAP_DONTUNMAP
                 self._moved(unmaps=False)
 
     def _moved(self, unmaps: bool = True) -> None:
@@ -446,7 +446,8 @@ class History:
             return
         for one in self._same_memory(home):
             moved = {number - at + to for number in one.registered & set(range(at, at + length))}
-            one.registered.difference_update(range(at, at + length))
+            if unmaps:
+                one.registered.difference_update(range(at, at + length))
             if one.features & Feature.EVENT_REMAP:
                 one.registered.update(moved)
                 if to + length - 1 in moved:

@@ -8,7 +8,7 @@ from typing import Any
 from unit.events import BASE
 from unit.reference_page import Descriptor, Page, Range, Sleeper
 
-from uffdtrace.model.events import PAGE_SIZE, Array, Feature, Ioctl, MessageFlag, Mode, Type
+from uffdtrace.model.events import MREMAP_DONTUNMAP, PAGE_SIZE, Array, Feature, Ioctl, MessageFlag, Mode, Type
 
 EVIDENCE = (Type.FRESH_PAGE, Type.ZERO_PAGE, Type.UNPROTECTED_WRITE)
 FILLS = (Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE, Ioctl.MOVE)
@@ -91,12 +91,16 @@ class Reference:
             end = self._result(index)
             if end is None or self.records[end]["value"] <= 0:
                 continue
-            place = index
-            for later in range(index, end):
-                event = self.records[later]
-                if event["type"] == Type.UNMAP and event["tid"] == call["tid"] and event["start"] == call["start"]:
-                    place = later
-            found[place] = call, self.records[end]["value"]
+            left = range(call["start"], min(call["end"], call["start"] + call["aux"]))
+            places = [
+                later
+                for later in range(index, end)
+                if self.records[later]["type"] == Type.UNMAP
+                and self.records[later]["tid"] == call["tid"]
+                and self.records[later]["start"] in left
+            ]
+            moves = self.records[end]["value"] != call["start"]
+            found[places[0] if moves and places else index] = call, self.records[end]["value"]
         return found
 
     # ---- one event -----------------------------------------------------------
@@ -309,7 +313,13 @@ class Reference:
     def _register(self, ctx: int, here: range, modes: int) -> None:
         pages = self.pages[ctx]
         old = {number: pages[number] for number in here if number in pages}
-        if all(number in old and old[number].home.modes == modes for number in here):
+        # What has all of these modes stays as it is.
+        changed = [number for number in here if number not in old or old[number].home.modes & modes != modes]
+        if len(changed) < len(here):
+            while changed:
+                run = range(changed[0], next(n for n in range(changed[0], here.stop + 1) if n not in changed))
+                self._register(ctx, run, modes)
+                changed = [number for number in changed if number not in run]
             return
         alike = {
             pages[number].home.root()
@@ -343,8 +353,11 @@ class Reference:
 
     def _carry(self, page: Page, home: Range, number: int) -> None:
         """A page goes on in another range, perhaps at another address."""
-        went_on = page.carried()
+        self._carried(page, home, number)
         page.end()
+
+    def _carried(self, page: Page, home: Range, number: int) -> None:
+        went_on = page.carried()
         went_on.home, went_on.number = home, number
         if went_on.armed:
             home.armed.add(number)
@@ -365,15 +378,19 @@ class Reference:
         to = (address - BASE) // PAGE_SIZE
         here = numbers(call)
         if to != here.start:
-            moved = {number: pages.pop(number) for number in here if number in pages}
+            kept = bool(call["flags"] & MREMAP_DONTUNMAP)
+            moved = {number: pages[number] if kept else pages.pop(number) for number in here if number in pages}
             for number, page in moved.items():
                 if home.features & Feature.EVENT_REMAP:
                     target = number - here.start + to
                     self._register(home.ctx, range(target, target + 1), page.home.modes)
-                    self._carry(page, pages[target].home.root(), target)
+                    self._carried(page, pages[target].home.root(), target)
+                else:
+                    page.home.root().note("MOVED_AWAY")
+                if kept:
+                    page.empty("discarded")
                 else:
                     page.end()
-                    page.home.root().note("MOVED_AWAY")
         grown = range(to + len(here), to + call["aux"] // PAGE_SIZE)
         if grown and grown.start - 1 in pages:
             modes = pages[grown.start - 1].home.modes

@@ -6,7 +6,7 @@ import pytest
 from unit.events import MM, THREAD, Events, fed, page, told
 from unit.forks import CHILD, CHILD_CTX, CHILD_MM, FORK, back, both, child, child_row, follow, lost, of, started
 
-from uffdtrace.model.events import Feature, Memory, Mode, Type, UffdEvent
+from uffdtrace.model.events import Feature, Memory, Mode, UffdEvent
 
 # ---- who the child is ------------------------------------------------------------
 
@@ -330,7 +330,50 @@ def test_what_the_child_inherited_protected_and_swapped_out_is_no_hole() -> None
     events = started()
     events.arm(0, 8)
     follow(events, (0, 8))
-    span = {"start": page(0), "end": page(8)}
-    events.add(Type.PROTECT, **span, kind=1, value=1, flags=int(Memory.ANON), tid=CHILD)
+    events.protect(0, 8, CHILD, in_swap=True)
     events.protect_return(5, CHILD)
     assert child(events)["holes"] is None
+
+
+# ---- forks that come to nothing -----------------------------------------------------
+
+
+def test_a_fork_whose_monitor_closed_before_it_read_is_not_watched() -> None:
+    """The kernel drops the child's registration (userfaultfd_event_wait_completion()); seen on Linux 6.18."""
+    events = started()
+    events.arm(0, 8)
+    events.fork(0, 8, watched=True)
+    events.forked(CHILD_CTX, CHILD_MM)
+    events.release_descriptor()
+    events.process(CHILD, CHILD_MM)
+    mine, copy = both(events)
+    assert (copy["armed_pages"], copy["holes"], copy["belief"]) == (0, 0, {})
+    assert mine["facts"]["FORK"] == 1
+
+
+def test_a_monitor_that_closes_its_own_end_keeps_the_childs() -> None:
+    events = started()
+    events.arm(0, 8)
+    follow(events, (0, 8))
+    events.using(events.ctx).release_descriptor()
+    assert child(events)["armed_pages"] == 8
+
+
+def test_the_address_of_a_fork_that_failed_is_another_processs() -> None:
+    events = started()
+    events.arm(0, 8)
+    events.fork(0, 8, watched=True)
+    events.forked(CHILD_CTX, CHILD_MM)
+    events.using(CHILD_CTX, mm=CHILD_MM).exit()
+    events.process(CHILD + 1, CHILD_MM)
+    assert child(events)["owner"] is None
+
+
+def test_memory_that_is_wiped_on_fork_is_empty_in_the_child() -> None:
+    events = started()
+    events.arm(0, 8)
+    events.fork(0, 8, watched=True, wiped=True)
+    events.forked(CHILD_CTX, CHILD_MM)
+    events.process(CHILD, CHILD_MM)
+    events.using(CHILD_CTX, mm=CHILD_MM, owner=CHILD).fresh(1)
+    assert child(events)["causes"] == {"discarded": 1}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from unit.events import CTX, THREAD, Events, fed, told
 
-from uffdtrace.model.events import Feature, Ioctl, Kind, Memory, Mode, Type
+from uffdtrace.model.events import MREMAP_DONTUNMAP, Feature, Ioctl, Kind, Memory, Mode, Type
 
 
 def started(pages: int = 8, modes: int = Mode.WP, features: int = 0) -> Events:
@@ -296,3 +296,103 @@ def test_who_slept_before_the_trace() -> None:
     events.add(Type.SLEEPER_FOUND, tid=THREAD + 3, tgid=THREAD + 3)
     (home,) = fed(events.array()).userfaultfds
     assert (home.before, home.slept) == ((1, 2), [THREAD + 2, THREAD + 1])
+
+
+# ---- mremap, register, fork: what the kernel leaves as it was -----------------------
+
+
+def test_what_dontunmap_leaves_behind_stays_registered() -> None:
+    """mremap(2), MREMAP_DONTUNMAP: faults at the old addresses go to the userfaultfd; seen on Linux 6.18."""
+    events = started()
+    events.arm(0, 8)
+    events.remap_call(0, 8, 8, flags=MREMAP_DONTUNMAP)
+    events.remap_return(100)
+    events.fresh(0)
+    events.arm(0, 8, 1)
+    events.fresh(1)
+    events.fresh(2)
+    (row,) = told(events)
+    assert (row["causes"], row["holes"]) == ({"discarded": 1, "hole": 2}, 7)
+
+
+def test_dontunmap_with_the_event_watches_both_places() -> None:
+    events = started(features=Feature.EVENT_REMAP)
+    events.arm(0, 8)
+    events.remap_call(0, 8, 8, flags=MREMAP_DONTUNMAP)
+    events.remap_return(100)
+    events.served(101)
+    events.fresh(1)
+    left, moved = told(events)
+    assert (left["observed"], left["notified_pages"]) == (1, 0)
+    assert (moved["observed"], moved["notified_pages"], moved["armed_pages"]) == (0, 1, 8)
+
+
+def test_a_move_area_by_area_is_one_move() -> None:
+    """Since Linux 6.17: each area is unmapped as it has moved."""
+    events = started(features=Feature.EVENT_REMAP)
+    events.arm(0, 8)
+    events.remap_call(0, 8, 8)
+    events.unmap(0, 4)
+    events.unmap(4, 4)
+    events.remap_return(100)
+    events.served(101)
+    events.served(105)
+    _, moved = told(events)
+    assert (moved["armed_pages"], moved["notified_pages"], moved["stale"]) == (8, 2, 0)
+
+
+@pytest.mark.parametrize("subset", [Mode.MISSING, Mode.WP])
+def test_registering_modes_that_a_range_has_changes_nothing(subset: Mode) -> None:
+    """userfaultfd_register() skips such an area; seen on Linux 6.18."""
+    events = started(modes=Mode.WP | Mode.MISSING)
+    events.arm(0, 8)
+    events.register(0, 8, int(subset))
+    events.served(1)
+    (row,) = told(events)
+    assert (row["modes"], row["armed_pages"], row["notified_pages"], row["exposed"]) == (3, 8, 1, {})
+
+
+def test_kinds_of_memory_in_one_range_keep_their_pages() -> None:
+    """A message names a huge page where its fault was in hugetlb, whatever else the range holds."""
+    events = Events()
+    events.userfaultfd()
+    events.memory, events.order = Memory.HUGETLB, 9
+    events.register(0, 1024)
+    events.arm(0, 1024)
+    events.memory, events.order = Memory.ANON, 0
+    events.register(1024, 8)
+    events.arm(1024, 8)
+    for at in (1025, 1026):
+        events.served(at)
+    events.memory, events.order = Memory.HUGETLB, 9
+    events.served(512)
+    (row,) = told(events)
+    assert row["notified_pages"] == 514
+
+
+@pytest.mark.parametrize("armed", ["found", "copied", "carried"])
+def test_protected_pages_in_swap_are_no_holes(armed: str) -> None:
+    """change_protection() does not count them; whatever armed them first."""
+    events = started()
+    if armed == "found":
+        events.pages_found(0, 8)
+    elif armed == "copied":
+        events.copy(0, 8, wp=True)
+    else:
+        events.arm(0, 8)
+        events.register(0, 8, int(Mode.WP | Mode.MISSING))
+    events.protect(0, 8, in_swap=True)
+    events.protect_return(5)
+    assert told(events)[-1]["holes"] is None
+
+
+def test_munmap_of_what_nobody_watches_is_passed_over() -> None:
+    events = started()
+    events.arm(0, 8)
+    for at in range(8):
+        events.unmap(100 + at, 1)
+        events.served(at)
+    events.unmap(7, 1)
+    events.fresh(7)
+    (row,) = told(events)
+    assert (row["notified_pages"], row["observed"], row["facts"]["UNMAPPED"]) == (8, 0, 1)

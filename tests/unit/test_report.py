@@ -298,7 +298,7 @@ def test_dropped_events_make_lower_bounds() -> None:
 
 
 def counter_row(ctx: int, start: int, faults: tuple[int, int, int], messages: tuple[int, int, int]) -> list[int]:
-    return [ctx, start, *faults, *messages, 0]
+    return [ctx, start, *faults, *messages]
 
 
 def test_the_kernels_counters_replace_what_was_dropped() -> None:
@@ -323,3 +323,42 @@ def test_the_kernels_counters_replace_what_was_dropped() -> None:
 
 def test_names() -> None:
     assert report_module.SCHEMA == "uffdtrace-report/1"
+
+
+# ---- armed before the trace, or not ----------------------------------------------
+
+
+def found(memory: Memory = Memory.ANON) -> Events:
+    events = Events()
+    events.memory = memory
+    events.userfaultfd()
+    events.range_found(0, 4, tells=True)
+    return events
+
+
+def reported(events: Events) -> dict[str, Any]:
+    (row,) = build(fed(events.array()), TRACE, PROCESS, ENDING)["ranges"]
+    return dict(row)
+
+
+def test_a_range_that_was_empty_when_it_was_armed_leaves_nothing_to_find() -> None:
+    events = found()
+    events.fresh(0)
+    row = reported(events)
+    assert row["armed_pages"] is row["holes"] is row["lost"]["observed"] is row["skipped"]["fresh_page"] is None
+    assert [finding["id"] for finding in row["findings"]] == ["armed-before-trace"]
+    assert row["verdict"] == "idle"
+
+
+def test_where_markers_would_stand_it_was_not_armed() -> None:
+    row = reported(found(Memory.SHMEM))
+    assert (row["armed_pages"], row["holes"], row["verdict"]) == (0, 0, "never-armed")
+
+
+def test_armed_since_all_of_it_is_known() -> None:
+    events = found()
+    events.fresh(0)
+    events.arm(0, 4, 1)
+    events.fresh(1)
+    row = reported(events)
+    assert (row["armed_pages"], row["holes"], row["lost"]["observed"], row["verdict"]) == (4, 3, 1, "lost-writes")

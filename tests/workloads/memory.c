@@ -172,6 +172,15 @@ char *move_mapping(struct range *r)
 	return to;
 }
 
+void move_content(struct range *r)
+{
+	size_t bytes = r->pages * PAGE;
+
+	if (mremap(r->start, bytes, bytes, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL) == MAP_FAILED)
+		fail("mremap: %s", strerror(errno));
+	truth_emptied(r, 0, r->pages, CAUSE_DISCARDED);
+}
+
 void grow(struct range *r, size_t pages)
 {
 	size_t bytes = r->pages * PAGE;

@@ -121,12 +121,14 @@ void map_fixed(void);
 void unmapped_event(void);
 void remapped(void);
 void remapped_event(void);
+void remapped_kept(void);
 void grown(void);
 void stale_unregister(void);
 void stale_close(void);
 void stale_remap(void);
 void wp_dropped(void);
 void re_registered_wp(void);
+void re_registered_subset(void);
 
 void never_read(void);
 void monitor_fault(void);

@@ -155,6 +155,16 @@ void remapped_event(void)
 		fail("%u events for one mremap", m.events);
 }
 
+void remapped_kept(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
+
+	move_content(r);
+	truth_finding(r, "mremap-without-event", PAGES);
+	write_and_stop(r, &m);
+}
+
 void grown(void)
 {
 	struct monitor m = {0};
@@ -231,6 +241,21 @@ void re_registered_wp(void)
 	struct range *r = track_armed(PAGES, PAGES, 0, &m);
 
 	r = uffd_reregister(r, MODE_MISSING | MODE_WP);
+	pagemap_expect(r, 0, PAGES, PAGES);
+	write_and_stop(r, &m);
+}
+
+void re_registered_subset(void)
+{
+	struct monitor m = {0};
+	struct range *r = map_anon(PAGES);
+
+	track(r, MODE_MISSING | MODE_WP, 0, &m);
+	point("registered");
+	populate(r, 0, PAGES);
+	point("populated");
+	arm_all(r);
+	uffd_register_again(r, MODE_MISSING);
 	pagemap_expect(r, 0, PAGES, PAGES);
 	write_and_stop(r, &m);
 }

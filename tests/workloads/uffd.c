@@ -57,7 +57,7 @@ void uffd_register(int uffd, uint64_t features, struct range *r, uint64_t modes)
  * Replaces the modes. Without WP that silently drops the protection: the bits may
  * stay in the page table, and pagemap shows them, but no fault looks at them.
  */
-struct range *uffd_reregister(struct range *r, uint64_t modes)
+void uffd_register_again(struct range *r, uint64_t modes)
 {
 	struct uffdio_register reg = {
 		.range = span(r, 0, r->pages),
@@ -66,6 +66,11 @@ struct range *uffd_reregister(struct range *r, uint64_t modes)
 
 	if (ioctl(r->uffd, UFFDIO_REGISTER, &reg))
 		fail("second UFFDIO_REGISTER: %s", strerror(errno));
+}
+
+struct range *uffd_reregister(struct range *r, uint64_t modes)
+{
+	uffd_register_again(r, modes);
 	return truth_again(r, r->start, modes);
 }
 

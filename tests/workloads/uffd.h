@@ -50,6 +50,8 @@ void populate_by_reading(struct range *r, size_t first, size_t pages);
 int uffd_open(uint64_t features);
 void uffd_register(int uffd, uint64_t features, struct range *r, uint64_t modes);
 struct range *uffd_reregister(struct range *r, uint64_t modes);
+/* Modes that it has already: the kernel leaves it as it is. */
+void uffd_register_again(struct range *r, uint64_t modes);
 void uffd_unregister_from(struct range *r, size_t first);
 /* Closes it; none of its ranges is registered any more. */
 void uffd_close(int uffd);
@@ -65,6 +67,8 @@ void page_out(struct range *r, size_t first, size_t pages);
  * monitor must read, truth_find() has the new range there.
  */
 char *move_mapping(struct range *r);
+/* MREMAP_DONTUNMAP: the mapping stays, registered and empty. */
+void move_content(struct range *r);
 /* Enlarges the mapping in place, by the room it was made with. */
 void grow(struct range *r, size_t pages);
 

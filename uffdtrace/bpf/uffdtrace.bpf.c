@@ -16,6 +16,7 @@
 #define VM_UFFD_MISSING 0x200UL
 #define VM_UFFD_WP 0x1000UL
 #define VM_HUGETLB 0x400000UL
+#define VM_WIPEONFORK 0x2000000UL
 #define VM_MERGEABLE 0x80000000UL
 
 /* include/linux/mm_types.h, enum fault_flag (macros before 5.19). */
@@ -58,7 +59,7 @@
 #define PAGE_MASK (~(u64)(PAGE_SIZE - 1))
 
 /* What a thread is doing between entering a fault path and adding a page. */
-enum mark_kind { MARK_HOLE = 1, MARK_PROTECTED_HOLE, MARK_OTHER, MARK_HUGE, MARK_HUGE_ZERO };
+enum mark_kind { MARK_HOLE = 1, MARK_PROTECTED_HOLE, MARK_HUGE, MARK_HUGE_ZERO };
 
 struct mark {
 	u64 page;
@@ -80,6 +81,12 @@ struct place {
 	u64 vm_start;
 };
 
+struct sleeper {
+	struct place place;
+	u32 memory;
+	u32 pad;
+};
+
 struct counts {
 	u64 slot[COUNTER_SLOTS];
 };
@@ -94,7 +101,7 @@ BPF_HASH(known, u64, u8, 16384);
 BPF_HASH(marks, u32, struct mark, 65536);
 BPF_HASH(ioctl_calls, u32, struct ioctl_call, 16384);
 BPF_HASH(protect_calls, u32, u64, 16384);
-BPF_HASH(sleepers, u32, struct place, 65536);
+BPF_HASH(sleepers, u32, struct sleeper, 65536);
 BPF_HASH(merges, u32, u64, 64);
 BPF_HASH(counters, struct place, struct counts, 65536);
 BPF_ARRAY(losses, u64, LOSS_COUNT);
@@ -203,11 +210,11 @@ static __always_inline bool is_traced(u64 mm)
 static __always_inline bool registered_area(u64 vma, u64 wanted_flags, struct area *area)
 {
 	area->vma = vma;
-	area->flags = read64(vma + VMA_FLAGS);
-	if (wanted_flags && !(area->flags & wanted_flags))
-		return false;
 	area->ctx = read64(vma + VMA_CTX);
 	if (!area->ctx)
+		return false;
+	area->flags = read64(vma + VMA_FLAGS);
+	if (wanted_flags && !(area->flags & wanted_flags))
 		return false;
 	area->mm = read64(vma + VMA_MM);
 	return is_traced(area->mm);
@@ -247,12 +254,15 @@ static __always_inline bool admit(u64 mm)
 	/* It tries what the kernel offers on memory of its own. */
 	if (tgid == COLLECTOR)
 		return false;
+	owner = owner_of(mm);
+#ifdef MM_OWNER
+	/* Its memory is gone, and the address may be another's soon. */
+	if (!owner)
+		return false;
+#endif
 #ifndef FOLLOW_ALL
-	if (!followed.lookup(&tgid)) {
-		owner = owner_of(mm);
-		if (!owner || !followed.lookup(&owner))
-			return false;
-	}
+	if (!followed.lookup(&tgid) && !followed.lookup(&owner))
+		return false;
 #endif
 	if (traced.update(&mm, &one)) {
 		lose(LOSS_MAP_FULL);
@@ -496,7 +506,7 @@ int on_fault(void *ctx, u64 vmf, u64 reason)
 {
 	u32 tid = bpf_get_current_pid_tgid();
 	struct event event = {.type = EVENT_FAULT};
-	struct place sleeper;
+	struct sleeper sleeper = {};
 	struct area area;
 
 	if (!registered_area(read64(vmf + VMF_VMA), 0, &area))
@@ -508,7 +518,7 @@ int on_fault(void *ctx, u64 vmf, u64 reason)
 	event.aux = read32(vmf + VMF_FLAGS);
 	event.value = read64(area.vma + VMA_START);
 	event.end = read64(area.vma + VMA_END);
-	event.flags = memory_of(&area);
+	event.flags = sleeper.memory = memory_of(&area);
 	event.flags |= (area.flags & VM_UFFD_MISSING ? MODE_MISSING : 0) << MODES_SHIFT;
 	event.flags |= (area.flags & VM_UFFD_WP ? MODE_WP : 0) << MODES_SHIFT;
 	if (cannot_sleep(area.ctx, event.aux)) {
@@ -516,8 +526,8 @@ int on_fault(void *ctx, u64 vmf, u64 reason)
 		emit_here(&event);
 		return 0;
 	}
-	sleeper.ctx = area.ctx;
-	sleeper.vm_start = event.value;
+	sleeper.place.ctx = area.ctx;
+	sleeper.place.vm_start = event.value;
 	if (sleepers.update(&tid, &sleeper))
 		lose(LOSS_MAP_FULL);
 	count(area.ctx, event.value, COUNTER_FAULT_MISSING + event.kind);
@@ -528,13 +538,13 @@ int on_fault(void *ctx, u64 vmf, u64 reason)
 int on_fault_return(void *ctx, u64 result)
 {
 	u32 tid = bpf_get_current_pid_tgid();
-	struct place *sleeper = sleepers.lookup(&tid);
+	struct sleeper *sleeper = sleepers.lookup(&tid);
 	struct event event = {.type = EVENT_FAULT_RETURN, .value = (u32)result};
 	u64 task;
 
 	if (!sleeper)
 		return 0;
-	event.ctx = sleeper->ctx;
+	event.ctx = sleeper->place.ctx;
 	/* A thread that dies in its fault was never served. */
 	task = (u64)bpf_get_current_task();
 	event.kind = read32(read64(task + TASK_SIGNAL) + SIGNAL_FLAGS) & SIGNAL_GROUP_EXIT ? 1 : 0;
@@ -563,7 +573,7 @@ int on_message(void *ctx, u64 entry)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	struct event event = {.tid = id, .tgid = id >> 32, .kind = 1};
-	struct place *sleeper;
+	struct sleeper *sleeper;
 
 	if (read64(entry + WQE_FUNC) != USERFAULTFD_WAKE_FUNCTION)
 		return 0;
@@ -582,7 +592,8 @@ int on_message(void *ctx, u64 entry)
 	event.kind = event.aux & MESSAGE_FLAG_WP ? KIND_WP : event.aux & MESSAGE_FLAG_MINOR ? KIND_MINOR : KIND_MISSING;
 	event.value = (u32)id;
 	sleeper = sleepers.lookup(&event.tid);
-	count(event.ctx, sleeper ? sleeper->vm_start : 0, COUNTER_MESSAGE_MISSING + event.kind);
+	event.flags = sleeper ? sleeper->memory : 0;
+	count(event.ctx, sleeper ? sleeper->place.vm_start : 0, COUNTER_MESSAGE_MISSING + event.kind);
 	keep_message(&event);
 	return 0;
 }
@@ -616,13 +627,20 @@ static __always_inline void mark(struct area *area, u64 address, u32 kind, u32 w
 		lose(LOSS_MAP_FULL);
 }
 
+/* The page that is committed next was there before. */
+static __always_inline void unmark(void)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+
+	marks.delete(&tid);
+}
+
 static __always_inline void emit_page(struct area *area, u32 type, u32 kind, u64 start, u64 size, u64 aux)
 {
 	struct event event = {.type = type, .kind = kind, .start = start, .end = start + size, .aux = aux};
 
 	event.ctx = area->ctx;
 	event.flags = memory_of(area);
-	count(area->ctx, read64(area->vma + VMA_START), COUNTER_EVENTS);
 	emit_here(&event);
 }
 
@@ -750,7 +768,7 @@ int on_swap(void *ctx, u64 vmf)
 	struct area area;
 
 	if (registered_area(read64(vmf + VMF_VMA), VM_UFFD_WP, &area))
-		mark(&area, read64(vmf + VMF_ADDRESS), MARK_OTHER, 0);
+		unmark();
 	return 0;
 }
 
@@ -762,8 +780,8 @@ int on_wp_fault(void *ctx, u64 vmf)
 
 	if (!registered_area(read64(vmf + VMF_VMA), 0, &area))
 		return 0;
+	unmark();
 	address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
-	mark(&area, address, MARK_OTHER, 1);
 	flags = read32(vmf + VMF_FLAGS);
 	if (!(flags & FAULT_FLAG_WRITE) || flags & FAULT_FLAG_UNSHARE)
 		return 0;
@@ -784,8 +802,8 @@ int on_file_fault(void *ctx, u64 vmf)
 
 	if (!registered_area(read64(vmf + VMF_VMA), VM_UFFD_WP, &area))
 		return 0;
+	unmark();
 	address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
-	mark(&area, address, MARK_OTHER, 1);
 	flags = read32(vmf + VMF_FLAGS);
 	/* A marker makes finish_fault() map the page protected. */
 	if (flags & FAULT_FLAG_ORIG_PTE_VALID && read64(vmf + VMF_ORIG_PTE))
@@ -890,7 +908,12 @@ int on_unmap(void *ctx, u64 mm, u64 start, u64 end)
 
 int on_unmap_vma(void *ctx, u64 vma, u64 start, u64 end)
 {
-	return vma ? unmapped(read64(vma + VMA_MM), start, end) : 0;
+	u64 mm = vma ? read64(vma + VMA_MM) : 0;
+
+	/* 6.12 calls it for each area; 5.10 for the first, which says nothing of the others. */
+	if (!mm || (!read64(vma + VMA_CTX) && end <= read64(vma + VMA_END)))
+		return 0;
+	return unmapped(mm, start, end);
 }
 
 int on_exit(void *ctx, u64 mm)
@@ -914,15 +937,18 @@ int on_fork(void *ctx, u64 parent, u64 child)
 	u32 from = read32(parent + TASK_TGID);
 	u32 to = read32(child + TASK_TGID);
 	struct event event = {.type = EVENT_PROCESS, .tid = to, .tgid = to};
-#ifdef FOLLOW_FORKS
 	u8 one = 1;
 
-	if (from != to && followed.lookup(&from) && followed.update(&to, &one))
+	/* A thread. */
+	if (from == to)
+		return 0;
+#ifdef FOLLOW_FORKS
+	if (followed.lookup(&from) && followed.update(&to, &one))
 		lose(LOSS_MAP_FULL);
 #endif
 	/* Its memory had no owner yet when its userfaultfd was made. */
 	event.ctx = read64(child + TASK_MM);
-	if (from != to && event.ctx != read64(parent + TASK_MM) && is_traced(event.ctx))
+	if (event.ctx != read64(parent + TASK_MM) && is_traced(event.ctx))
 		emit(&event);
 	return 0;
 }
@@ -943,6 +969,7 @@ int on_fork_area(void *ctx, u64 vma)
 #endif
 	event.start = read64(vma + VMA_START);
 	event.end = read64(vma + VMA_END);
+	event.aux = read64(vma + VMA_FLAGS) & VM_WIPEONFORK ? 1 : 0;
 	emit_here(&event);
 	return 0;
 }
@@ -962,6 +989,7 @@ int on_remap(void *ctx, u64 regs)
 	event.start = read64(regs + REGS_DI);
 	event.end = event.start + read64(regs + REGS_SI);
 	event.aux = read64(regs + REGS_DX);
+	event.flags = read64(regs + REGS_R10);
 	emit_here(&event);
 	return 0;
 }

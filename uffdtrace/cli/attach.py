@@ -58,8 +58,8 @@ def command(
     wait_fd = None if pid is None else open_pidfd(pid)
 
     def ended() -> bool:
-        watched = {pid} | (session.owners if follow is Follow.FORKS else set())
-        return pid is not None and not any(proc.is_alive(one) for one in watched if one)
+        followed = {pid} | (session.followed if follow is Follow.FORKS else set())
+        return pid is not None and not any(proc.is_alive(one) for one in followed if one)
 
     with StatusLine(sys.stderr) as status:
         session = Session(load(options, say), options, process, status.say, status.show if status.live else None)

@@ -160,6 +160,10 @@ class Program:
         table = self._bpf["followed"]
         table[table.Key(tgid)] = table.Leaf(1)
 
+    def followed(self) -> set[int]:
+        """The processes that are followed now: those named, and their children with FOLLOW_FORKS."""
+        return {int(key.value) for key in self._bpf["followed"]}
+
     def trace(self, ctx: int, mm: int) -> None:
         """Record what happens to a userfaultfd's memory."""
         # In this order: one that is not known when it is used is looked back at.

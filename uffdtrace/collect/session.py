@@ -157,9 +157,9 @@ class Session:
         return number in self._stop.signals
 
     @property
-    def owners(self) -> set[int]:
-        """The processes whose memory was registered while we watched."""
-        return self._registrations.owners
+    def followed(self) -> set[int]:
+        """The process, and with Follow.FORKS its children that have not exited."""
+        return self._program.followed()
 
     def _trace(
         self, stream: Stream, release: Callable[[], None] | None, ended: Callable[[], bool], wait_fd: int | None

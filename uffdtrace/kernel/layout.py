@@ -50,6 +50,7 @@ _MEMBERS = {
     "REGS_DI": ("pt_regs", "di"),
     "REGS_SI": ("pt_regs", "si"),
     "REGS_DX": ("pt_regs", "dx"),
+    "REGS_R10": ("pt_regs", "r10"),
 }
 
 # The last that is there counts.

@@ -61,9 +61,15 @@ class Case:
         return bool(self.row.memory & (Memory.SHMEM | Memory.HUGETLB)) or self.userfaultfd.has(Feature.WP_UNPOPULATED)
 
     @property
+    def before(self) -> bool:
+        """It was armed before the trace, or may have been, and not all of it since."""
+        row = self.row
+        return row.before or (row.unseen and row.count("armed_pages") < row.pages)
+
+    @property
     def never_armed(self) -> bool:
         # Under WP_ASYNC PAGEMAP_SCAN arms without a call that could be seen.
-        armed = self.row.count("armed_pages") or self.row.before
+        armed = self.row.count("armed_pages") or self.before
         return self.wp and not armed and not self.asynchronous and not self.tried
 
     @property
@@ -77,7 +83,7 @@ class Case:
     @property
     def unknown_before(self) -> int:
         """Pages populated without protection of which it is not known whether they had been armed."""
-        return self.row.count("unarmed") if self.row.before and not self.asynchronous else 0
+        return self.row.count("unarmed") if self.before and not self.asynchronous else 0
 
     @property
     def unwritten_holes(self) -> int:
@@ -108,7 +114,7 @@ class Case:
 
     @property
     def stale(self) -> int:
-        return 0 if self.row.before else self.row.count("stale")
+        return 0 if self.before else self.row.count("stale")
 
     @property
     def never_read(self) -> int:

@@ -69,7 +69,7 @@ FIELDS = {
     Type.FAULT: "handle_userfault: start=address, aux=fault flags, value=vm_start, end=vm_end, kind=Kind, flags=Memory"
     " and modes, ret=1 where the fault cannot sleep",
     Type.MESSAGE: "read by the monitor: start=address, aux=message flags, kind=Kind, tid=the faulting thread,"
-    " tgid=the monitor, value=its thread",
+    " tgid=the monitor, value=its thread, flags=Memory or 0",
     Type.WAKE: "a fault resolved: start=address, tid=the faulting thread",
     Type.FAULT_RETURN: "handle_userfault returned: value=vm_fault_t, kind=1 as its process dies",
     Type.IOCTL: "start, end=range, aux=mode, value=source address, kind=Ioctl",
@@ -89,8 +89,9 @@ FIELDS = {
     Type.UNMAP: "ctx=mm: munmap of start..end",
     Type.EXIT: "ctx=mm: the address space is going away",
     Type.RELEASE: "the userfaultfd was closed; kind=1 by the end of its last holder, tgid",
-    Type.FORK: "a fork copies the area start..end; kind=1 if the child's is watched too (EVENT_FORK)",
-    Type.REMAP: "ctx=mm: mremap of start..end, aux=new length",
+    Type.FORK: "a fork copies the area start..end; kind=1 if the child's is watched too (EVENT_FORK),"
+    " aux=1 if it is empty there (MADV_WIPEONFORK)",
+    Type.REMAP: "ctx=mm: mremap of start..end, aux=new length, flags=MREMAP_*",
     Type.REMAP_RETURN: "value=new address or -errno",
     Type.MERGED: "ctx=mm: KSM put a shared page at start..end, without protection",
     Type.SWAPPED_BACK: "swapoff brought the page at start..end back, on a kernel that drops its protection",
@@ -199,7 +200,6 @@ class Counter(IntEnum):
     MESSAGE_MISSING = 3
     MESSAGE_WP = 4
     MESSAGE_MINOR = 5
-    EVENTS = 6
 
 
 # A power of two, so that the BPF program can mask the index.
@@ -218,6 +218,8 @@ class Loss(IntEnum):
 WRITEPROTECT_MODE_WP = 1
 COPY_MODE_WP = 2
 CONTINUE_MODE_WP = 2
+# include/uapi/linux/mman.h
+MREMAP_DONTUNMAP = 4
 
 # name, numpy type, C type
 _RECORD = (

@@ -45,7 +45,6 @@ class Model:
     def __init__(self) -> None:
         self.watched = Watched()
         self.ranges = self.watched.ranges
-        self.events = 0
         self.lost_returns = 0
         self.unattributed_messages = 0
         self.losses = Losses()
@@ -114,10 +113,11 @@ class Model:
         self._waiting = events[ready:].copy()
         if not ready:
             return
-        self.events += ready
         self.last = max(self.last, int(events["time"][:ready].max()))
         work = Work(events, ready, ioctls, protects, remaps)
         self.lost_returns += work.lost_returns
+        if self._first_unseen(work.events) is None:
+            work.pass_over(self.watched.registered())
         numbers = np.full(ready, -1, dtype=np.int64)
         begin = 0
         for barrier in np.flatnonzero(work.barrier).tolist():
@@ -154,7 +154,8 @@ class Model:
             anonymous = int(work.events["flags"][index]) & Memory.ANON
             if anonymous and not (self.userfaultfd_of(row).features or 0) & _NO_HOLES:
                 # Protected pages that are swapped out would look like holes.
-                doubtful = not known or (row.armings > 1 and work.events["value"][index] != 0)
+                again = row.armings > 1 or row.count("rearmed") or row.before
+                doubtful = not known or (again and work.events["value"][index] != 0)
                 holes = max(0, int(work.pages[index]) - result)
                 row.holes = None if row.holes is None or doubtful else row.holes + holes
 
@@ -217,7 +218,7 @@ class Model:
         home.callers.update(np.unique(events["tgid"][types == Type.IOCTL]).tolist())
 
         start, pages, ops = work.start[chosen], work.pages[chosen], work.op[chosen]
-        self._whole_pages(start, pages, number, messages & known)
+        self._whole_pages(events, start, pages, number, messages & known)
         undecided = work.undecided[chosen]
         for one in np.unique(number[undecided & known]).tolist():
             self.ranges.all[one].root().undecided += int(pages[undecided & (number == one)].sum())
@@ -262,11 +263,14 @@ class Model:
         if len(spans) < _MOST_SPANS:
             spans += call.spans
 
-    def _whole_pages(self, start: Array, pages: Array, number: Array, messages: Array) -> None:
+    def _whole_pages(self, events: Array, start: Array, pages: Array, number: Array, messages: Array) -> None:
         """A message on hugetlb memory names all of its huge page."""
         if not messages.any():
             return
-        orders = np.array([found.root().order for found in self.ranges.all], dtype=np.int64)[number[messages]]
+        flags = events["flags"][messages]
+        # Memory of more than one kind may lie in a range; that of a fault before the trace is not known.
+        of_ranges = np.array([found.root().order for found in self.ranges.all], dtype=np.int64)[number[messages]]
+        orders = np.where(flags != 0, flags >> MEMORY_ORDER_SHIFT & 31, of_ranges).astype(np.int64)
         start[messages] &= ~((np.uint64(PAGE_SIZE) << orders.astype(np.uint64)) - np.uint64(1))
         pages[messages] = np.int64(1) << orders
 
@@ -303,7 +307,7 @@ class Model:
         for pair in np.unique(pairs).tolist():
             row = self.ranges.all[pair >> 32].root()
             row.memory |= Memory(pair & 7)
-            row.order = (pair & 0xFFFFFFFF) >> MEMORY_ORDER_SHIFT & 31
+            row.order = max(row.order, (pair & 0xFFFFFFFF) >> MEMORY_ORDER_SHIFT & 31)
 
     # ---- what changes ranges -----------------------------------------------
 
@@ -318,8 +322,10 @@ class Model:
         elif kind == Type.EXIT:
             for home in self.watched.of_memory(ctx):
                 self.watched.forget(home.ctx, int(event["time"]))
+            self.watched.unmapped(ctx)
         elif kind == Type.RELEASE:
             closed = self.watched.current.get(ctx)
+            self.watched.orphaned(ctx, int(event["time"]))
             # With the process whose memory it is its threads go too: they wait for nobody.
             if not (closed and event["kind"] and event["tgid"] == closed.owner):
                 self._ended(ctx, 0, EVERYWHERE, int(event["time"]), closed=True)
@@ -336,7 +342,7 @@ class Model:
                 self._slice(home.ctx, *page_bounds(start, end), Op.MERGED, event)
         elif kind == Type.FORK:
             if event["kind"]:
-                self.watched.copied(int(event["tid"]), ctx, *page_bounds(start, end))
+                self.watched.copied(int(event["tid"]), ctx, *page_bounds(start, end), bool(event["aux"]))
             else:
                 self.watched.forked(ctx, start, end)
         elif kind == Type.FORKED:

@@ -17,7 +17,7 @@ from uffdtrace.model.pages import CHANGES, COUNTS, EVER_ARMED, NOTIFIED, WIDTH, 
 from uffdtrace.model.sleep import Waiting
 
 # User addresses end here with five-level page tables; more no trace can claim.
-_HIGHEST = 1 << 56
+HIGHEST = 1 << 56
 
 
 class ModelError(Exception):
@@ -60,6 +60,8 @@ class Range:
     # Registered before the trace, and armed then, or nobody can tell: what was
     # armed and populated before is unknown.
     before: bool = False
+    # The same, but nothing was protected then: armed while it was empty, or not at all.
+    unseen: bool = False
     # Pieces that are registered no more.
     retired: list[Piece] = field(default_factory=list)
     merged_into: Range | None = None
@@ -102,6 +104,7 @@ class Range:
         self.pending = None if self.pending is None or other.pending is None else self.pending + other.pending
         self.undecided += other.undecided
         self.before |= other.before
+        self.unseen |= other.unseen
         self.retired += other.retired
         self.order = max(self.order, other.order)
         other.merged_into = self
@@ -181,6 +184,10 @@ class Space:
     def overlapping(self, start: int, end: int) -> list[Piece]:
         return [piece for piece in self.pieces if piece.start < end and piece.end > start]
 
+    def parts(self, start: int, end: int) -> list[Piece]:
+        """What overlaps [start, end), trimmed to it."""
+        return [_part(one, max(one.start, start), min(one.end, end)) for one in self.overlapping(start, end)]
+
     def cut(self, start: int, end: int) -> list[Piece]:
         """Take [start, end) out; the pieces taken, trimmed to it."""
         taken: list[Piece] = []
@@ -211,7 +218,7 @@ def _outside(piece: Piece, start: int, end: int) -> list[Piece]:
 
 def page_bounds(start: int, end: int) -> tuple[int, int]:
     """An interval as the kernel would accept it, or ModelError: a trace file is untrusted."""
-    if not 0 <= start < end <= _HIGHEST:
+    if not 0 <= start < end <= HIGHEST:
         raise ModelError(f"the trace names an impossible range {start:#x}-{end:#x}")
     return start & ~(PAGE_SIZE - 1), (end + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
 
@@ -235,7 +242,8 @@ class Ranges:
         fresh = [(start, end)]
         for piece in space.overlapping(start, end):
             low, high = max(piece.start, start), min(piece.end, end)
-            if self.all[piece.range_number].root().modes == modes:
+            # An area that has all of these modes stays as it is (userfaultfd_register()).
+            if self.all[piece.range_number].root().modes & modes == modes:
                 fresh = [part for one in fresh for part in _without(one, low, high)]
             else:
                 replaced += self.cut(space, low, high)

@@ -85,9 +85,9 @@ def _range(case: Case, name: str | None, runs: list[dict[str, Any]], most_runs: 
         "memory": _memory(row),
         "modes": [mode.name.lower() for mode in Mode if row.modes & mode and mode.name],
         "userfaultfd": case.userfaultfd.number,
-        # Armed before the trace, as far as pagemap showed: holes it did not.
-        "armed_pages": None if row.before and row.count("armed_pages") < row.pages else row.count("armed_pages"),
-        "holes": None if row.before else row.holes,
+        # Of an earlier arming pagemap shows what it protected, not the holes.
+        "armed_pages": None if case.before and row.count("armed_pages") < row.pages else row.count("armed_pages"),
+        "holes": None if case.before else row.holes,
         "messages": _kinds(row.messages),
         "notified_pages": row.count("notified_pages"),
         "faults": _kinds(row.faults),
@@ -145,19 +145,19 @@ def use_counters(model: Model, counters: list[list[int]]) -> bool:
     if any(len(row) != 2 + len(Counter) for row in counters):
         return False
     for ctx, vm_start, *slots in counters:
-        if not any(slots[: Counter.EVENTS]):
+        if not any(slots):
             continue
         rows = [row for row in model.rows() if model.userfaultfd_of(row).ctx == ctx]
         rows = [row for row in rows if row.start <= vm_start < row.end] if vm_start else rows
         if len(rows) != 1:
             return False
-        total = wanted.setdefault(rows[0].number, [0] * int(Counter.EVENTS))
-        for slot in range(int(Counter.EVENTS)):
+        total = wanted.setdefault(rows[0].number, [0] * len(Counter))
+        for slot in Counter:
             total[slot] += slots[slot]
     for row in model.rows():
         if row.number in wanted:
             row.faults = wanted[row.number][Counter.FAULT_MISSING : Counter.MESSAGE_MISSING]
-            row.messages = wanted[row.number][Counter.MESSAGE_MISSING : Counter.EVENTS]
+            row.messages = wanted[row.number][Counter.MESSAGE_MISSING :]
     return True
 
 

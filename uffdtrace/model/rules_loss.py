@@ -27,6 +27,11 @@ _POPULATE = (
 )
 _UNPOPULATED = {"unpopulated": _unpopulated}
 
+_EVERY_MODE = (
+    "name every mode in every UFFDIO_REGISTER: one with a mode that the range lacks replaces all of them, it does not"
+    " add to them"
+)
+
 LOSS_RULES: tuple[Rule, ...] = (
     Rule(
         "unpopulated",
@@ -63,8 +68,8 @@ LOSS_RULES: tuple[Rule, ...] = (
         "error",
         _cause(Cause.DISCARDED),
         "pages were dropped after arming, and their protection with them, then written",
-        "{count} {were} dropped after arming (MADV_DONTNEED, MADV_FREE, a balloon), which drops the protection with"
-        " them, and {were} then written without a message.",
+        "{count} {were} dropped after arming (MADV_DONTNEED, MADV_FREE, a balloon, MREMAP_DONTUNMAP), which drops the"
+        " protection with them, and {were} then written without a message.",
         "ask for UFFD_FEATURE_EVENT_REMOVE and treat a removed page as written, or hold back discards while the range"
         " is armed",
     ),
@@ -140,7 +145,7 @@ LOSS_RULES: tuple[Rule, ...] = (
         "a second UFFDIO_REGISTER without WP replaced the mode, then armed pages were written",
         "{count} {were} armed when a second UFFDIO_REGISTER without UFFDIO_REGISTER_MODE_WP replaced the range's modes,"
         " and {were} then written without a message.",
-        "name every mode in every UFFDIO_REGISTER: a later one replaces the modes, it does not add to them",
+        _EVERY_MODE,
     ),
     Rule(
         "unexplained",
@@ -178,7 +183,7 @@ LOSS_RULES: tuple[Rule, ...] = (
         "a second UFFDIO_REGISTER without WP dropped the protection of armed pages",
         "{count} {were} armed when a second UFFDIO_REGISTER without UFFDIO_REGISTER_MODE_WP replaced the range's modes:"
         " the next write to each of them will be lost.",
-        "name every mode in every UFFDIO_REGISTER: a later one replaces the modes, it does not add to them",
+        _EVERY_MODE,
     ),
     Rule(
         "undecided",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from uffdtrace.model.events import PAGE_SIZE, Array, Feature, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
-from uffdtrace.model.pages import ARMED, COUNTS, Op, carry, inherit
+from uffdtrace.model.pages import ARMED, COUNTS, Op, apply_range, carry, inherit
 from uffdtrace.model.ranges import Piece, Range, Ranges, page_bounds
 from uffdtrace.model.work import Remap
 
@@ -85,12 +85,35 @@ class Watched:
     def of_memory(self, mm: int) -> list[Userfaultfd]:
         return [home for home in self.current.values() if home.mm == mm]
 
+    def orphaned(self, ctx: int, time: int) -> None:
+        """A userfaultfd is closed: forks that still wait for its monitor to be told go on without theirs."""
+        parent = self.current.get(ctx)
+        for home in list(self.current.values()):
+            # The kernel wakes the fork when its event is read: its process follows at once.
+            if parent is None or home.parent is not parent or home.owner is not None or home.readers | home.callers:
+                continue
+            for row in self.ranges.rows():
+                if self.home_of(row) is home:
+                    row.changes[:] = 0
+                    row.holes = 0
+            for piece in self.ranges.space(ctx).pieces:
+                self.ranges.row_of(piece).facts.setdefault(Fact.FORK, 1)
+            self.forget(home.ctx, time)
+
     def forget(self, ctx: int, time: int) -> None:
         """The descriptor or its memory is gone."""
         self.ranges.cut(self.ranges.space(ctx), 0, EVERYWHERE)
         self.ranges.spaces.pop(ctx, None)
         if ctx in self.current:
             self.current.pop(ctx).gone = time
+
+    def registered(self) -> list[tuple[int, int, int]]:
+        """(mm, start, end) of all that is registered now."""
+        return [
+            (home.mm, piece.start, piece.end)
+            for home in self.current.values()
+            for piece in self.ranges.space(home.ctx).pieces
+        ]
 
     def forked(self, ctx: int, start: int, end: int) -> None:
         """A fork copies a range area by area: that of its first page counts for it."""
@@ -101,8 +124,8 @@ class Watched:
                 row.note(Fact.FORK)
             seen.add(row.number)
 
-    def copied(self, tid: int, ctx: int, start: int, end: int) -> None:
-        """A fork copies an area to a child whose userfaultfd will be told of."""
+    def copied(self, tid: int, ctx: int, start: int, end: int, wiped: bool) -> None:
+        """A fork copies an area, or `wiped` only where it lies, to a child whose userfaultfd will be told of."""
         parts, space = self._copied.setdefault((tid, ctx), []), self.ranges.space(ctx)
         # Areas are copied in order of address, and stay registered meanwhile: else an earlier fork failed.
         if parts and start < parts[-1].end:
@@ -113,8 +136,10 @@ class Watched:
             low, high = max(piece.start, start), min(piece.end, end)
             first = (low - piece.start) // PAGE_SIZE
             states = self.ranges.states(piece)[first : first + (high - low) // PAGE_SIZE]
-            row = self.ranges.row_of(piece)
-            parts.append(Copied(low, high, row, inherit(states), row.holes == 0))
+            row, states = self.ranges.row_of(piece), inherit(states)
+            if wiped:
+                apply_range(states, Op.DISCARD)
+            parts.append(Copied(low, high, row, states, row.holes == 0))
 
     def adopted(self, event: Array) -> None:
         """FORKED: the child's userfaultfd, with what the fork copied."""
@@ -136,8 +161,15 @@ class Watched:
                 row.memory |= part.row.memory
                 row.order = max(row.order, part.row.order)
                 row.before |= part.row.before
+                row.unseen |= part.row.unseen
                 # Which single pages were holes no event told.
                 row.holes = row.holes if part.no_holes else None
+
+    def unmapped(self, mm: int) -> None:
+        """An address space is gone: its address will be another's."""
+        for home in self.userfaultfds:
+            if home.mm == mm:
+                home.mm = 0
 
     def slept(self, tgid: int, tid: int) -> None:
         """A thread slept in a fault when the trace began."""
@@ -160,12 +192,13 @@ class Watched:
         """Moved memory stays registered only where the monitor asked for EVENT_REMAP; what grows stays."""
         space = self.ranges.space(home.ctx)
         if remap.to != remap.start:
-            for piece in self.ranges.cut(space, *page_bounds(remap.start, remap.end)):
+            old = page_bounds(remap.start, remap.end)
+            for piece in space.parts(*old) if remap.kept else self.ranges.cut(space, *old):
                 if home.has(Feature.EVENT_REMAP):
                     self._move(home, piece, piece.start - remap.start + remap.to, time)
                 else:
                     self.ranges.row_of(piece).note(Fact.MOVED_AWAY, (piece.end - piece.start) // PAGE_SIZE)
-                self.ranges.operate(piece, piece.start, piece.end, Op.ENDED)
+                self.ranges.operate(piece, piece.start, piece.end, Op.DISCARD if remap.kept else Op.ENDED)
         grown = remap.to + (remap.end - remap.start), remap.to_end
         before = [piece for piece in space.pieces if piece.end == grown[0]]
         if before and grown[0] < grown[1]:
@@ -186,8 +219,14 @@ class Watched:
         ctx, start, end = int(event["ctx"]), int(event["start"]), int(event["end"])
         self.register(ctx, start, end, Mode(int(event["aux"]) & 7), int(event["time"]))
         self.backed(ctx, start, end, Memory(int(event["flags"]) & 7))
+        markers = int(event["flags"]) & (Memory.SHMEM | Memory.HUGETLB) or self.home(ctx).has(Feature.WP_UNPOPULATED)
         if not event["kind"]:
             self.before(ctx, start, end)
+        elif not markers:
+            # What was empty when it was armed looks as if it had not been.
+            for piece in self.ranges.space(ctx).overlapping(start, end):
+                row = self.ranges.row_of(piece)
+                row.unseen = row.unseen or bool(row.modes & Mode.WP)
 
     def before(self, ctx: int, start: int, end: int) -> None:
         for piece in self.ranges.space(ctx).overlapping(start, end):
@@ -229,6 +268,7 @@ class Watched:
             row.memory |= before.memory
             row.order = max(row.order, before.order)
             row.before |= before.before
+            row.unseen |= before.unseen
             parts.append((new, start, end))
         return parts
 

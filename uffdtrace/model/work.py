@@ -10,6 +10,7 @@ from uffdtrace.model import join
 from uffdtrace.model.events import (
     CONTINUE_MODE_WP,
     COPY_MODE_WP,
+    MREMAP_DONTUNMAP,
     PAGE_SIZE,
     Array,
     Ioctl,
@@ -19,6 +20,7 @@ from uffdtrace.model.events import (
     Type,
 )
 from uffdtrace.model.pages import Op
+from uffdtrace.model.ranges import HIGHEST
 
 # Longer intervals are applied as slices; shorter ones page by page, with what happened around them.
 EXPAND_PAGES = 1024
@@ -53,6 +55,8 @@ _STRUCTURAL = np.array(
     ],
     dtype=np.uint8,
 )
+# After these more may be registered than before.
+_REGISTERING = np.array([Type.USERFAULTFD, Type.FORKED, Type.REMAP, Type.RANGE_FOUND], dtype=np.uint8)
 _RESULTS = np.array(
     [Type.IOCTL_RETURN, Type.PROTECT_RETURN, Type.REMAP_RETURN, Type.WAKE, Type.FAULT_RETURN], dtype=np.uint8
 )
@@ -71,6 +75,8 @@ class Remap:
     end: int
     to: int
     to_end: int
+    # MREMAP_DONTUNMAP: the old addresses stay registered, and empty.
+    kept: bool
 
 
 class Work:
@@ -98,7 +104,7 @@ class Work:
         self.lost_returns = 0
         self._own_pages(types)
         self._protections(*protects)
-        registered = self._calls(*ioctls)
+        self._registered = registered = self._calls(*ioctls)
         self.remaps = self._remaps(*remaps)
         self.barrier = (
             np.isin(types, _STRUCTURAL)
@@ -106,8 +112,23 @@ class Work:
             | (self.op == Op.MOVE)
             | ((self.op != Op.NOTHING) & (self.pages > EXPAND_PAGES))
         )
-        # What must be looked at between barriers: hundreds of registrations leave as many gaps of returns only.
-        self.busy = np.cumsum(np.r_[False, (self.op != Op.NOTHING) | ~np.isin(types, _RESULTS)])
+        self.busy = self._busy()
+
+    def pass_over(self, registered: list[tuple[int, int, int]]) -> None:
+        """No barrier where a munmap() hits nothing that is `registered`, (mm, start, end): 6.1 tells of each."""
+        events, types = self.events, self.events["type"]
+        if self._registered.any() or np.isin(types, _REGISTERING).any():
+            return
+        # What is impossible is an error, whose ever it is.
+        missed = (types == Type.UNMAP) & (events["start"] < events["end"]) & (events["end"] <= HIGHEST)
+        for mm, start, end in registered:
+            missed &= (events["ctx"] != mm) | (events["start"] >= end) | (events["end"] <= start)
+        self.barrier &= ~missed
+        self.busy = self._busy(~missed)
+
+    def _busy(self, wanted: Array | bool = True) -> Array:
+        """What must be looked at between barriers: hundreds of registrations leave as many gaps of returns only."""
+        return np.cumsum(np.r_[False, ((self.op != Op.NOTHING) | ~np.isin(self.events["type"], _RESULTS)) & wanted])
 
     def _own_pages(self, types: Array) -> None:
         """Faults, messages and what the fault paths did."""
@@ -202,7 +223,9 @@ class Work:
                 continue
             window = self.events[begin:end]
             unmapped = (window["type"] == Type.UNMAP) & (window["tid"] == call["tid"])
-            unmapped &= window["start"] == call["start"]
-            place = begin + int(np.flatnonzero(unmapped)[-1]) if unmapped.any() else begin
-            remaps[place] = Remap(start, end_of_old, address, address + length)
+            # Not what a shrinking one unmaps first; 6.17 moves area by area.
+            unmapped &= (window["start"] >= start) & (window["start"] < min(end_of_old, start + length))
+            place = begin + int(np.argmax(unmapped)) if address != start and unmapped.any() else begin
+            kept = bool(call["flags"] & MREMAP_DONTUNMAP)
+            remaps[place] = Remap(start, end_of_old, address, address + length, kept)
         return remaps

@@ -108,7 +108,7 @@ def _before(console: Console, report: dict[str, Any]) -> None:
     if waiting:
         console.print(
             f"{waiting:,} thread{'s' if waiting > 1 else ''} slept in faults already when the trace began, with"
-            f" {unread:,} of the messages not read: they are in no count."
+            f" {unread:,} of the messages not read yet. These faults are in no count, messages read since are."
         )
         threads = sorted({tid for one in found for tid in one["threads"]})
         some = ", ".join(map(str, threads[:_MOST_THREADS])) + ", ..." * (len(threads) > _MOST_THREADS)
