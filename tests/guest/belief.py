@@ -44,6 +44,8 @@ def disagreements(model: Model, truth: Json) -> tuple[int, list[str]]:
     ranges = sorted(
         (found for found in truth["ranges"] if "pid" not in found), key=lambda found: int(found["start"], 16)
     )
+    if len(rows) != len(ranges):
+        return 0, [f"the model has {len(rows)} ranges, the workload had {len(ranges)}"]
     compared, wrong = 0, []
     for row, told in zip(rows, ranges):
         home = model.userfaultfd_of(row)

@@ -18,7 +18,7 @@ PAGES = (512, 256)
 def monitor(guest: Guest, name: str, stack: contextlib.ExitStack) -> tuple[subprocess.Popen[str], str, str]:
     """The monitor, its socket and the file of its counts."""
     path, out = f"/run/{name}.socket", guest.path(f"counts-{name}.json")
-    command = started(guest, [sys.executable, PROGRAM, "monitor", path, out], subprocess.PIPE, None)
+    command = started(guest, [sys.executable, PROGRAM, "monitor", path, out], subprocess.PIPE, sys.stderr)
     process = stack.enter_context(command)
     first_line(process, FINISH_SECONDS)
     return process, path, out
@@ -27,16 +27,21 @@ def monitor(guest: Guest, name: str, stack: contextlib.ExitStack) -> tuple[subpr
 def tracked(guest: Guest, path: str, pages: int, stack: contextlib.ExitStack) -> subprocess.Popen[str]:
     """A process that has handed its userfaultfd over, and waits for a line before it writes."""
     command = [sys.executable, PROGRAM, "tracked", path, str(pages)]
-    process = stack.enter_context(started(guest, command, subprocess.PIPE, None, subprocess.PIPE))
+    process = stack.enter_context(started(guest, command, subprocess.PIPE, sys.stderr, subprocess.PIPE))
     first_line(process, FINISH_SECONDS)
     return process
 
 
-def answer(counts: str, processes: int, collector: subprocess.Popen[str], statuses: list[int | None]) -> Result:
+def counted(counts: str, processes: int) -> Result:
+    """What the monitor counted of that many processes; it writes of each when it is done with it."""
     path = Path(counts)
     until(lambda: path.exists() and len(json.loads(path.read_text())) == processes, FINISH_SECONDS)
+    return dict(json.loads(path.read_text()))
+
+
+def answer(counts: Result, collector: subprocess.Popen[str], statuses: list[int | None]) -> Result:
     status = finish(collector, FINISH_SECONDS)
-    return {"exit_status": status, "tracked_exit_statuses": statuses, "counts": json.loads(path.read_text())}
+    return {"exit_status": status, "tracked_exit_statuses": statuses, "counts": counts}
 
 
 def of_monitor(guest: Guest) -> Result:
@@ -47,9 +52,9 @@ def of_monitor(guest: Guest) -> Result:
         collector = stack.enter_context(attached(guest, name, str(watcher.pid)))
         together = [tracked(guest, path, pages, stack) for pages in PAGES]
         statuses = [go_on(one) for one in together]
-        until(lambda: Path(counts).exists() and len(json.loads(Path(counts).read_text())) == len(PAGES), FINISH_SECONDS)
+        found = counted(counts, len(PAGES))
         watcher.terminate()
-        return {**answer(counts, len(PAGES), collector, statuses), "monitor": watcher.pid}
+        return {**answer(found, collector, statuses), "monitor": watcher.pid}
 
 
 def of_tracked(guest: Guest) -> Result:
@@ -60,7 +65,7 @@ def of_tracked(guest: Guest) -> Result:
         process = tracked(guest, path, PAGES[0], stack)
         collector = stack.enter_context(attached(guest, name, str(process.pid)))
         statuses = [go_on(process)]
-        return {**answer(counts, 1, collector, statuses), "monitor": watcher.pid}
+        return {**answer(counted(counts, 1), collector, statuses), "monitor": watcher.pid}
 
 
 STEPS: dict[str, Callable[[Guest], Result]] = {"handoff-monitor": of_monitor, "handoff-tracked": of_tracked}

@@ -45,8 +45,8 @@ PROBE_LISTS = (
     "/sys/kernel/tracing/kprobe_events",
 )
 RUN_SECONDS = 420.0
-KILL_AFTER_SECONDS = 8.0
-PROBES_GONE_SECONDS = 5.0
+KILL_AFTER_BYTES = 1 << 20
+PROBES_GONE_SECONDS = 60.0
 MOST_BOOTS = 3
 # Scenarios and where they stand when everybody is attached to.
 EVERYBODY = (
@@ -138,9 +138,10 @@ def kill(guest: Guest) -> Result:
     """The collector killed in mid-trace: what is on disk, and what is left in the kernel."""
     trace, stderr = guest.path("trace-kill.data"), guest.path("stderr-kill.txt")
     # The loop ends with its file, whatever session the collector put it in.
-    sentinel = Path("/run/uffdtrace-test-loop")
-    sentinel.touch()
-    loop = f'while [ -e {sentinel} ]; do "$0" run --only populated,seed,storm --out /dev/null || exit; done'
+    sentinel, truth = Path("/run/uffdtrace-test-loop"), Path("/run/uffdtrace-test-truth.jsonl")
+    for file in (sentinel, truth):
+        file.touch()
+    loop = f'while [ -e {sentinel} ]; do "$0" run --only populated,seed,storm --out {truth} || exit; done'
     # On one CPU: under emulation another may run on in what it translated before the code was
     # patched, and meet the same int3 for ever (seen on 5.10, at userfaultfd_ioctl+0).
     command = ["taskset", "-c", "0", *guest.uffdtrace, "run", "-o", trace, "--format", "json", "--"]
@@ -148,7 +149,8 @@ def kill(guest: Guest) -> Result:
     before = probe_lists()
     with open(stderr, "w") as err, started(guest, command, subprocess.DEVNULL, err) as collector:
         until_ready(collector, stderr)
-        time.sleep(KILL_AFTER_SECONDS)
+        # A scenario has ended in it, and it goes on.
+        until(lambda: truth.stat().st_size > 0 and os.path.getsize(trace) > KILL_AFTER_BYTES, READY_SECONDS)
         during = probe_lists()
         collector.kill()
         collector.wait()

@@ -15,7 +15,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
-from guest.compare import BEFORE_ATTACH, compare
+from guest.compare import UNKNOWN, compare
 from guest.results import Guest, Json, Trace
 
 from uffdtrace.reporters.text import render
@@ -25,14 +25,37 @@ NOBODY = 65534
 REFUSED_SECONDS = 60
 
 
-def test_attach_counts_what_the_workload_counted(guest: Guest) -> None:
-    trace = guest.trace("attach-armed")
-    truth = trace.truth["seed"]
+def since_attach(true: Json, suite: str, armed: bool) -> Json:
+    """What an attach can know of a range of the workload's, armed already or only registered."""
+    if "wp" not in true["modes"]:
+        return true
+    # Pagemap shows what is protected (since 5.14), not what was asked to be; 5.10's shows neither.
+    if suite != "bullseye" and not (armed and true["holes"]):
+        return {**true, "holes": UNKNOWN} if armed else true
+    return {
+        **true,
+        "armed_pages": UNKNOWN if armed else true["armed_pages"],
+        "holes": UNKNOWN,
+        "skipped": dict.fromkeys(true["skipped"], UNKNOWN),
+        "lost": dict.fromkeys(true["lost"], UNKNOWN),
+        "lost_runs": [],
+        "verdict": "ok",
+        "findings": ["armed-before-trace"],
+        "counts": {},
+    }
+
+
+def check_attached(guest: Guest, trace: Trace, scenario: str, armed: bool) -> None:
+    truth = trace.truth[scenario]
     assert truth["status"] == "ran", truth
-    # Armed before the trace: null where it cannot be known, but never a wrong number.
-    outcome = compare(trace.report, truth, unknown=BEFORE_ATTACH)
+    known = {**truth, "ranges": [since_attach(found, guest.suite, armed) for found in truth["ranges"]]}
+    outcome = compare(trace.report, known)
     if outcome.differences:
         pytest.fail("\n".join(outcome.differences), pytrace=False)
+
+
+def test_attach_counts_what_the_workload_counted(guest: Guest) -> None:
+    check_attached(guest, guest.trace("attach-armed"), "seed", armed=True)
 
 
 def of_scenario(guest: Guest, scenario: str) -> tuple[list[Json], list[Json]]:
@@ -46,12 +69,7 @@ def of_scenario(guest: Guest, scenario: str) -> tuple[list[Json], list[Json]]:
 
 @pytest.mark.parametrize("standing", ["seed", "two-userfaultfds", "shmem-missing", "populated"])
 def test_attach_to_everybody_counts_what_each_workload_counted(guest: Guest, standing: str) -> None:
-    trace = guest.trace("attach-all")
-    truth = trace.truth[standing]
-    armed = standing in ("seed", "two-userfaultfds")
-    outcome = compare(trace.report, truth, unknown=BEFORE_ATTACH if armed or guest.suite == "bullseye" else ())
-    if outcome.differences:
-        pytest.fail("\n".join(outcome.differences), pytrace=False)
+    check_attached(guest, guest.trace("attach-all"), standing, armed=standing in ("seed", "two-userfaultfds"))
 
 
 def test_attach_to_everybody_is_one_section_each(guest: Guest) -> None:
@@ -87,7 +105,8 @@ def test_attach_says_who_slept_already(guest: Guest) -> None:
     assert len(home["before_trace"]["threads"]) == 64
     assert [found["messages"] for found in ranges] == [found["messages"] for found in truth]
     assert [found["pending"] for found in ranges] == [0]
-    assert [found["lost"]["observed"] for found in ranges] in ([0], [None])
+    # 5.10 does not tell whether they were all that was armed.
+    assert [found["lost"]["observed"] for found in ranges] == [None if guest.suite == "bullseye" else 0]
 
 
 @pytest.mark.parametrize(

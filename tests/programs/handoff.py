@@ -6,7 +6,8 @@
 The tracked process registers MISSING and WP, sends the descriptor and closes
 its own. Its first write of each page is missing; then the monitor arms them
 all, and every other page is written again. The monitor counts what it reads:
-OUT is JSON, {PID: {"missing", "wp", "start", "pages"}}. Only the standard library.
+OUT is JSON, {PID: {"missing", "wp", "start", "pages"}} of those that have ended. Only
+the standard library.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from uffd import MISSING, PAGE, WP, copy, mapping, messages, protect, register, userfaultfd, write_pages
 
+ended: dict[int, Any] = {}
+ending = threading.Lock()
 
-def serve(connection: socket.socket, counts: dict[int, Any], out: Path) -> None:
+
+def serve(connection: socket.socket, out: Path) -> None:
     said, fds, _, _ = socket.recv_fds(connection, 4096, 1)
     (fd,) = fds
     hello = json.loads(said)
-    mine = counts[hello["pid"]] = {"missing": 0, "wp": 0, **hello}
+    mine = {"missing": 0, "wp": 0, **hello}
     source = mapping(PAGE)
     write_pages(source, range(1))
     served = 0
@@ -50,13 +54,14 @@ def serve(connection: socket.socket, counts: dict[int, Any], out: Path) -> None:
         elif ready:
             break
     os.close(fd)
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(counts))
-    part.replace(out)
+    with ending:
+        ended[hello["pid"]] = mine
+        part = out.with_suffix(".part")
+        part.write_text(json.dumps(ended))
+        part.replace(out)
 
 
 def monitor(path: str, out: Path) -> None:
-    counts: dict[int, Any] = {}
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)
     server.listen()
@@ -64,7 +69,7 @@ def monitor(path: str, out: Path) -> None:
     print(os.getpid(), flush=True)
     while True:
         connection, _ = server.accept()
-        threading.Thread(target=serve, args=(connection, counts, out), daemon=True).start()
+        threading.Thread(target=serve, args=(connection, out), daemon=True).start()
 
 
 def tracked(path: str, pages: int) -> None:
