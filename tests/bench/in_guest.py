@@ -48,10 +48,11 @@ class Tracer:
     seen: Callable[[str, str], int]
 
 
-def kprobes_armed(_: str) -> bool:
+def armed() -> list[str]:
+    """Of FUNCTIONS, those with a kprobe."""
     listed = KPROBES.read_text()
     # Behind an endbr64, where there is one.
-    return all(re.search(rf"\s{name}\+0x[04]\s(?!.*\[DISABLED\])", listed) for name in FUNCTIONS)
+    return [name for name in FUNCTIONS if re.search(rf"\s{name}\+0x[04]\s(?!.*\[DISABLED\])", listed)]
 
 
 def uffdtrace(guest: Guest, pid: int, backend: str) -> Tracer:
@@ -77,7 +78,7 @@ def tracers(guest: Guest, pid: int) -> dict[str, Tracer]:
     return {
         "bpftrace": Tracer(
             ("bpftrace", "-e", ONE_LINER),
-            kprobes_armed,
+            lambda _: len(armed()) == len(FUNCTIONS),
             lambda out, _: int((re.search(r"\[kprobe:handle_userfault\]: (\d+)", out) or ["", "0"])[1]),
         ),
         "strace -f": Tracer(
@@ -129,6 +130,9 @@ class Bench:
     def traced(self, name: str, tracer: Tracer) -> None:
         """A block under the tracer; RuntimeError where uffdtrace did not see all its faults."""
         out, err = Path(self._guest.path("out")), Path(self._guest.path("err"))
+        # The kernel removes those of the tracer before when it finds the time.
+        if not until(lambda: not armed(), FINISH_SECONDS):
+            raise RuntimeError(f"kprobes are left on {', '.join(armed())}")
         with out.open("w") as stdout, err.open("w") as stderr:
             began = time.monotonic()
             with started(self._guest, tracer.command, stdout, stderr) as process:

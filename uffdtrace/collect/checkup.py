@@ -136,7 +136,7 @@ def _row(row: Row, attachment: Attachment | None, problem: str | None) -> Json:
     kind = None
     # A place with a problem is one whose kind is not known.
     if attachment is not None and problem is None:
-        kind = "fentry" if attachment.fentry else "kprobe"
+        kind = attachment.kind
     return {
         "row": row.name,
         "place": attachment and attachment.place,

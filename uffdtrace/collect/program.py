@@ -116,9 +116,8 @@ class Program:
             try:
                 self._attach(attachment)
             except Exception as error:
-                kind = "fentry" if attachment.fentry else "kprobe"
                 raise Refusal(
-                    f"the kernel refuses the probe on {attachment.place} ({kind}: {error}):"
+                    f"the kernel refuses the probe on {attachment.place} ({attachment.kind}: {error}):"
                     f" try --backend {'kprobe' if attachment.fentry else 'fentry'}, or run uffdtrace doctor"
                 ) from error
         try:

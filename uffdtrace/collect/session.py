@@ -189,8 +189,7 @@ class Session:
                 "page_size": PAGE_SIZE,
                 "features_offered": offered,
                 "probes": [
-                    {"row": one.row.name, "place": one.place, "kind": "fentry" if one.fentry else "kprobe"}
-                    for one in self._program.attachments
+                    {"row": one.row.name, "place": one.place, "kind": one.kind} for one in self._program.attachments
                 ],
             },
         )
@@ -232,8 +231,7 @@ class Session:
         return build(self._model, trace, process, ending, self._names, self._who, began_ns)
 
     def _backend(self) -> str:
-        kinds = {one.fentry for one in self._program.attachments}
-        return "fentry+kprobe" if len(kinds) == 2 else "fentry" if True in kinds else "kprobe"
+        return "+".join(sorted({one.kind for one in self._program.attachments}))
 
     def _wait(self, wait_fd: int | None) -> None:
         """Until there may be more to read. The ring wakes nobody: that would cost the target."""

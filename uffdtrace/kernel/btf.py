@@ -23,7 +23,6 @@ _KIND_FWD = 7
 _KIND_TYPEDEF = 8
 _KIND_QUALIFIERS = (8, 9, 10, 11, 18)  # typedef, volatile, const, restrict, type tag
 _KIND_FUNC = 12
-_KIND_FUNC_PROTO = 13
 _KIND_ENUM64 = 19
 
 

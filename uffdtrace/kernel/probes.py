@@ -73,6 +73,10 @@ class Attachment:
     exception: str = ""
 
     @property
+    def kind(self) -> str:
+        return "fentry" if self.fentry else "kprobe"
+
+    @property
     def place(self) -> str:
         """`function`, `function%return` or `function+offset`, as perf writes probe points."""
         candidate = self.candidate
@@ -100,7 +104,7 @@ TABLE: tuple[Row, ...] = (
         "messages",
         ("messages", "notified_pages"),
         (
-            # ->read_iter in 6.12, ->read in 6.1 ("userfaultfd: convert to ->read_iter()").
+            # ->read_iter since 6.10 (40f45fe8eb7e).
             Candidate("add_wait_queue", "on_message", ("wq_entry",), Where.CALL, "userfaultfd_read_iter"),
             Candidate("add_wait_queue", "on_message", ("wq_entry",), Where.CALL, "userfaultfd_read"),
             # Sees every poll on the machine: the last resort.
@@ -131,7 +135,7 @@ TABLE: tuple[Row, ...] = (
         "page-commits",
         ("skipped", "lost"),
         (
-            # Folios in 6.12, pages in 6.1 ("mm: add folio_add_new_anon_rmap()").
+            # Folios since 6.3 (4d510f3da4c2).
             Candidate("folio_add_new_anon_rmap", "on_anon_commit", ("folio", "vma", "address")),
             Candidate("page_add_new_anon_rmap", "on_anon_commit", ("page", "vma", "address")),
         ),
