@@ -347,7 +347,7 @@ def test_a_range_that_was_empty_when_it_was_armed_leaves_nothing_to_find() -> No
     row = reported(events)
     assert row["armed_pages"] is row["holes"] is row["lost"]["observed"] is row["skipped"]["fresh_page"] is None
     assert [finding["id"] for finding in row["findings"]] == ["armed-before-trace"]
-    assert row["verdict"] == "idle"
+    assert row["verdict"] == "ok"
 
 
 def test_where_markers_would_stand_it_was_not_armed() -> None:

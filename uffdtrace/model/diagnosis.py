@@ -160,4 +160,5 @@ def verdict(case: Case) -> str:
         return "pending"
     if case.asynchronous and case.wp:
         return "async"
-    return "ok" if any(row.messages) or row.count("armed_pages") else "idle"
+    # Something happened, though nobody knows whether it was meant to be told.
+    return "ok" if any(row.messages) or row.count("armed_pages") or case.unknown_before else "idle"
