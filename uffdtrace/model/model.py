@@ -116,7 +116,7 @@ class Model:
         self.last = max(self.last, int(events["time"][:ready].max()))
         work = Work(events, ready, ioctls, protects, remaps)
         self.lost_returns += work.lost_returns
-        if self._first_unseen(work.events) is None:
+        if work.unmaps and self._first_unseen(work.events) is None:
             work.pass_over(self.watched.registered())
         numbers = np.full(ready, -1, dtype=np.int64)
         begin = 0

@@ -114,6 +114,10 @@ class Work:
         )
         self.busy = self._busy()
 
+    @property
+    def unmaps(self) -> bool:
+        return bool((self.events["type"] == Type.UNMAP).any())
+
     def pass_over(self, registered: list[tuple[int, int, int]]) -> None:
         """No barrier where a munmap() hits nothing that is `registered`, (mm, start, end): 6.1 tells of each."""
         events, types = self.events, self.events["type"]
