@@ -126,7 +126,11 @@ class Reference:
             for home in self._of_memory(ctx):
                 self._expose(home.ctx)
                 del self.homes[home.ctx], self.pages[home.ctx]
+            # The next process with this address is another.
+            for home in (row.home for row in self.ranges):
+                home.mm = 0 if home.mm == ctx else home.mm
         elif kind == Type.RELEASE:
+            self._orphaned(self.homes[ctx])
             if event["kind"] and event["tgid"] == self.homes[ctx].owner:
                 self._expose(ctx)
             else:
@@ -149,7 +153,7 @@ class Reference:
             # One closed before its process ran is its process's too.
             for home in {*self._of_memory(ctx), *(row.home for row in self.ranges)}:
                 if home.mm == ctx and (home.owner is None or home in self.homes.values()):
-                    home.owner = event["tgid"]
+                    home.owner, home.forker = event["tgid"], None
         elif kind == Type.EVENT and ctx in self.homes:
             self.homes[ctx].events[event["kind"]] = self.homes[ctx].events.get(event["kind"], 0) + 1
         elif kind == Type.MERGED:
@@ -410,7 +414,9 @@ class Reference:
         if ctx in self.homes:
             self._expose(ctx)
         parent = self.homes.get(event["aux"])
-        self.homes[ctx] = Descriptor(ctx, event["start"], event["end"], parent=parent)
+        for home in self.homes.values():
+            home.forker = None if home.forker == event["tid"] else home.forker
+        self.homes[ctx] = Descriptor(ctx, event["start"], event["end"], parent=parent, forker=event["tid"])
         self.pages[ctx] = {}
         for number in sorted(copies):
             page = copies[number]
@@ -422,6 +428,16 @@ class Reference:
                 row.armed.add(number)
             if not page.without_holes:
                 row.holes = None
+
+    def _orphaned(self, parent: Descriptor) -> None:
+        """Children whose forks still wait for its monitor are not watched after all."""
+        for home in [one for one in self.homes.values() if one.parent is parent and one.forker]:
+            del self.homes[home.ctx], self.pages[home.ctx]
+            for row in self.ranges:
+                if row.home is home:
+                    row.armed, row.holes = set(), 0
+            for page in self.pages[parent.ctx].values():
+                page.home.root().facts.setdefault("FORK", 1)
 
     def _expose(self, ctx: int) -> None:
         for page in self.pages[ctx].values():

@@ -22,6 +22,7 @@ class Descriptor:
     features: int = 0
     owner: int | None = None
     parent: Descriptor | None = None
+    forker: int | None = None
     threads: dict[int, int] = field(default_factory=dict)
     events: dict[int, int] = field(default_factory=dict)
 

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import pytest
 from unit.events import MM, THREAD, Events, fed, page, told
-from unit.forks import CHILD, CHILD_CTX, CHILD_MM, FORK, back, both, child, child_row, follow, lost, of, started
+from unit.forks import (
+    CHILD,
+    CHILD_CTX,
+    CHILD_MM,
+    FORK,
+    GRANDCHILD_CTX,
+    OTHER_CTX,
+    back,
+    both,
+    child,
+    child_row,
+    follow,
+    lost,
+    of,
+    started,
+)
 
 from uffdtrace.model.events import Feature, Memory, Mode, UffdEvent
 
@@ -349,6 +364,24 @@ def test_a_fork_whose_monitor_closed_before_it_read_is_not_watched() -> None:
     mine, copy = both(events)
     assert (copy["armed_pages"], copy["holes"], copy["belief"]) == (0, 0, {})
     assert mine["facts"]["FORK"] == 1
+
+
+def test_of_two_userfaultfds_the_one_that_was_read_stays() -> None:
+    """A fork waits for one monitor after the other."""
+    events = started()
+    events.arm(0, 4)
+    events.using(OTHER_CTX).userfaultfd()
+    events.register(4, 4)
+    events.arm(4, 4)
+    back(events).fork(0, 4, watched=True)
+    events.using(OTHER_CTX).fork(4, 4, watched=True)
+    back(events).forked(CHILD_CTX, CHILD_MM)
+    events.using(OTHER_CTX).forked(GRANDCHILD_CTX, CHILD_MM)
+    back(events).release_descriptor()
+    events.using(OTHER_CTX).release_descriptor()
+    events.process(CHILD, CHILD_MM)
+    rows = told(events)
+    assert [row["armed_pages"] for row in of(rows, CHILD_CTX) + of(rows, GRANDCHILD_CTX)] == [4, 0]
 
 
 def test_a_monitor_that_closes_its_own_end_keeps_the_childs() -> None:

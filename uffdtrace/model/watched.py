@@ -51,6 +51,8 @@ class Userfaultfd:
     events: dict[UffdEvent, int] = field(default_factory=dict)
     # The one that its memory was forked from.
     parent: Userfaultfd | None = None
+    # The thread that forks, while it may wait for the monitor to read of it.
+    forker: int | None = None
 
     def has(self, feature: Feature) -> bool:
         return bool((self.features or 0) & feature)
@@ -88,10 +90,10 @@ class Watched:
     def orphaned(self, ctx: int, time: int) -> None:
         """A userfaultfd is closed: forks that still wait for its monitor to be told go on without theirs."""
         parent = self.current.get(ctx)
-        for home in list(self.current.values()):
-            # The kernel wakes the fork when its event is read: its process follows at once.
-            if parent is None or home.parent is not parent or home.owner is not None or home.readers | home.callers:
-                continue
+        if parent is None:
+            return
+        for home in [one for one in self.current.values() if one.parent is parent and one.forker is not None]:
+            self.ranges.end(self.ranges.space(home.ctx), 0, EVERYWHERE)
             for row in self.ranges.rows():
                 if self.home_of(row) is home:
                     row.changes[:] = 0
@@ -148,6 +150,10 @@ class Watched:
             self.forget(ctx, time)
         self.seen(ctx, int(event["start"]), int(event["end"]), 0)
         home = self.home(ctx)
+        # It waits for one after the other.
+        for one in self.current.values():
+            one.forker = None if one.forker == event["tid"] else one.forker
+        home.forker = int(event["tid"])
         # It may have been closed while it forked.
         home.parent = next((one for one in reversed(self.userfaultfds) if one.ctx == parent), None)
         for part in self._copied.pop((int(event["tid"]), parent), []):
@@ -182,6 +188,7 @@ class Watched:
         for home in self.userfaultfds:
             if home.mm == mm and (home.owner is None or self.current.get(home.ctx) is home):
                 home.owner = tgid
+                home.forker = None
 
     def unmap(self, home: Userfaultfd, start: int, end: int) -> None:
         for piece in self.ranges.end(self.ranges.space(home.ctx), start, end):
