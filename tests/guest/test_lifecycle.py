@@ -31,7 +31,9 @@ def since_attach(true: Json, suite: str, armed: bool) -> Json:
         return true
     # Pagemap shows what is protected (since 5.14), not what was asked to be; 5.10's shows neither.
     if suite != "bullseye" and not (armed and true["holes"]):
-        return {**true, "holes": UNKNOWN} if armed else true
+        # Populated after the attach, before it was armed: for all that one knows, a second time.
+        populated = {"findings": ["armed-before-trace"], "counts": {}}
+        return {**true, "holes": UNKNOWN} if armed else {**true, **populated}
     return {
         **true,
         "armed_pages": UNKNOWN if armed else true["armed_pages"],

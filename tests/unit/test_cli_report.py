@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from unit.reports import a_range, a_report, latency, waits
+from unit.reports import a_range, a_report, finding, latency, waits
 
 from uffdtrace.cli import main, report
 from uffdtrace.model.report import MOST_RUNS
@@ -23,6 +23,7 @@ REPORTS = {
     "unknown": a_report(a_range(lost=None)),
     "dropped": a_report(a_range(), events_dropped=7, lower_bounds=["lost"]),
     "cut": a_report(a_range(), probes_missed=None),
+    "undecided": a_report(a_range(findings=[finding("undecided", severity="warning")])),
 }
 
 
@@ -84,6 +85,7 @@ def test_compare() -> None:
         (["--check", "unknown"], 4),
         (["--check", "dropped"], 4),
         (["--check", "cut"], 4),
+        (["--check", "undecided"], 4),
         (["--check", "--compare", "before", "unknown"], 4),
         (["--check", "--compare", "before", "after"], 0),
         (["--check", "--compare", "after", "before"], 3),

@@ -366,6 +366,17 @@ def test_a_fork_whose_monitor_closed_before_it_read_is_not_watched() -> None:
     assert mine["facts"]["FORK"] == 1
 
 
+def test_a_child_whose_userfaultfd_is_used_was_read_of() -> None:
+    events = started()
+    events.arm(0, 8)
+    events.fork(0, 8, watched=True)
+    events.forked(CHILD_CTX, CHILD_MM)
+    events.using(CHILD_CTX, mm=CHILD_MM).arm(0, 8)
+    back(events).release_descriptor()
+    events.process(CHILD, CHILD_MM)
+    assert child(events)["armed_pages"] == 8
+
+
 def test_of_two_userfaultfds_the_one_that_was_read_stays() -> None:
     """A fork waits for one monitor after the other."""
     events = started()

@@ -327,6 +327,28 @@ def test_dontunmap_with_the_event_watches_both_places() -> None:
     assert (moved["observed"], moved["notified_pages"], moved["armed_pages"]) == (0, 1, 8)
 
 
+def test_dontunmap_to_where_something_was_moves_after_that_is_unmapped() -> None:
+    events = started(features=Feature.EVENT_REMAP)
+    events.arm(0, 8)
+    events.remap_call(0, 8, 8, flags=MREMAP_DONTUNMAP | 3)
+    events.unmap(64, 8, THREAD)
+    events.remap_return(64)
+    events.served(65)
+    _, moved = told(events)
+    assert (moved["armed_pages"], moved["notified_pages"], moved["stale"], moved["facts"]) == (8, 1, 0, {})
+
+
+def test_a_mapping_that_is_moved_over_a_range_ends_it() -> None:
+    events = started()
+    events.arm(0, 8)
+    events.remap_call(32, 8, 16, flags=3)
+    events.unmap(0, 16, THREAD)
+    events.unmap(32, 8, THREAD)
+    events.remap_return(0)
+    (row,) = told(events)
+    assert (row["start"], row["end"], row["facts"]) == (0, 8, {"UNMAPPED": 8})
+
+
 def test_a_move_area_by_area_is_one_move() -> None:
     """Since Linux 6.17: each area is unmapped as it has moved."""
     events = started(features=Feature.EVENT_REMAP)

@@ -355,9 +355,18 @@ def test_where_markers_would_stand_it_was_not_armed() -> None:
     assert (row["armed_pages"], row["holes"], row["verdict"]) == (0, 0, "never-armed")
 
 
-def test_armed_since_all_of_it_is_known() -> None:
+def test_what_was_populated_before_it_was_armed_may_have_been_lost() -> None:
     events = found()
     events.fresh(0)
+    events.arm(0, 4, 1)
+    row = reported(events)
+    # Of the arming that was seen all is known.
+    assert (row["armed_pages"], row["holes"], row["lost"]["observed"]) == (4, 3, 0)
+    assert "armed-before-trace" in [finding["id"] for finding in row["findings"]]
+
+
+def test_armed_since_all_of_it_is_known() -> None:
+    events = found()
     events.arm(0, 4, 1)
     events.fresh(1)
     row = reported(events)

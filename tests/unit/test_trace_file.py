@@ -126,6 +126,21 @@ def test_under_sudo_it_is_the_users(
     assert (made.st_uid, made.st_gid) == owner
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("user", ["65534", str(1 << 40)])
+def test_a_file_system_without_owners_holds_a_trace_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setenv("SUDO_UID", user)
+    monkeypatch.setenv("SUDO_GID", "65534")
+    if user == "65534":
+        monkeypatch.setattr(os, "fchown", refuse)
+    assert offline.read(write(tmp_path / "trace", history()))["ranges"]
+
+
 def test_a_moved_trace_is_reported_under_its_new_name(tmp_path: Path) -> None:
     moved = write(tmp_path / "trace", history()).rename(tmp_path / "moved")
     assert offline.read(moved)["trace"]["file"] == str(moved)
@@ -136,6 +151,8 @@ def test_a_folder_that_is_not_there_is_known_before_anything_is_done(tmp_path: P
     check(Path("/dev/null"))
     with pytest.raises(TraceError, match=r"cannot create .*: No such file or directory: choose another file with -o"):
         check(tmp_path / "nowhere" / "trace")
+    with pytest.raises(TraceError, match="File name too long"):
+        check(tmp_path / ("x" * 300))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -83,7 +83,13 @@ class Case:
     @property
     def unknown_before(self) -> int:
         """Pages populated without protection of which it is not known whether they had been armed."""
-        return self.row.count("unarmed") if self.before and not self.asynchronous else 0
+        return self.populated_before if self.before else 0
+
+    @property
+    def populated_before(self) -> int:
+        """The same, also where all of the range was armed since: the losses of those armings are known."""
+        row = self.row
+        return row.count("unarmed") if (row.before or row.unseen) and not self.asynchronous else 0
 
     @property
     def unwritten_holes(self) -> int:

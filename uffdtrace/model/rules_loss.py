@@ -197,10 +197,10 @@ LOSS_RULES: tuple[Rule, ...] = (
     Rule(
         "armed-before-trace",
         "warning",
-        lambda case: case.unknown_before,
+        lambda case: case.populated_before,
         "pages were populated in a range that may have been armed before the trace",
         "{count} {were} populated without protection in a range that was registered before the trace: if armed by then,"
         " {their} writes were lost, and nobody can tell.",
-        "trace from the tracker's start with uffdtrace run, or attach before it arms the range",
+        "trace from the tracker's start with uffdtrace run, or attach before it registers the range",
     ),
 )

@@ -92,7 +92,9 @@ class Watched:
         parent = self.current.get(ctx)
         if parent is None:
             return
-        for home in [one for one in self.current.values() if one.parent is parent and one.forker is not None]:
+        # Who uses it was told of it.
+        waiting = [one for one in self.current.values() if one.forker is not None and not one.callers | one.readers]
+        for home in [one for one in waiting if one.parent is parent]:
             self.ranges.end(self.ranges.space(home.ctx), 0, EVERYWHERE)
             for row in self.ranges.rows():
                 if self.home_of(row) is home:
@@ -200,6 +202,8 @@ class Watched:
         space = self.ranges.space(home.ctx)
         if remap.to != remap.start:
             old = page_bounds(remap.start, remap.end)
+            # MREMAP_FIXED unmaps what was there.
+            self.unmap(home, *page_bounds(remap.to, max(remap.to_end, remap.to + PAGE_SIZE)))
             for piece in space.parts(*old) if remap.kept else self.ranges.cut(space, *old):
                 if home.has(Feature.EVENT_REMAP):
                     self._move(home, piece, piece.start - remap.start + remap.to, time)

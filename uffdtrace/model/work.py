@@ -124,9 +124,12 @@ class Work:
         if self._registered.any() or np.isin(types, _REGISTERING).any():
             return
         # What is impossible is an error, whose ever it is.
-        missed = (types == Type.UNMAP) & (events["start"] < events["end"]) & (events["end"] <= HIGHEST)
+        index = np.flatnonzero((types == Type.UNMAP) & (events["start"] < events["end"]) & (events["end"] <= HIGHEST))
+        unmaps, alone = events[index], np.ones(len(index), dtype=bool)
         for mm, start, end in registered:
-            missed &= (events["ctx"] != mm) | (events["start"] >= end) | (events["end"] <= start)
+            alone &= (unmaps["ctx"] != mm) | (unmaps["start"] >= end) | (unmaps["end"] <= start)
+        missed = np.zeros(len(events), dtype=bool)
+        missed[index[alone]] = True
         self.barrier &= ~missed
         self.busy = self._busy(~missed)
 
@@ -226,10 +229,13 @@ class Work:
             if address <= 0 or address % PAGE_SIZE or start % PAGE_SIZE or end_of_old <= start:
                 continue
             window = self.events[begin:end]
-            unmapped = (window["type"] == Type.UNMAP) & (window["tid"] == call["tid"])
+            own = (window["type"] == Type.UNMAP) & (window["tid"] == call["tid"])
             # Not what a shrinking one unmaps first; 6.17 moves area by area.
-            unmapped &= (window["start"] >= start) & (window["start"] < min(end_of_old, start + length))
-            place = begin + int(np.argmax(unmapped)) if address != start and unmapped.any() else begin
+            unmapped = own & (window["start"] >= start) & (window["start"] < min(end_of_old, start + length))
+            # MREMAP_DONTUNMAP leaves only what MREMAP_FIXED unmaps first.
+            replaced = own & (window["start"] < address + length) & (window["end"] > address)
+            where = np.flatnonzero(unmapped)[:1] if unmapped.any() else np.flatnonzero(replaced)[-1:]
+            place = begin + int(where[0]) if address != start and where.size else begin
             kept = bool(call["flags"] & MREMAP_DONTUNMAP)
             remaps[place] = Remap(start, end_of_old, address, address + length, kept)
         return remaps

@@ -123,7 +123,7 @@ def _shows_nothing(before: Range, after: Range) -> str | None:
     """Why AFTER's range cannot show that a fix helped; None where it can."""
     if after["verdict"] == "async":
         return "uses WP_ASYNC, where a trace cannot show losses"
-    if not after["armed_pages"]:
+    if after["armed_pages"] == 0:
         return "was not armed"
     served = sum(after["messages"].values()) + sum(after["faults"].values()) + (after["skipped"]["fresh_page"] or 0)
     if not served and not lost_pages(after):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -22,10 +23,14 @@ _CANNOT_CREATE = "cannot create {path}: {error}: choose another file with -o"
 def check(path: Path) -> None:
     """TraceError where no trace can be made, which is better known before minutes are spent on it."""
     # access() knows of read-only file systems, too.
-    wanted = path if path.exists() and not path.is_file() else path.parent
-    if not wanted.exists() or not os.access(wanted, os.W_OK):
-        error = os.strerror(errno.EACCES if wanted.exists() else errno.ENOENT)
-        raise TraceError(_CANNOT_CREATE.format(path=path, error=error))
+    try:
+        wanted = path if path.exists() and not path.is_file() else path.parent
+        there = wanted.exists()
+    except OSError as error:
+        raise TraceError(_CANNOT_CREATE.format(path=path, error=error.strerror)) from None
+    if not there or not os.access(wanted, os.W_OK):
+        why = os.strerror(errno.EACCES if there else errno.ENOENT)
+        raise TraceError(_CANNOT_CREATE.format(path=path, error=why))
 
 
 def _sudo_user() -> tuple[int, int] | None:
@@ -50,7 +55,9 @@ class Writer:
                 # The addresses in it are the target's business.
                 self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 if (owner := _sudo_user()) is not None:
-                    os.fchown(self._fd, *owner)
+                    # Not every file system has owners (vfat); root's trace is better than none.
+                    with contextlib.suppress(OSError, OverflowError):
+                        os.fchown(self._fd, *owner)
         except OSError as error:
             raise TraceError(_CANNOT_CREATE.format(path=path, error=error.strerror)) from None
         self._write(MAGIC)
