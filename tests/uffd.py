@@ -26,8 +26,24 @@ libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 def userfaultfd(features: int = 0, flags: int = 0) -> int:
     fd = libc.syscall(USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | flags)
-    fcntl.ioctl(fd, 0xC018AA3F, struct.pack("<QQQ", 0xAA, features, 0))
+    _api(fd, features)
     return int(fd)
+
+
+def offered() -> int:
+    """UFFD_FEATURE_* bits that the kernel has; none where this user may open no userfaultfd."""
+    fd = libc.syscall(USERFAULTFD, os.O_CLOEXEC)
+    if fd < 0:
+        return 0
+    try:
+        return _api(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def _api(fd: int, features: int) -> int:
+    answer = fcntl.ioctl(fd, 0xC018AA3F, struct.pack("<QQQ", 0xAA, features, 0))
+    return int(struct.unpack("<QQQ", answer)[1])
 
 
 def register(fd: int, start: int, length: int, modes: int = WP) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import struct
@@ -14,10 +13,10 @@ from uffd import (
     MAP_ANONYMOUS,
     MAP_PRIVATE,
     PAGE,
-    USERFAULTFD,
     WP,
     libc,
     mapping,
+    offered,
     protect,
     register,
     userfaultfd,
@@ -26,18 +25,8 @@ from uffd import (
 
 from uffdtrace.model.events import Feature
 
-
-def _offered() -> int:
-    """What UFFDIO_API says to this user, by hand: uffdtrace's own asking is what some tests are about."""
-    fd = libc.syscall(USERFAULTFD, os.O_CLOEXEC)
-    if fd < 0:
-        return 0
-    answer = fcntl.ioctl(fd, 0xC018AA3F, struct.pack("<QQQ", 0xAA, 0, 0))
-    os.close(fd)
-    return int(struct.unpack("<QQQ", answer)[1])
-
-
-OFFERED = _offered()
+# By hand: uffdtrace's own asking is what some tests are about.
+OFFERED = offered()
 need_wp = pytest.mark.skipif(not OFFERED & Feature.PAGEFAULT_FLAG_WP, reason="no write protection for this user here")
 HUGE = 2 << 20
 GIB = 1 << 30

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from uffdtrace.model.report import MOST_RUNS, MOST_WAITING
 from uffdtrace.model.rules import RULES
+from uffdtrace.reporters.compare import COMPARABLE
 from uffdtrace.reporters.findings import BEGIN, END, put, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +25,13 @@ def readme(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_every_page_is_up_to_date() -> None:
     done = readme("--check")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_its_limits_are_those_of_the_code() -> None:
+    page = " ".join((ROOT / "README.md").read_text().split())
+    assert f"(the {MOST_WAITING} longest of a range)" in page
+    assert f"it stops at {MOST_RUNS:,} runs a range" in page
+    assert COMPARABLE == 0.1 and "less than a tenth of BEFORE's writes" in page
 
 
 def test_every_finding_has_a_line_of_four_cells() -> None:

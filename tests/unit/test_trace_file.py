@@ -14,7 +14,7 @@ from unit.traces import ENDING, WHAT, history, one_line, read_all, write
 
 from uffdtrace.reporters import offline, text
 from uffdtrace.trace.file import PROCESSES, SCHEMA, TraceError
-from uffdtrace.trace.writer import Writer, check
+from uffdtrace.trace.writer import Writer, check_path
 
 # ---- whole files -----------------------------------------------------------------
 
@@ -147,12 +147,12 @@ def test_a_moved_trace_is_reported_under_its_new_name(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_known_before_anything_is_done(tmp_path: Path) -> None:
-    check(tmp_path / "trace")
-    check(Path("/dev/null"))
+    check_path(tmp_path / "trace")
+    check_path(Path("/dev/null"))
     with pytest.raises(TraceError, match=r"cannot create .*: No such file or directory: choose another file with -o"):
-        check(tmp_path / "nowhere" / "trace")
+        check_path(tmp_path / "nowhere" / "trace")
     with pytest.raises(TraceError, match="File name too long"):
-        check(tmp_path / ("x" * 300))
+        check_path(tmp_path / ("x" * 300))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -58,8 +58,9 @@ def command(
     wait_fd = None if pid is None else open_pidfd(pid)
 
     def ended() -> bool:
-        followed = {pid} | (session.followed if follow is Follow.FORKS else set())
-        return pid is not None and not any(proc.is_alive(one) for one in followed if one)
+        if pid is None or proc.is_alive(pid):
+            return False
+        return follow is not Follow.FORKS or not any(map(proc.is_alive, session.followed))
 
     with StatusLine(sys.stderr) as status:
         session = Session(load(options, say), options, process, status.say, status.show if status.live else None)

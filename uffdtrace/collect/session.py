@@ -27,8 +27,7 @@ from uffdtrace.model.diagnosis import Case
 from uffdtrace.model.events import EVENT, PAGE_SIZE
 from uffdtrace.model.model import Model
 from uffdtrace.model.report import Name, build
-from uffdtrace.trace.writer import Writer
-from uffdtrace.trace.writer import check as check_output
+from uffdtrace.trace.writer import Writer, check_path
 
 _POLL_S = 0.05
 _PROGRESS_S = 0.5
@@ -87,7 +86,7 @@ def load(options: Options, say: Say) -> Program:
     """The program for this kernel, compiled but not attached; Refusal and its kin say why not."""
     preflight.check_privileges()
     preflight.check_tracing()
-    check_output(options.output)
+    check_path(options.output)
     module = bcc.load()
     symbols = Symbols()
     with Btf() as btf:

@@ -104,11 +104,11 @@ class Work:
         self.lost_returns = 0
         self._own_pages(types)
         self._protections(*protects)
-        self._registered = registered = self._calls(*ioctls)
+        self._registered = self._calls(*ioctls)
         self.remaps = self._remaps(*remaps)
         self.barrier = (
             np.isin(types, _STRUCTURAL)
-            | registered
+            | self._registered
             | (self.op == Op.MOVE)
             | ((self.op != Op.NOTHING) & (self.pages > EXPAND_PAGES))
         )

@@ -20,7 +20,7 @@ from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, NAMES,
 _CANNOT_CREATE = "cannot create {path}: {error}: choose another file with -o"
 
 
-def check(path: Path) -> None:
+def check_path(path: Path) -> None:
     """TraceError where no trace can be made, which is better known before minutes are spent on it."""
     # access() knows of read-only file systems, too.
     try:
