@@ -209,6 +209,19 @@ def attach_all(guest: Guest) -> Result:
     return {"exit_status": status, "workload_exit_statuses": statuses}
 
 
+def attach_forks(guest: Guest) -> Result:
+    """Attach to a shell that starts a tracker and exits before that registers anything."""
+    name = "attach-forks"
+    tracker = [guest.workload, "run", "--only", "seed", "--out", guest.path(f"truth-{name}.jsonl")]
+    command = ["sh", "-c", 'read -r go; "$@" & exit', "sh", *tracker]
+    with started(guest, command, subprocess.DEVNULL, sys.stderr, subprocess.PIPE) as shell:
+        with attached(guest, name, "--follow-forks", str(shell.pid)) as collector:
+            shell_status = go_on(shell)
+            # The last of them is gone, so the tracer ends by itself.
+            status = finish(collector, FINISH_SECONDS)
+    return {"exit_status": status, "shell_exit_status": shell_status}
+
+
 def stopped(guest: Guest, name: str, *options: str, interrupt: bool = False) -> Result:
     """A trace that ends while its target goes on."""
     with standing(guest, "seed", "armed", "/dev/null") as (_, pid):
@@ -295,6 +308,7 @@ def main() -> None:
     steps["attach-interrupted"] = lambda: stopped(guest, "attach-interrupted", interrupt=True)
     steps["refused-user"] = lambda: refuse_non_root(guest)
     if arguments.once:
+        steps["attach-forks"] = lambda: attach_forks(guest)
         steps["attach-duration"] = lambda: stopped(guest, "attach-duration", "-d", "1")
         for name in ("wheel", "deb"):
             steps[f"installed-{name}"] = lambda name=name: installed(guest, name)  # type: ignore[misc]

@@ -60,6 +60,15 @@ def test_attach_counts_what_the_workload_counted(guest: Guest) -> None:
     check_attached(guest, guest.trace("attach-armed"), "seed", armed=True)
 
 
+@pytest.mark.once
+def test_children_are_followed_until_the_last_has_exited(guest: Guest) -> None:
+    trace = guest.trace("attach-forks")
+    assert guest.step("attach-forks") == {"exit_status": 0, "shell_exit_status": 0}, trace.stderr
+    assert trace.report["trace"]["stop_reason"] == "the process exited"
+    outcome = compare(trace.report, trace.truth["seed"])
+    assert not outcome.differences and not outcome.lower_bounds
+
+
 def of_scenario(guest: Guest, scenario: str) -> tuple[list[Json], list[Json]]:
     """The ranges and userfaultfds that a trace of everybody tells of one scenario's process."""
     trace = guest.trace("attach-all")
