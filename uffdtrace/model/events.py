@@ -53,11 +53,11 @@ class Type(IntEnum):
     FORKED = 29
     PROCESS = 30
     # From the collector, not from the kernel:
-    RANGE_FOUND = 32
-    PAGES_FOUND = 33
-    ASLEEP = 34
-    WAITERS_FOUND = 35
-    SLEEPER_FOUND = 36
+    RANGE_FOUND = 128
+    PAGES_FOUND = 129
+    ASLEEP = 130
+    WAITERS_FOUND = 131
+    SLEEPER_FOUND = 132
 
 
 # Meaning of the fields that differ per type; `ctx` is the kernel's
