@@ -52,6 +52,9 @@ class Type(IntEnum):
     AREA = 28
     FORKED = 29
     PROCESS = 30
+    HUGE_WRITE = 33
+    ZAP = 34
+    UNMERGED = 35
     # From the collector, not from the kernel:
     RANGE_FOUND = 128
     PAGES_FOUND = 129
@@ -85,7 +88,11 @@ FIELDS = {
     Type.HUGE_FALLBACK: "that huge zero page did not come about: start, end, aux=fault address",
     Type.FILE_PAGE: "a fault maps a shmem or hugetlb page without protection; kind=1 for a write",
     Type.UNPROTECTED_WRITE: "a write fault on a present page without protection; kind=1 for the zero page",
-    Type.DISCARD: "madvise drops start..end; flags=Memory",
+    Type.DISCARD: "madvise drops start..end; flags=Memory, kind=1 if a REMOVE event tells the monitor,"
+    " aux=number of the system call that does it (0 where not known), value=its advice, for madvise",
+    Type.ZAP: "the entries of start..end are dropped, by whatever call; otherwise as DISCARD",
+    Type.HUGE_WRITE: "a write made the huge page start..end, present and not protected, writable; aux=fault address",
+    Type.UNMERGED: "KSM gave start..end a page of its own again, writable, though nobody wrote",
     Type.UNMAP: "ctx=mm: munmap of start..end",
     Type.EXIT: "ctx=mm: the address space is going away",
     Type.RELEASE: "the userfaultfd was closed; kind=1 by the end of its last holder, tgid",
@@ -218,6 +225,8 @@ class Loss(IntEnum):
 WRITEPROTECT_MODE_WP = 1
 COPY_MODE_WP = 2
 CONTINUE_MODE_WP = 2
+# UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES (the same header, since 6.8: adef440691ba).
+MOVE_MODE_ALLOW_SRC_HOLES = 2
 # include/uapi/linux/mman.h
 MREMAP_DONTUNMAP = 4
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Callable
-
 import numpy as np
 
 from uffdtrace.model import facts, join
+from uffdtrace.model.dropped import DISCARDS, by_call
 from uffdtrace.model.events import (
     EVENT,
     MEMORY_ORDER_SHIFT,
@@ -23,7 +22,8 @@ from uffdtrace.model.events import (
 )
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.losses import Losses
-from uffdtrace.model.pages import Cause, Op, apply, exposed
+from uffdtrace.model.overlap import Overlaps
+from uffdtrace.model.pages import CHANGES, COUNTS, TOLD, UNPROTECTED_FILLS, Cause, Op, apply, exposed, having
 from uffdtrace.model.ranges import ModelError, Range, page_bounds
 from uffdtrace.model.sleep import Ending, Sleepers
 from uffdtrace.model.watched import EVERYWHERE, Userfaultfd, Watched
@@ -35,7 +35,8 @@ _MOST_EXPANDED = 1 << 22
 _NO_HOLES = Feature.WP_UNPOPULATED | Feature.WP_ASYNC
 _FAULT_FLAG_RETRY_NOWAIT = 8
 _MOST_SPANS = 64
-Locate = Callable[[Array], tuple[Array, Array]]
+# Per row of CHANGES: whether it counts a page as dropped.
+_DROPPED = CHANGES[:, COUNTS.index("dropped")] != 0
 _MODE_OF = {Kind.MISSING: Mode.MISSING, Kind.WP: Mode.WP, Kind.MINOR: Mode.MINOR}
 
 
@@ -52,6 +53,7 @@ class Model:
         self.last = 0
         self._waiting = np.empty(0, dtype=EVENT)
         self._sleepers = Sleepers()
+        self._overlaps = Overlaps()
         self._asleep: set[int] = set()
         self._looked_at: set[int] = set()
 
@@ -114,7 +116,7 @@ class Model:
         if not ready:
             return
         self.last = max(self.last, int(events["time"][:ready].max()))
-        work = Work(events, ready, ioctls, protects, remaps)
+        work = Work(events, ready, ioctls, protects, remaps, self._overlaps)
         self.lost_returns += work.lost_returns
         if work.unmaps and self._first_unseen(work.events) is None:
             work.pass_over(self.watched.registered())
@@ -219,15 +221,13 @@ class Model:
 
         start, pages, ops = work.start[chosen], work.pages[chosen], work.op[chosen]
         self._whole_pages(events, start, pages, number, messages & known)
-        undecided = work.undecided[chosen]
-        for one in np.unique(number[undecided & known]).tolist():
-            self.ranges.all[one].root().undecided += int(pages[undecided & (number == one)].sum())
-        dropped = undecided | (home.has(Feature.WP_ASYNC) & np.isin(types, EVIDENCE))
-        active = np.flatnonzero((ops != Op.NOTHING) & ((pages <= EXPAND_PAGES) | messages) & ~dropped)
+        # WP_ASYNC: the kernel notes writes by itself.
+        passed_over = home.has(Feature.WP_ASYNC) & np.isin(types, EVIDENCE)
+        active = np.flatnonzero((ops != Op.NOTHING) & ((pages <= EXPAND_PAGES) | messages) & ~passed_over)
         # A trace may claim more than fits in memory at once.
         for part in np.split(active, np.flatnonzero(np.diff(np.cumsum(pages[active]) // _MOST_EXPANDED)) + 1):
             if part.size:
-                self._expand(space.locate, events[part], start[part], pages[part], ops[part])
+                self._expand(home, events[part], start[part], pages[part], ops[part])
 
     def _read(self, home: Userfaultfd, events: Array, number: Array, messages: Array, known: Array) -> None:
         """Who reads, and whether a reader faults itself; which faults were refused."""
@@ -274,23 +274,51 @@ class Model:
         start[messages] &= ~((np.uint64(PAGE_SIZE) << orders.astype(np.uint64)) - np.uint64(1))
         pages[messages] = np.int64(1) << orders
 
-    def _expand(self, locate: Locate, events: Array, start: Array, pages: Array, ops: Array) -> None:
+    def _expand(self, home: Userfaultfd, events: Array, start: Array, pages: Array, ops: Array) -> None:
         rows = np.repeat(np.arange(len(events)), pages)
         offsets = np.arange(len(rows)) - np.repeat(np.cumsum(pages) - pages, pages)
         addresses = start[rows] + offsets.astype(np.uint64) * np.uint64(PAGE_SIZE)
         ops = ops[rows]
         if (pages > 1).any():
+            fills = np.isin(ops, UNPROTECTED_FILLS) & (pages > 1)[rows]
             types = events["type"][rows]
             at_fault = addresses == events["aux"][rows]
-            ops[(types == Type.HUGE_PAGE) & at_fault & (events["kind"][rows] == 1)] = Op.HUGE
-            ops[(types == Type.HUGE_ZERO_WRITE) & at_fault] = Op.UNPROTECTED_ZERO_WRITE
+            decided = ops != Op.UNDECIDED
+            ops[(types == Type.HUGE_PAGE) & at_fault & (events["kind"][rows] == 1) & decided] = Op.HUGE
+            ops[(types == Type.HUGE_ZERO_WRITE) & at_fault & decided] = Op.UNPROTECTED_ZERO_WRITE
+            ops[(types == Type.HUGE_WRITE) & at_fault & (ops == Op.OPENED)] = Op.UNPROTECTED_WRITE
             # The page that faulted is read on its own after the huge page fell through.
             ops[(types == Type.HUGE_FALLBACK) & at_fault] = Op.NOTHING
-        places, owners = locate(addresses)
+        places, owners = self.ranges.space(home.ctx).locate(addresses)
         inside = places >= 0
-        effects = apply(self.ranges.pool.states, places[inside], ops[inside])
-        self.ranges.changes(owners[inside], effects)
-        self.losses.add(places[inside], effects, events["time"][rows][inside], events["tid"][rows][inside])
+        places, owners, ops, rows = places[inside], owners[inside], ops[inside], rows[inside]
+        if (pages > 1).any() and fills.any():
+            self._answers(places, ops, rows, fills[inside])
+        effects = apply(self.ranges.pool.states, places, ops)
+        self.ranges.changes(owners, effects)
+        self.losses.add(places, effects, events["time"][rows], events["tid"][rows])
+        dropped = np.flatnonzero(_DROPPED[effects])
+        if dropped.size:
+            self._dropped(home, events[rows[dropped]], owners[dropped], np.ones(len(dropped), dtype=np.int64))
+
+    def _answers(self, places: Array, ops: Array, rows: Array, fills: Array) -> None:
+        """A call that fills several pages and answers a write to one of them answers for all: changes `ops`."""
+        touched, inverse = np.unique(places, return_inverse=True)
+        before = np.empty(len(places), dtype=np.uint16)
+        # The states that each page has when its call comes: tried on a copy.
+        apply(self.ranges.pool.states[touched], inverse, ops, before)
+        answers = np.zeros(int(rows.max()) + 1, dtype=bool)
+        answers[rows[fills & having(before, TOLD)]] = True
+        ops[fills & answers[rows]] = Op.ANSWER_REST
+
+    def _dropped(self, home: Userfaultfd, events: Array, numbers: Array, pages: Array) -> None:
+        """Armed pages whose content a DISCARD or ZAP dropped; a thread that reads the messages drops its own."""
+        others = ~np.isin(events["tid"], list(home.threads))
+        events, numbers, pages = events[others], numbers[others], pages[others]
+        for number in np.unique(numbers).tolist():
+            row, mine = self.ranges.all[number].root(), numbers == number
+            for call, count in by_call(events[mine], pages[mine]).items():
+                row.dropped[call] = row.dropped.get(call, 0) + count
 
     def _tally(self, name: str, numbers: Array, kinds: Array, mask: Array) -> None:
         mask = mask & (kinds < len(Kind))
@@ -363,7 +391,8 @@ class Model:
         elif kind == Type.RANGE_FOUND:
             self.watched.found(event)
         elif kind == Type.PAGES_FOUND:
-            self._slice(ctx, start, end, Op.ARM, event)
+            # A page or a marker bears the protection that was found: it is no hole.
+            self._slice(ctx, start, end, Op.ARM_FULL, event)
             self.watched.before(ctx, start, end)
         elif kind == Type.IOCTL and int(event["kind"]) == Ioctl.REGISTER:
             self.watched.home(ctx).callers.add(int(event["tgid"]))
@@ -377,16 +406,23 @@ class Model:
             numbers[index] = number[0]
             known = number >= 0
             self._describe(work.events[index : index + 1][known], number[known])
-            evidence = kind in EVIDENCE
             asynchronous = ctx in self.watched.current and self.watched.current[ctx].has(Feature.WP_ASYNC)
-            if evidence and work.undecided[index] and known[0]:
-                self.ranges.all[number[0]].root().undecided += int(work.pages[index])
-            if evidence and (asynchronous or work.undecided[index]):
+            if kind in EVIDENCE and asynchronous:
                 return
-            self._slice(ctx, first, last, Op(int(work.op[index])), event)
-            if work.op[index] == Op.MOVE:
-                source = int(event["value"])
-                self._slice(ctx, source, source + last - first, Op.MOVED_AWAY, event)
+            op = Op(int(work.op[index]))
+            if op in UNPROTECTED_FILLS and last - first > PAGE_SIZE and self._told(ctx, first, last):
+                op = Op.ANSWER_REST
+            self._slice(ctx, first, last, op, event)
+            if op in (Op.MOVE, Op.MOVE_MAYBE):
+                source, left = int(event["value"]), Op.MOVED_AWAY if op is Op.MOVE else Op.MOVED_AWAY_MAYBE
+                self._slice(ctx, source, source + last - first, left, event)
+            for low, high in work.doubts.get(index, ()):
+                self._slice(ctx, low, high, Op.DOUBT, event)
+
+    def _told(self, ctx: int, start: int, end: int) -> bool:
+        """Whether the monitor has read of a write to any of these pages in its arming."""
+        parts = self.ranges.space(ctx).parts(start, end)
+        return any(bool(having(self.ranges.states(part), TOLD).any()) for part in parts)
 
     def _ended(self, ctx: int, start: int, end: int, time: int, closed: bool) -> None:
         if self.watched.end(ctx, start, end, time) or closed:
@@ -398,3 +434,7 @@ class Model:
             high = low + -(-(min(end, piece.end) - low) // PAGE_SIZE) * PAGE_SIZE
             first, effects = self.ranges.operate(piece, low, high, op)
             self.losses.add(np.arange(first, first + len(effects)), effects, int(event["time"]), int(event["tid"]))
+            dropped = np.array([int(_DROPPED[effects].sum())])
+            if event["type"] in DISCARDS and dropped[0]:
+                numbers = np.array([piece.range_number])
+                self._dropped(self.watched.home(ctx), event[None], numbers, dropped)

@@ -1,8 +1,10 @@
 """What happens to one page: a table of every state and every operation.
 
-A page's state is a small integer. `step()` says in plain Python what one
-operation does to one page; the tables made from it apply operations to
-millions of pages at once. Definitions: design.md section 2.
+A page's state is a set of bits. `step()` says in plain Python what one operation
+does to one page. The states that can be reached are far fewer than the sets of
+bits, so the pool stores a state's number: BITS[number] are its bits. Tables over
+these numbers apply operations to millions of pages at once. Definitions:
+design.md section 2.
 """
 
 from __future__ import annotations
@@ -68,6 +70,23 @@ class Op(IntEnum):
     SWAPPED_BACK = 26
     ENDED = 27
     REGISTERED_AGAIN = 28
+    # Armed by a call that found an entry for every page: none of them was a hole.
+    ARM_FULL = 29
+    # Two calls overlapped here: whether it is protected, or released, no order tells.
+    DOUBT = 30
+    # Populated while a call armed it: before the page was protected, or after.
+    UNDECIDED = 31
+    # Filled without protection by a call that answered a write to another page.
+    ANSWER_REST = 32
+    # It became writable, and no fault of its own showed it.
+    OPENED = 33
+    # Its content was dropped, while a marker keeps its protection.
+    DROPPED = 34
+    # The two ends of a UFFDIO_MOVE that may have moved a hole.
+    MOVE_MAYBE = 35
+    MOVED_AWAY_MAYBE = 36
+    # The monitor had read of a write to it when the trace began.
+    TOLD_BEFORE = 37
 
 
 _POPULATES = frozenset(
@@ -84,8 +103,16 @@ _POPULATES = frozenset(
 )
 
 _MESSAGES = frozenset((Op.MESSAGE, Op.WRITE_MESSAGE, Op.WP_MESSAGE))
-_FILLS = frozenset((Op.COPY, Op.COPY_WP, Op.CONTINUE, Op.ZEROPAGE, Op.MOVE))
-_ANSWERS = _POPULATES | _FILLS | {Op.ARM, Op.RELEASE, Op.ENDED, Op.REGISTERED_AGAIN, Op.DISCARD, Op.MOVED_AWAY}
+# Calls that put a page there without protecting it.
+UNPROTECTED_FILLS = (Op.COPY, Op.CONTINUE, Op.ZEROPAGE, Op.MOVE, Op.MOVE_MAYBE, Op.ANSWER_REST)
+_FILLS = frozenset((*UNPROTECTED_FILLS, Op.COPY_WP))
+_ARMS = frozenset((Op.ARM, Op.ARM_FULL, Op.COPY_WP))
+_DISCARDS = frozenset((Op.DISCARD, Op.DROPPED))
+_LEAVES = frozenset((Op.DISCARD, Op.MOVED_AWAY, Op.MOVED_AWAY_MAYBE))
+_ENDS = frozenset((Op.RELEASE, Op.ENDED, Op.REGISTERED_AGAIN))
+_ANSWERS = _POPULATES | _FILLS | _ARMS | _ENDS | _LEAVES
+# What a fault on a page that may be protected, or not, leaves open.
+_UNTOLD = _POPULATES | {Op.UNDECIDED, Op.HUGE_REPLACED, Op.OPENED}
 _TAKES_AWAY = {
     Op.MERGED: Cause.KSM_MERGE,
     Op.SWAPPED_BACK: Cause.SWAPOFF,
@@ -106,8 +133,12 @@ ELSEWHERE = 128  # its loss, or its skipping, is in the counts of an earlier ran
 FILED = 256  # populated with a file's page without protection, and counted
 ASKED = 512  # the monitor read a message, and has not answered it yet
 FORMER = 1024  # armed in an earlier registration only
-WHY_SHIFT = 11
-STATES = 1 << (WHY_SHIFT + 4)
+DOUBT = 1 << 11  # calls overlapped on it: whether it is armed, and protected, is not known
+UNDECIDED = 1 << 12  # it counts as undecided, in this arming
+SETTLED = 1 << 13  # released, and never armed in this trace: what was armed before it matters no more
+FULL = 1 << 14  # it was no hole when it was armed
+DROPPED = 1 << 15  # its content was dropped in this arming, and counted
+WHY_SHIFT = 16
 
 # What a step can change in a range's counts, in this order; then one per Cause.
 COUNTS = (
@@ -125,6 +156,8 @@ COUNTS = (
     "repeated",
     "stale",
     "rearmed",
+    "undecided",
+    "dropped",
 )
 WIDTH = len(COUNTS) + len(Cause)
 
@@ -159,31 +192,45 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
         # nobody will see the next one.
         lose(why or cause, BLIND if bits & TOLD else OBSERVED)
 
-    if op in _FILLS and bits & ARMED and not bits & (OBSERVED | BLIND | BARE) and why is Cause.NONE:
+    def undecided() -> None:
+        nonlocal bits
+        if not bits & UNDECIDED:
+            add("undecided")
+            bits |= UNDECIDED
+
+    clean = bits & ARMED and not bits & (OBSERVED | BLIND | BARE) and why is Cause.NONE
+    if op in _FILLS and clean:
         # It was empty, or the call would have failed.
         add("filled")
     if op in _ANSWERS:
         bits &= ~ASKED
+    # A fill without protection that answers a write which the monitor has read lets the page go (design.md 2).
+    answer = op in UNPROTECTED_FILLS and bits & TOLD
+    if op is Op.ANSWER_REST and bits & (ARMED | DOUBT) and not bits & (TOLD | OBSERVED | BLIND):
+        # The monitor answered a write beside it: whether it takes this page for written, too, only it knows.
+        undecided()
 
-    if op in (Op.ARM, Op.COPY_WP):
+    if op in _ARMS:
         if not bits & EVER_ARMED:
             add("armed_pages")
-        elif op is Op.ARM:
+        elif op is not Op.COPY_WP:
             add("rearmed")
-        bits = bits & NOTIFIED | EVER_ARMED | ARMED
+        bits = bits & NOTIFIED | EVER_ARMED | ARMED | (0 if op is Op.ARM else FULL)
         why = Cause.NONE
-    elif op in (Op.RELEASE, Op.ENDED, Op.REGISTERED_AGAIN):
-        if bits & ARMED and not bits & (OBSERVED | BLIND | TOLD | BARE) and why is Cause.NONE:
+    elif op in _ENDS or answer or op is Op.ANSWER_REST:
+        if op in _ENDS and clean and not bits & TOLD:
             # Nothing had happened to it: it may have been a hole.
             add("untouched")
         if op is Op.REGISTERED_AGAIN and bits & EVER_ARMED:
             bits |= FORMER
-        bits &= EVER_ARMED | NOTIFIED | (0 if op is Op.RELEASE else FORMER)
+        let_go = op not in (Op.ENDED, Op.REGISTERED_AGAIN)
+        bits = bits & (EVER_ARMED | NOTIFIED | SETTLED | (0 if let_go else FORMER))
+        bits |= SETTLED if let_go and not bits & EVER_ARMED else 0
         why = Cause.NONE
     elif op in _MESSAGES:
         if bits & ASKED:
             add("repeated")
-        elif op is Op.WP_MESSAGE and not bits & ARMED:
+        elif op is Op.WP_MESSAGE and not bits & (ARMED | DOUBT):
             # Protected, though nobody asked for it in this registration; or released just before.
             never = bits & FORMER or not bits & (EVER_ARMED | NOTIFIED)
             add("stale" if never else "repeated")
@@ -191,17 +238,35 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
         if not bits & NOTIFIED:
             add("notified_pages")
         bits |= NOTIFIED | ASKED
-        if bits & ARMED and op is not Op.MESSAGE:
+        if bits & (ARMED | DOUBT) and op is not Op.MESSAGE:
             bits |= TOLD
+    elif op is Op.TOLD_BEFORE:
+        bits |= ASKED | (TOLD if bits & (ARMED | DOUBT) else 0)
+    elif op is Op.DOUBT:
+        # Of a page that nobody armed nothing can be lost, whatever came first.
+        if bits & EVER_ARMED:
+            bits = bits & (EVER_ARMED | NOTIFIED | ASKED | TOLD | UNDECIDED) | DOUBT
+            why = Cause.NONE
+    elif bits & DOUBT:
+        if op in _UNTOLD or op in UNPROTECTED_FILLS:
+            undecided()
+        if op in UNPROTECTED_FILLS:
+            # It is writable, whichever of the calls came last.
+            bits &= EVER_ARMED | NOTIFIED
     elif bits & ARMED:
-        if op is Op.WP_FAULT:
+        if op in _DISCARDS and not bits & (OBSERVED | BLIND | TOLD | BARE | DROPPED) and why is not Cause.DISCARDED:
+            add("dropped")
+            bits |= DROPPED
+        if op is Op.UNDECIDED:
+            undecided()
+        elif op is Op.WP_FAULT:
             # It was protected after all: what looked like a loss lost a race.
             if bits & (OBSERVED | BLIND) and not bits & ELSEWHERE:
                 add("observed" if bits & OBSERVED else "blind", -1)
                 add(why.label, -1)
             if bits & BARE and why is Cause.ZERO_PAGE_AFTER_ARM and not bits & ELSEWHERE:
                 add("zero_page", -1)
-            bits &= ~(OBSERVED | BLIND | BARE | FILED | ELSEWHERE)
+            bits = bits & ~(OBSERVED | BLIND | BARE | FILED | ELSEWHERE) | FULL
             why = Cause.NONE
         elif op in (Op.FRESH, Op.HUGE, Op.HUGE_REST):
             if bits & BARE and not bits & ELSEWHERE:
@@ -213,11 +278,17 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
             bits &= ~BARE
             if op is Op.HUGE_REST:
                 lose(why or Cause.HUGE_PAGE, BLIND)
+            elif op is Op.HUGE:
+                written(Cause.HUGE_PAGE)
             else:
-                written(Cause.HOLE if op is Op.FRESH else Cause.HUGE_PAGE)
+                # What emptied a page that was no hole when it was armed, nobody saw.
+                written(Cause.UNKNOWN if bits & FULL else Cause.HOLE)
         elif op is Op.HUGE_REPLACED:
             bits &= ~BARE
             lose(Cause.HUGE_PAGE, BLIND)
+        elif op is Op.OPENED:
+            bits &= ~BARE
+            lose(why or Cause.UNKNOWN, BLIND)
         elif op is Op.ZERO:
             if not bits & (BARE | OBSERVED | BLIND):
                 add("zero_page")
@@ -240,20 +311,30 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
         elif op in (Op.UNPROTECTED_WRITE, Op.UNPROTECTED_ZERO_WRITE):
             written(Cause.UNKNOWN if op is Op.UNPROTECTED_WRITE else Cause.ZERO_PAGE_AFTER_ARM)
             bits &= ~BARE
-        elif op in (Op.DISCARD, Op.MOVED_AWAY):
+        elif op in _LEAVES:
             if not bits & (OBSERVED | BLIND | TOLD | BARE) and why is Cause.NONE:
                 # As above; from now on it counts as exposed.
                 add("untouched")
             bits &= ~(BARE | FILED)
             if not bits & (OBSERVED | BLIND):
                 bits &= ~ELSEWHERE
-                why = Cause.DISCARDED if op is Op.DISCARD else Cause.MOVE
+                if op is Op.DISCARD:
+                    why = Cause.DISCARDED
+                else:
+                    # A hole that a move may pass over was empty before.
+                    why = Cause.MOVE if op is Op.MOVED_AWAY or bits & FULL else Cause.UNKNOWN
         elif op is Op.COPY:
             lose(Cause.COPY_WITHOUT_WP, BLIND)
         elif op is Op.CONTINUE:
             lose(Cause.CONTINUE_WITHOUT_WP, BLIND)
         elif op is Op.MOVE:
             lose(Cause.MOVE, BLIND)
+        elif op is Op.MOVE_MAYBE:
+            # A page that came is writable, a hole that came leaves it as it was.
+            if not bits & (OBSERVED | BLIND):
+                undecided()
+                bits = bits & (EVER_ARMED | NOTIFIED | ASKED | TOLD | UNDECIDED) | DOUBT
+                why = Cause.NONE
         elif op is Op.ZEROPAGE:
             # Read-only: a write to it still faults.
             if not bits & (OBSERVED | BLIND):
@@ -261,72 +342,62 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
         elif op in _TAKES_AWAY and not bits & (OBSERVED | BLIND):
             # The page stays read-only: the next write still faults.
             why = _TAKES_AWAY[op]
-    elif op in _POPULATES and not bits & EVER_ARMED:
+    elif op in _POPULATES and not bits & (EVER_ARMED | SETTLED):
         # Of no account, unless it was armed before the trace.
         add("unarmed")
+    # Fewer states: what no rule above asks any more is not kept.
+    if bits & (OBSERVED | BLIND):
+        bits &= ~(UNDECIDED | FULL | DROPPED)
+    if why is not Cause.NONE:
+        bits &= ~(FULL | DROPPED)
     return bits | int(why) << WHY_SHIFT, change
 
 
-def carry(before: Array, kept: Array) -> tuple[Array, int]:
-    """States of pages that a second registration takes into another range; how many it arms there.
-
-    `kept` are the states that the pages had when they were in that range before.
-    """
+def _carried(before: Array, kept: Array) -> Array:
+    """Bits of pages that a second registration takes into another range; see carry()."""
     kept = kept & (EVER_ARMED | NOTIFIED)
-    moved = before & ~np.uint16(EVER_ARMED | NOTIFIED)
+    moved = before & ~np.uint32(EVER_ARMED | NOTIFIED)
     counted = (moved & (OBSERVED | BLIND | BARE | FILED)) != 0
-    armed = (moved & ARMED) != 0
-    new = int((armed & ((kept & EVER_ARMED) == 0)).sum())
+    armed = (moved & (ARMED | DOUBT)) != 0
     marks = np.where(armed, EVER_ARMED, 0) | np.where(counted, ELSEWHERE, 0)
-    return moved | kept | marks.astype(np.uint16), new
+    after = moved | kept | marks.astype(np.uint32)
+    settled = (before & EVER_ARMED != 0) & (after & EVER_ARMED == 0)
+    return np.where(after & EVER_ARMED != 0, after & ~np.uint32(SETTLED), after | settled * np.uint32(SETTLED))
 
 
-def inherit(states: Array) -> Array:
-    """States of the pages of a forked child that is watched too; what its parent lost it can lose for itself.
-
-    Nothing is counted yet but the armed pages.
-    """
-    kept = states & np.uint16(ARMED | BARE | FILED | ((STATES - 1) >> WHY_SHIFT << WHY_SHIFT))
-    armed = (kept & ARMED) != 0
+def _inherited(bits: Array) -> Array:
+    """Bits of the pages of a forked child; see inherit()."""
+    kept = bits & np.uint32(ARMED | BARE | FILED | FULL | DOUBT | (len(Cause) - 1 | 15) << WHY_SHIFT)
+    armed = (kept & (ARMED | DOUBT)) != 0
     counted = (kept & (BARE | FILED)) != 0
     marks = np.where(armed, EVER_ARMED, 0) | np.where(counted, ELSEWHERE, 0)
     # What it never armed it need not explain.
-    return np.where(armed, kept | marks.astype(np.uint16), np.uint16(0))
+    return np.where(armed, kept | marks.astype(np.uint32), np.uint32(0))
 
 
-def exposed(states: Array) -> Array:
-    """Per state: the Cause that took an armed page's protection away while no write was lost yet, or NONE."""
-    open_ = (states & ARMED != 0) & (states & (OBSERVED | BLIND) == 0)
-    return np.where(open_, states >> WHY_SHIFT, 0)
-
-
-def protected(states: Array) -> Array:
-    """Per state, as the events tell it: 1 protected unless it was a hole, 0 not, -1 not said."""
-    why = states >> WHY_SHIFT
-    bare = (states & (OBSERVED | BLIND | BARE | FILED) != 0) | (why != 0)
-    # What a page's table entry keeps when its range's mode goes, or swapoff comes by, the events do not tell.
-    unsaid = (states & ARMED == 0) | (why == Cause.MODE_REPLACED) | (why == Cause.SWAPOFF)
-    return np.where(unsaid, -1, np.where(bare, 0, 1))
+def _reached() -> Array:
+    """The bits of every state that can be reached, in ascending order (uint32): nothing first."""
+    kept = np.array([0, EVER_ARMED, NOTIFIED, EVER_ARMED | NOTIFIED], dtype=np.uint32)
+    states, fresh = {0}, [0]
+    while fresh:
+        before = np.array(fresh, dtype=np.uint32)
+        after = {step(state, op)[0] for state in fresh for op in Op}
+        after |= set(_carried(before[:, None], kept[None, :]).ravel().tolist()) | set(_inherited(before).tolist())
+        fresh = sorted(after - states)
+        states |= after
+    return np.array(sorted(states), dtype=np.uint32)
 
 
 def _tables() -> tuple[Array, Array, Array]:
-    following = np.zeros((len(Op), STATES), dtype=np.uint16)
-    effect = np.zeros((len(Op), STATES), dtype=np.uint8)
+    following = np.zeros((len(Op), len(BITS)), dtype=np.uint16)
+    effect = np.zeros((len(Op), len(BITS)), dtype=np.uint8)
     known: dict[tuple[tuple[str, int], ...], int] = {(): 0}
-    seen = {0}
-    kept = np.array([0, EVER_ARMED, NOTIFIED, EVER_ARMED | NOTIFIED], dtype=np.uint16)
-    reached = [0]
-    for state in reached:
+    number = {state: place for place, state in enumerate(BITS.tolist())}
+    for state, place in number.items():
         for op in Op:
             after, change = step(state, op)
-            following[op, state] = after
-            effect[op, state] = known.setdefault(tuple(change.items()), len(known))
-            if after in seen:
-                continue
-            states, _ = carry(np.full(4, after, dtype=np.uint16), kept)
-            fresh = {after, *states.tolist(), *inherit(np.full(1, after, dtype=np.uint16)).tolist()} - seen
-            seen |= fresh
-            reached += sorted(fresh)
+            following[op, place] = number[after]
+            effect[op, place] = known.setdefault(tuple(change.items()), len(known))
     columns = {name: place for place, name in enumerate(COUNTS)}
     columns.update({cause.label: len(COUNTS) + cause for cause in Cause})
     changes = np.zeros((len(known), WIDTH), dtype=np.int64)
@@ -336,13 +407,72 @@ def _tables() -> tuple[Array, Array, Array]:
     return following, effect, changes
 
 
+# BITS[state] are the bits of a state's number; number 0 has none.
+BITS = _reached()
 # NEXT[op, state] -> state; EFFECT[op, state] -> row of CHANGES (WIDTH counts).
 NEXT, EFFECT, CHANGES = _tables()
 
 
-def apply(states: Array, places: Array, ops: Array) -> Array:
+def numbered(bits: Array) -> Array:
+    """The numbers (uint16) of states given by their bits, all of them reachable."""
+    return np.searchsorted(BITS, bits).astype(np.uint16)
+
+
+def having(states: Array, bits: int) -> Array:
+    """Per state: whether it has one of `bits`."""
+    some: Array = (BITS & bits != 0)[states]
+    return some
+
+
+def carry(before: Array, kept: Array) -> tuple[Array, int]:
+    """States of pages that a second registration takes into another range; how many it arms there.
+
+    `kept` are the states that the pages had when they were in that range before.
+    """
+    after = _carried(BITS[before], BITS[kept])
+    new = int((after & EVER_ARMED != 0).sum()) - int(having(kept, EVER_ARMED).sum())
+    return numbered(after), new
+
+
+def inherit(states: Array) -> Array:
+    """States of the pages of a forked child that is watched too; what its parent lost it can lose for itself.
+
+    Nothing is counted yet but the armed pages.
+    """
+    return numbered(_inherited(BITS[states]))
+
+
+def _exposed() -> Array:
+    open_ = (BITS & ARMED != 0) & (BITS & (OBSERVED | BLIND | DOUBT) == 0)
+    return np.where(open_, BITS >> WHY_SHIFT, 0).astype(np.uint8)
+
+
+def _protected() -> Array:
+    why = BITS >> WHY_SHIFT
+    bare = (BITS & (OBSERVED | BLIND | BARE | FILED) != 0) | (why != 0)
+    # What a page's table entry keeps when its range's mode goes, or swapoff comes by, the events do not tell.
+    unsaid = (BITS & ARMED == 0) | (why == Cause.MODE_REPLACED) | (why == Cause.SWAPOFF)
+    unsaid |= BITS & (DOUBT | UNDECIDED) != 0
+    return np.where(unsaid, -1, np.where(bare, 0, 1)).astype(np.int8)
+
+
+_EXPOSED, _PROTECTED = _exposed(), _protected()
+
+
+def exposed(states: Array) -> Array:
+    """Per state: the Cause that took an armed page's protection away while no write was lost yet, or NONE."""
+    return _EXPOSED[states]
+
+
+def protected(states: Array) -> Array:
+    """Per state, as the events tell it: 1 protected unless it was a hole, 0 not, -1 not said."""
+    return _PROTECTED[states]
+
+
+def apply(states: Array, places: Array, ops: Array, before: Array | None = None) -> Array:
     """Apply ops[i] to states[places[i]], in order; the row of CHANGES of each.
 
+    The state that each operation meets is put into `before`, if given.
     Operations on different pages commute, so the k-th operation of every page
     is applied at once, for k = 0, 1, ...
     """
@@ -358,9 +488,11 @@ def apply(states: Array, places: Array, ops: Array) -> Array:
             starts, sizes = starts[active], sizes[active]
         at = order[starts + turn]
         here = places[at]
-        before = states[here]
-        effects[at] = EFFECT[ops[at], before]
-        states[here] = NEXT[ops[at], before]
+        met = states[here]
+        effects[at] = EFFECT[ops[at], met]
+        states[here] = NEXT[ops[at], met]
+        if before is not None:
+            before[at] = met
     return effects
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from uffdtrace.model.dropped import Dropped
 from uffdtrace.model.events import PAGE_SIZE, Array, Kind, Memory, Mode
 from uffdtrace.model.facts import Fact
-from uffdtrace.model.pages import CHANGES, COUNTS, EVER_ARMED, NOTIFIED, WIDTH, Cause, Op, apply_range
+from uffdtrace.model.pages import CHANGES, COUNTS, EVER_ARMED, NOTIFIED, WIDTH, Cause, Op, apply_range, having
 from uffdtrace.model.sleep import Waiting
 
 # User addresses end here with five-level page tables; more no trace can claim.
@@ -44,8 +45,8 @@ class Range:
     latencies: list[Array] = field(default_factory=list)
     # None where a thread's end was not seen.
     pending: int | None = 0
-    # Pages populated while they were being armed: before or after, nobody can tell.
-    undecided: int = 0
+    # Pages dropped while armed, by the call that dropped them.
+    dropped: dict[Dropped, int] = field(default_factory=dict)
     facts: dict[Fact, int] = field(default_factory=dict)
     # Names of the errors of WRITEPROTECT, and what calls that did a part of it protected.
     errors: set[tuple[Fact, str]] = field(default_factory=set)
@@ -72,6 +73,11 @@ class Range:
 
     def count(self, name: str) -> int:
         return int(self.changes[COUNTS.index(name)])
+
+    @property
+    def undecided(self) -> int:
+        """Pages whose protection no order of events tells: once per arming."""
+        return self.count("undecided")
 
     def cause(self, cause: Cause) -> int:
         return int(self.changes[len(COUNTS) + cause])
@@ -102,7 +108,8 @@ class Range:
         self.changes += other.changes
         self.latencies += other.latencies
         self.pending = None if self.pending is None or other.pending is None else self.pending + other.pending
-        self.undecided += other.undecided
+        for call, pages in other.dropped.items():
+            self.dropped[call] = self.dropped.get(call, 0) + pages
         self.before |= other.before
         self.unseen |= other.unseen
         self.retired += other.retired
@@ -313,7 +320,7 @@ class Ranges:
                 for piece in pieces:
                     first = (piece.start - row.start) // PAGE_SIZE
                     states = self.states(piece)
-                    times[first : first + len(states)] += (states & bit) != 0
+                    times[first : first + len(states)] += having(states, bit)
                 row.changes[COUNTS.index(name)] -= int(np.maximum(times - 1, 0).sum())
 
     def states(self, piece: Piece) -> Array:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from uffdtrace.model.events import PAGE_SIZE, Array, Feature, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
-from uffdtrace.model.pages import ARMED, COUNTS, Op, apply_range, carry, inherit
+from uffdtrace.model.pages import ARMED, COUNTS, DOUBT, Op, apply_range, carry, having, inherit
 from uffdtrace.model.ranges import Piece, Range, Ranges, page_bounds
 from uffdtrace.model.work import Remap
 
@@ -163,7 +163,7 @@ class Watched:
             for piece in self.ranges.space(ctx).overlapping(part.start, part.end):
                 row, first = self.ranges.row_of(piece), (part.start - piece.start) // PAGE_SIZE + piece.place
                 self.ranges.pool.states[first : first + len(part.states)] = part.states
-                armed = int((part.states & ARMED != 0).sum())
+                armed = int(having(part.states, ARMED | DOUBT).sum())
                 row.changes[COUNTS.index("armed_pages")] += armed
                 row.armings += armed > 0
                 row.memory |= part.row.memory

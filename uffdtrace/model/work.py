@@ -10,6 +10,7 @@ from uffdtrace.model import join
 from uffdtrace.model.events import (
     CONTINUE_MODE_WP,
     COPY_MODE_WP,
+    MOVE_MODE_ALLOW_SRC_HOLES,
     MREMAP_DONTUNMAP,
     PAGE_SIZE,
     Array,
@@ -19,6 +20,7 @@ from uffdtrace.model.events import (
     MessageFlag,
     Type,
 )
+from uffdtrace.model.overlap import ACT, NEVER, Effect, Overlaps
 from uffdtrace.model.pages import Op
 from uffdtrace.model.ranges import HIGHEST
 
@@ -34,6 +36,8 @@ _PAGE_OPS = {
     Type.HUGE_FALLBACK: Op.ZERO_CANCELLED,
     Type.FILE_PAGE: Op.FILE_READ,
     Type.UNPROTECTED_WRITE: Op.UNPROTECTED_WRITE,
+    Type.HUGE_WRITE: Op.OPENED,
+    Type.UNMERGED: Op.OPENED,
 }
 EVIDENCE = np.array([int(kind) for kind in _PAGE_OPS], dtype=np.uint8)
 _STRUCTURAL = np.array(
@@ -60,7 +64,31 @@ _REGISTERING = np.array([Type.USERFAULTFD, Type.FORKED, Type.REMAP, Type.RANGE_F
 _RESULTS = np.array(
     [Type.IOCTL_RETURN, Type.PROTECT_RETURN, Type.REMAP_RETURN, Type.WAKE, Type.FAULT_RETURN], dtype=np.uint8
 )
+_DISCARDS = np.array([Type.DISCARD, Type.ZAP], dtype=np.uint8)
+# Calls that put pages into a range, and what they do where their mode does not protect.
+_FILLS = (
+    (Ioctl.COPY, Op.COPY, COPY_MODE_WP),
+    (Ioctl.CONTINUE, Op.CONTINUE, CONTINUE_MODE_WP),
+    (Ioctl.ZEROPAGE, Op.ZEROPAGE, 0),
+    (Ioctl.MOVE, Op.MOVE, 0),
+)
 _PAGE_MASK = ~np.uint64(PAGE_SIZE - 1)
+
+
+def _effects() -> Array:
+    """Effect of each Op that a call has on pages, 0 for what is no call's."""
+    effects = np.zeros(len(Op), dtype=np.uint8)
+    for effect, ops in (
+        (Effect.ARMED, (Op.ARM, Op.ARM_FULL, Op.COPY_WP)),
+        (Effect.RELEASED, (Op.RELEASE,)),
+        (Effect.FILLED, (Op.COPY, Op.CONTINUE, Op.ZEROPAGE, Op.MOVE, Op.MOVE_MAYBE)),
+        (Effect.EMPTIED, (Op.DISCARD,)),
+    ):
+        effects[list(ops)] = effect
+    return effects
+
+
+_EFFECT = _effects()
 
 
 def _page_up(size: int) -> int:
@@ -93,6 +121,7 @@ class Work:
         ioctls: tuple[Array, Array],
         protects: tuple[Array, Array],
         remaps: tuple[Array, Array],
+        overlaps: Overlaps,
     ) -> None:
         self.events = events[:size]
         self._all = events
@@ -100,16 +129,24 @@ class Work:
         self.op = np.zeros(size, dtype=np.uint8)
         self.start = self.events["start"] & _PAGE_MASK
         self.pages = np.ones(size, dtype=np.int64)
-        self.undecided = np.zeros(size, dtype=bool)
         self.lost_returns = 0
         self._own_pages(types)
         self._protections(*protects)
         self._registered = self._calls(*ioctls)
         self.remaps = self._remaps(*remaps)
+        # By index of the later of two calls that overlapped: the spans [start, end) where they did.
+        self.doubts: dict[int, list[tuple[int, int]]] = {}
+        until = int(self.events["time"].max())
+        for part in overlaps.feed(self._acts(ioctls, protects), until):
+            self.doubts.setdefault(int(part["index"]), []).append((int(part["start"]), int(part["end"])))
+        doubtful = np.zeros(size, dtype=bool)
+        doubtful[list(self.doubts)] = True
         self.barrier = (
-            np.isin(types, _STRUCTURAL)
+            doubtful
+            | np.isin(types, _STRUCTURAL)
             | self._registered
             | (self.op == Op.MOVE)
+            | (self.op == Op.MOVE_MAYBE)
             | ((self.op != Op.NOTHING) & (self.pages > EXPAND_PAGES))
         )
         self.busy = self._busy()
@@ -151,9 +188,10 @@ class Work:
         self.op[(types == Type.UNPROTECTED_WRITE) & (events["kind"] == 1)] = Op.UNPROTECTED_ZERO_WRITE
         # Markers keep shmem and hugetlb protected through a discard (kernel-semantics.md section 2).
         anonymous = (events["flags"] & np.uint32(Memory.ANON)) != 0
-        self.op[(types == Type.DISCARD) & anonymous] = Op.DISCARD
+        discards = np.isin(types, _DISCARDS)
+        self.op[discards] = np.where(anonymous[discards], int(Op.DISCARD), int(Op.DROPPED))
         self.op[types == Type.SWAPPED_BACK] = Op.SWAPPED_BACK
-        whole = np.isin(types, EVIDENCE) | (types == Type.DISCARD)
+        whole = np.isin(types, EVIDENCE) | discards
         self._take(np.flatnonzero(whole), events["start"][whole], events["end"][whole])
 
     def _take(self, index: Array, start: Array, end: Array) -> None:
@@ -172,6 +210,9 @@ class Work:
         arms = self.events["kind"][index] == 1
         self.op[index] = np.where(arms, int(Op.ARM), int(Op.RELEASE))
         self._take(index, self.events["start"][index], self.events["end"][index])
+        full = arms & (found >= 0)
+        full[full] = self._all["value"][found[full]] >= self.pages[index[full]]
+        self.op[index[full]] = np.where(self.op[index[full]] == Op.ARM, int(Op.ARM_FULL), int(Op.NOTHING))
         self.arm_index, arm_found = index[arms], found[arms]
         self.arm_known = arm_found >= 0
         self.arm_result = np.where(self.arm_known, self._all["value"][np.maximum(arm_found, 0)], 0)
@@ -180,12 +221,13 @@ class Work:
         for begin, end in zip(self.arm_index.tolist(), arm_found.tolist()):
             if end > begin + 1:
                 call, window = self.events[begin], self.events[begin + 1 : end]
-                self.undecided[begin + 1 : begin + 1 + len(window)] |= (
+                hit = (
                     np.isin(window["type"], EVIDENCE)
                     & (window["ctx"] == call["ctx"])
                     & (window["end"] > call["start"])
                     & (window["start"] < call["end"])
                 )
+                self.op[begin + 1 : begin + 1 + len(window)][hit] = Op.UNDECIDED
 
     def _calls(self, index: Array, found: Array) -> Array:
         """The ioctls that change pages or ranges; which are registrations."""
@@ -204,18 +246,43 @@ class Work:
         self.mode[index] = results["aux"]
 
         done = results["value"]
-        for kind, op, armed_by in (
-            (Ioctl.COPY, Op.COPY, COPY_MODE_WP),
-            (Ioctl.CONTINUE, Op.CONTINUE, CONTINUE_MODE_WP),
-            (Ioctl.ZEROPAGE, Op.ZEROPAGE, 0),
-            (Ioctl.MOVE, Op.MOVE, 0),
-        ):
+        for kind, op, armed_by in _FILLS:
             # The result member has the bytes done, also where the call failed half-way.
             some = (kinds == kind) & (done > 0)
             arms = (results["aux"][some] & np.uint64(armed_by)) != 0
             self.op[index[some]] = np.where(arms, int(Op.COPY_WP), int(op))
             self._take(index[some], results["start"][some], results["start"][some] + done[some].astype(np.uint64))
+            if kind == Ioctl.MOVE:
+                # The result counts the holes that it passed over, too (mm/userfaultfd.c, move_pages()).
+                holes = (results["aux"][some] & np.uint64(MOVE_MODE_ALLOW_SRC_HOLES)) != 0
+                self.op[index[some][holes & (self.op[index[some]] == Op.MOVE)]] = Op.MOVE_MAYBE
         return registered
+
+    def _acts(self, ioctls: tuple[Array, Array], protects: tuple[Array, Array]) -> Array:
+        """What acts on pages in this batch, with the time of its return (dtype overlap.ACT)."""
+        size = len(self.events)
+        effect = _EFFECT[self.op]
+        returned = self.events["time"].copy()
+        for index, found in (ioctls, protects):
+            inside = index < size
+            index, found = index[inside], found[inside]
+            seen = found >= 0
+            returned[index[seen]] = self._all["time"][found[seen]]
+            returned[index[found == join.OPEN]] = NEVER
+        index = np.flatnonzero(effect)
+        acts = np.zeros(len(index), dtype=ACT)
+        acts["index"], acts["effect"], acts["returned"] = index, effect[index], returned[index]
+        for name, source in (("ctx", "ctx"), ("tid", "tid"), ("began", "time")):
+            acts[name] = self.events[source][index]
+        acts["start"] = self.start[index]
+        length = self.pages[index].astype(np.uint64) * np.uint64(PAGE_SIZE)
+        acts["end"] = acts["start"] + length
+        moves = np.isin(self.op[index], (int(Op.MOVE), int(Op.MOVE_MAYBE)))
+        sources = acts[moves]
+        sources["start"] = self.events["value"][index[moves]].astype(np.uint64)
+        sources["end"] = sources["start"] + length[moves]
+        sources["effect"] = Effect.EMPTIED
+        return np.concatenate([acts, sources])
 
     def _remaps(self, index: Array, found: Array) -> dict[int, Remap]:
         """By the event where it took effect: for a move its munmap of the old addresses."""
