@@ -12,6 +12,7 @@ from uffdtrace.model.events import (
     COPY_MODE_WP,
     EVENT,
     MODES_SHIFT,
+    MOVE_MODE_ALLOW_SRC_HOLES,
     PAGE_SIZE,
     WRITEPROTECT_MODE_WP,
     Array,
@@ -175,8 +176,10 @@ class Events:
     def continue_(self, at: int, pages: int = 1, wp: bool = False) -> None:
         self.ioctl(Ioctl.CONTINUE, at, pages, CONTINUE_MODE_WP if wp else 0, value=pages * PAGE_SIZE)
 
-    def move(self, at: int, source: int, pages: int = 1) -> None:
-        self.ioctl(Ioctl.MOVE, at, pages, value=pages * PAGE_SIZE, source=page(source))
+    def move(self, at: int, source: int, pages: int = 1, holes: bool = False, tid: int | None = None) -> None:
+        """`holes` where it may pass over some of the source."""
+        mode = MOVE_MODE_ALLOW_SRC_HOLES if holes else 0
+        self.ioctl(Ioctl.MOVE, at, pages, mode, value=pages * PAGE_SIZE, source=page(source), tid=tid)
 
     # ---- faults --------------------------------------------------------------
 
@@ -252,8 +255,19 @@ class Events:
 
     # ---- memory --------------------------------------------------------------
 
-    def discard(self, at: int, pages: int = 1) -> None:
-        self._page_event(Type.DISCARD, at, pages)
+    def discard(self, at: int, pages: int = 1, told: bool = False, call: int = 28, advice: int = 4) -> None:
+        """By madvise(MADV_DONTNEED), unless it says another call."""
+        self._page_event(Type.DISCARD, at, pages, kind=int(told), aux=call, value=advice)
+
+    def zap(self, at: int, pages: int = 1, call: int = 285, advice: int = 0) -> None:
+        """By fallocate(), unless it says another call."""
+        self._page_event(Type.ZAP, at, pages, aux=call, value=advice)
+
+    def unmerged(self, at: int) -> None:
+        self._page_event(Type.UNMERGED, at)
+
+    def huge_write(self, at: int, pages: int = 512, fault: int | None = None) -> None:
+        self._page_event(Type.HUGE_WRITE, at, pages, aux=page(at if fault is None else fault))
 
     def unmap(self, at: int, pages: int = 1, tid: int = 0) -> None:
         self.add(Type.UNMAP, **{**self._span(at, pages), "ctx": self.mm, "tid": tid})
@@ -358,7 +372,6 @@ def counts(model: Model) -> list[dict[str, Any]]:
                 ((fault.address - BASE) // PAGE_SIZE, fault.tid, int(fault.kind), fault.since, fault.read)
                 for fault in row.waiting
             ),
-            "undecided": row.undecided,
             **{name: row.count(name) for name in COUNTS if name != "unarmed"},
             "causes": {cause.label: row.cause(cause) for cause in Cause if row.cause(cause)},
             "exposed": {cause.label: int(row.exposed[cause]) for cause in Cause if row.exposed[cause]},

@@ -10,6 +10,7 @@ from unit.events import BASE, CTX, MM, THREAD, Events
 from uffdtrace.model.events import (
     CONTINUE_MODE_WP,
     COPY_MODE_WP,
+    MOVE_MODE_ALLOW_SRC_HOLES,
     MREMAP_DONTUNMAP,
     PAGE_SIZE,
     Array,
@@ -31,8 +32,9 @@ MOST_USERFAULTFDS = 9
 # Weighted: what makes histories interesting comes more often.
 OPS = (
     *["register"] * 3, *["arm"] * 5, "arm part", *["fault"] * 3, *["message"] * 3, *["resolve"] * 2, "interrupt", "die",
-    *["fresh"] * 3, *["zero"] * 2, *["write"] * 2, "write zero page", *["discard"] * 2, *["copy"] * 2, "copy wp",
-    "zeropage", "continue", "continue wp", "move", "release", "unregister", "unmap", *["return"] * 4, *["failing"] * 2,
+    *["fresh"] * 3, *["zero"] * 2, *["write"] * 2, "write zero page", *["discard"] * 2, "zap", *["copy"] * 2, "copy wp",
+    "zeropage", "continue", "continue wp", "move", "move holes", "unmerged", "release",
+    "unregister", "unmap", *["return"] * 4, *["failing"] * 2,
     "refused", "merged", "swapped back", "fork", *["followed fork"] * 4, "event", *["remap"] * 2, "gone",
 )  # fmt: skip
 
@@ -52,7 +54,7 @@ STEPS = st.lists(
 )
 _PAGE_OPS = (
     "arm", *["fault"] * 3, *["message"] * 3, "resolve", *["fresh"] * 2, *["zero"] * 2, *["write"] * 3,
-    "write zero page", "discard", "copy", "copy wp", "zeropage", "continue", "move", "release", "merged",
+    "write zero page", "discard", "copy", "copy wp", "zeropage", "continue", "move", "release", "merged", "unmerged",
     "swapped back",
 )  # fmt: skip
 
@@ -164,7 +166,7 @@ class History:
         home = self._live[which % len(self._live)]
         self._using(home, variant)
         length = min(length, PAGES - at)
-        if name in ("register", "unregister", "arm", "release", "move") or name in FILLS:
+        if name in ("register", "unregister", "arm", "release", "move", "move holes") or name in FILLS:
             self._begin(name, home, at, length, variant)
         elif name == "return":
             self._return(home.monitor + variant % 2)
@@ -283,6 +285,10 @@ class History:
             self.events.unprotected_write(at, zero_page=name != "write")
         elif name == "discard":
             self.events.discard(at, length)
+        elif name == "zap":
+            self.events.zap(at, length)
+        elif name == "unmerged":
+            self.events.unmerged(at)
         elif name == "merged":
             self.events.merged(at, length)
         elif name == "swapped back":
@@ -306,10 +312,11 @@ class History:
             self._call(home, Ioctl.WRITEPROTECT, at, length, 1, 0, min(length, variant), variant)
         elif name == "release":
             self._call(home, Ioctl.WRITEPROTECT, at, length, 0, 0, length, variant)
-        elif name == "move":
+        elif name in ("move", "move holes"):
             source = at + length if at + 2 * length <= PAGES else at - length
             if source >= 0:
-                self._call(home, Ioctl.MOVE, at, length, 0, done, None, variant, BASE + source * PAGE_SIZE)
+                mode = MOVE_MODE_ALLOW_SRC_HOLES if name == "move holes" else 0
+                self._call(home, Ioctl.MOVE, at, length, mode, done, None, variant, BASE + source * PAGE_SIZE)
         else:
             kind, mode = FILLS[name]
             self._call(home, kind, at, length, mode, done, None, variant)

@@ -10,7 +10,7 @@ from unit.reference_page import Descriptor, Page, Range, Sleeper
 
 from uffdtrace.model.events import MREMAP_DONTUNMAP, PAGE_SIZE, Array, Feature, Ioctl, MessageFlag, Mode, Type
 
-EVIDENCE = (Type.FRESH_PAGE, Type.ZERO_PAGE, Type.UNPROTECTED_WRITE)
+EVIDENCE = (Type.FRESH_PAGE, Type.ZERO_PAGE, Type.UNPROTECTED_WRITE, Type.UNMERGED)
 FILLS = (Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE, Ioctl.MOVE)
 EEXIST, EAGAIN = -17, -11
 RETRY_NOWAIT = 8
@@ -42,9 +42,14 @@ class Reference:
     def run(self, events: Array) -> list[dict[str, Any]]:
         self.records = [{name: int(event[name]) for name in events.dtype.names or ()} for event in events]
         self.undecided = self._undecided()
+        self.doubts = self._doubts()
         self.remaps = self._remaps()
         for index, event in enumerate(self.records):
             self._take(index, event)
+            for number in self.doubts.get(index, ()):
+                page = self.pages.get(event["ctx"], {}).get(number)
+                if page:
+                    page.overlapped()
         for tid in list(self.sleepers):
             self._close(tid, final=True)
         for ctx in self.pages:
@@ -80,6 +85,44 @@ class Reference:
                         and call["start"] <= event["start"] < call["end"]
                     ):
                         found.add(later)
+        return found
+
+    def _acts(self) -> list[tuple[int, float, Event, range, str]]:
+        """Index of each act on pages and of its end, the event, the pages, and what it leaves of them."""
+        found: list[tuple[int, float, Event, range, str]] = []
+        for index, event in enumerate(self.records):
+            end = self._result(index)
+            if event["type"] == Type.PROTECT:
+                own = [
+                    later
+                    for later in self.records[index + 1 :]
+                    if later["tid"] == event["tid"] and later["type"] in (Type.PROTECT, Type.PROTECT_RETURN)
+                ]
+                over = float("inf") if not own else end if end is not None else index
+                found.append((index, over, event, numbers(event), "armed" if event["kind"] else "released"))
+            elif event["type"] in (Type.DISCARD, Type.ZAP):
+                found.append((index, index, event, numbers(event), "emptied"))
+            elif event["type"] == Type.IOCTL and end is not None:
+                result = self.records[end]
+                if result["kind"] in FILLS and result["value"] > 0:
+                    pages = numbers(result, result["value"])
+                    protects = result["kind"] in (Ioctl.COPY, Ioctl.CONTINUE) and result["aux"] & 2
+                    found.append((index, end, event, pages, "armed" if protects else "filled"))
+                    if result["kind"] == Ioctl.MOVE:
+                        source = (event["value"] - BASE) // PAGE_SIZE
+                        found.append((index, end, event, range(source, source + len(pages)), "emptied"))
+        return found
+
+    def _doubts(self) -> dict[int, set[int]]:
+        """By index of the later of two acts that overlapped: the pages where no order of the two is known."""
+        found: dict[int, set[int]] = {}
+        acts = self._acts()
+        for one, over, first, pages, left in acts:
+            for other, _, second, others, leaves in acts:
+                at_once = one < other < over and first["ctx"] == second["ctx"] and first["tid"] != second["tid"]
+                # Of a page that is let go nothing can be lost, emptied before or after.
+                if at_once and left != leaves and {left, leaves} != {"released", "emptied"}:
+                    found.setdefault(other, set()).update(set(pages) & set(others))
         return found
 
     def _remaps(self) -> dict[int, tuple[Event, int]]:
@@ -178,14 +221,17 @@ class Reference:
         elif kind == Type.ASLEEP:
             self.asleep.add(event["tid"])
             self.looked_at.add(event["tgid"])
-        elif kind == Type.DISCARD:
+        elif kind in (Type.DISCARD, Type.ZAP):
             self._empty(ctx, here, "discarded")
         elif kind in EVIDENCE and page:
             if index in self.undecided:
-                page.home.root().undecided += 1
+                if page.armed or page.doubt:
+                    page.undecide()
             elif not self.homes[ctx].features & Feature.WP_ASYNC:
-                page.asked = False
-                if page.armed:
+                page.asked = page.asked and kind == Type.UNMERGED
+                if (page.doubt and kind != Type.UNMERGED) or page.doubt:
+                    page.undecide()
+                elif page.armed:
                     self._evidence(event, page)
 
     def _of_memory(self, mm: int) -> list[Descriptor]:
@@ -203,14 +249,17 @@ class Reference:
             if not page.zero and not page.lost:
                 page.home.root().zero_page += 1
                 page.zero, page.zero_in, page.of_parent = True, page.home, False
-                page.why = page.why or "zero-page-after-arm"
+                page.why, page.full = page.why or "zero-page-after-arm", False
         elif event["type"] == Type.FRESH_PAGE:
             # Only an empty page gets a fresh one: no zero page had come.
             self._no_zero_page(page)
             if page.why == "zero-page-after-arm" and not page.lost:
                 page.why = ""
             page.home.root().fresh_page += 1
-            page.written("hole", *when)
+            page.written("unknown" if page.full else "hole", *when)
+        elif event["type"] == Type.UNMERGED:
+            page.zero, page.zero_in = False, None
+            page.lose("blind", page.why or "unknown", *when)
         else:
             page.written("zero-page-after-arm" if event["kind"] else "unknown", *when)
             page.zero, page.zero_in = False, None
@@ -236,16 +285,19 @@ class Reference:
             self._no_zero_page(page)
         page.lost, page.lost_in, page.why = "", None, ""
         page.zero, page.zero_in = False, None
+        page.full = True
 
     # ---- the monitor ---------------------------------------------------------
 
     def _protect(self, index: int, here: range) -> None:
         event = self.records[index]
         pages = self.pages.get(event["ctx"], {})
+        end = self._result(index)
+        full = end is not None and self.records[end]["value"] >= len(here)
         for number in here:
             if number in pages:
                 if event["kind"] == 1:
-                    pages[number].arm()
+                    pages[number].arm(full=full)
                 else:
                     pages[number].release()
         if event["kind"] == 1 and here.start in pages:
@@ -273,17 +325,34 @@ class Reference:
                 self._left_asleep(ctx, here)
         elif kind in FILLS and value > 0:
             filled = numbers(result, value)
-            for number in filled:
-                if number in self.pages.get(ctx, {}):
-                    self._fill(call, kind, result["aux"], self.pages[ctx][number])
+            pages = [self.pages[ctx][number] for number in filled if number in self.pages.get(ctx, {})]
+            answers = any(page.told for page in pages)
+            for page in pages:
+                self._fill(call, kind, result["aux"], page, answers)
             if kind == Ioctl.MOVE:
                 source = (call["value"] - BASE) // PAGE_SIZE
-                self._empty(ctx, range(source, source + len(filled)), "move")
+                for number in range(source, source + len(filled)):
+                    page = self.pages.get(ctx, {}).get(number)
+                    if page:
+                        # What a move that passes over holes found there is only known of a page that was none.
+                        page.empty("move" if not result["aux"] & 2 or page.full else "unknown")
 
-    def _fill(self, call: Event, kind: int, mode: int, page: Page) -> None:
+    def _fill(self, call: Event, kind: int, mode: int, page: Page, answers: bool) -> None:
         page.fill()
         if kind in (Ioctl.COPY, Ioctl.CONTINUE) and mode & 2:
             page.arm(filled=True)
+        elif answers:
+            # The answer to a write beside it: whether this page counts as written only the monitor knows.
+            if (page.armed or page.doubt) and not (page.told or page.lost):
+                page.undecide()
+            page.let_go()
+        elif page.doubt:
+            page.undecide()
+            page.let_go()
+        elif kind == Ioctl.MOVE and mode & 2:
+            if page.armed and not page.lost:
+                page.undecide()
+                page.overlapped()
         elif page.armed and kind == Ioctl.ZEROPAGE:
             page.unprotect("zeropage")
         elif page.armed:
@@ -363,7 +432,7 @@ class Reference:
     def _carried(self, page: Page, home: Range, number: int) -> None:
         went_on = page.carried()
         went_on.home, went_on.number = home, number
-        if went_on.armed:
+        if went_on.armed or went_on.doubt:
             home.armed.add(number)
         self.pages[home.home.ctx][number] = went_on
 
@@ -424,7 +493,7 @@ class Reference:
             row = self.pages[ctx][number].home.root()
             page.home = row
             self.pages[ctx][number] = page
-            if page.armed:
+            if page.armed or page.doubt:
                 row.armed.add(number)
             if not page.without_holes:
                 row.holes = None
@@ -476,7 +545,7 @@ class Reference:
         row.messages[event["kind"]] += 1
         if page.asked:
             row.repeated += 1
-        elif event["kind"] == 1 and not page.armed:
+        elif event["kind"] == 1 and not (page.armed or page.doubt):
             # Never armed, or not in this registration; or it was released just before.
             known = page.number in row.armed | row.notified
             if page.former or not known:
@@ -486,7 +555,7 @@ class Reference:
             page.former = False
         row.notified.add(page.number)
         page.asked = True
-        if page.armed and (event["kind"] == 1 or event["aux"] & MessageFlag.WRITE):
+        if (page.armed or page.doubt) and (event["kind"] == 1 or event["aux"] & MessageFlag.WRITE):
             page.told = True
 
     def _woken(self, event: Event) -> None:

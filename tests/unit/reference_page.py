@@ -10,7 +10,7 @@ from unit.events import BASE
 from uffdtrace.model.events import PAGE_SIZE
 
 Key = tuple[int, str, str]
-_ADDED_UP = ("undecided", "zero_page", "fresh_page", "filled", "untouched", "repeated", "stale", "rearmed")
+_ADDED_UP = ("undecided", "zero_page", "fresh_page", "filled", "untouched", "repeated", "stale", "rearmed", "dropped")
 
 
 @dataclass(eq=False)
@@ -41,6 +41,7 @@ class Range:
     pending: int | None = 0
     rearmed: int = 0
     undecided: int = 0
+    dropped: int = 0
     zero_page: int = 0
     fresh_page: int = 0
     filled: int = 0
@@ -131,6 +132,7 @@ class Range:
             "pending": self.pending,
             "waiting": sorted(self.waiting),
             "undecided": self.undecided,
+            "dropped": self.dropped,
             "zero_page": self.zero_page,
             "fresh_page": self.fresh_page,
             "huge_page": 0,
@@ -177,22 +179,46 @@ class Page:
     without_holes: bool = True
     # What is known to have taken the protection away.
     why: str = ""
+    # Calls overlapped on it; whether it is armed is not known.
+    doubt: bool = False
+    # It counts as undecided.
+    undecided: bool = False
+    # It was no hole when it was armed, as far as anything since tells.
+    full: bool = False
 
     def clean(self) -> bool:
         """Armed, and nothing is known to have happened to it."""
         return self.armed and not (self.lost or self.zero or self.why)
 
     def _start(self) -> None:
-        self.told = self.asked = self.zero = False
+        self.told = self.asked = self.zero = self.doubt = self.undecided = self.full = False
         self.lost = self.why = ""
         self.lost_in = self.zero_in = None
 
-    def arm(self, filled: bool = False) -> None:
+    def arm(self, filled: bool = False, full: bool = False) -> None:
         row = self.home.root()
         row.rearmed += self.number in row.armed and not filled
         row.armed.add(self.number)
         self._start()
-        self.armed, self.former = True, False
+        self.armed, self.former, self.full = True, False, full or filled
+
+    def undecide(self) -> None:
+        if not self.undecided:
+            self.home.root().undecided += 1
+        self.undecided = True
+
+    def overlapped(self) -> None:
+        """Two calls acted on it at once."""
+        if self.number in self.home.root().armed:
+            told, asked, undecided = self.told, self.asked, self.undecided
+            self._start()
+            self.told, self.asked, self.undecided = told, asked, undecided
+            self.armed, self.doubt = False, True
+
+    def let_go(self) -> None:
+        """A fill without protection lets the page go: it answered a write, or nobody knows what it was."""
+        self._start()
+        self.armed = self.former = False
 
     def leave(self) -> None:
         """If nothing had happened to it, it may have been a hole."""
@@ -221,6 +247,7 @@ class Page:
         copy = Page(home, self.number, without_holes=home.holes == 0)
         if self.armed:
             copy.armed, copy.zero, copy.of_parent, copy.why = True, self.zero, self.zero, self.why
+        copy.doubt, copy.full = self.doubt, self.armed and self.full
         return copy
 
     def fill(self) -> None:
@@ -234,6 +261,7 @@ class Page:
             return
         self.home.root().lost.setdefault((self.number, how, cause), []).append((time, tid))
         self.lost, self.lost_in, self.why = how, self.home, cause
+        self.undecided = self.full = False
 
     def written(self, cause: str, time: int, tid: int) -> None:
         # Whoever was told of a write does not miss its retry, but will miss the next one.
@@ -242,17 +270,19 @@ class Page:
     def unprotect(self, why: str) -> None:
         """Its protection is gone, and the next write will show."""
         if self.armed and not self.lost:
-            self.why = why
+            self.why, self.full = why, False
 
     def empty(self, why: str) -> None:
         self.asked = False
+        if why == "discarded" and self.armed and not (self.lost or self.told or self.zero) and self.why != why:
+            self.home.root().dropped += 1
         self.leave()
         if self.armed:
             self.zero, self.zero_in = False, None
         self.unprotect(why)
 
     def belief(self) -> int:
-        if not self.armed or self.why in ("mode-replaced", "swapoff"):
+        if not self.armed or self.doubt or self.undecided or self.why in ("mode-replaced", "swapoff"):
             return -1
         return 0 if self.lost or self.zero or self.why else 1
 

@@ -292,7 +292,7 @@ class Model:
         places, owners = self.ranges.space(home.ctx).locate(addresses)
         inside = places >= 0
         places, owners, ops, rows = places[inside], owners[inside], ops[inside], rows[inside]
-        if (pages > 1).any() and fills.any():
+        if (pages > 1).any() and fills[inside].any():
             self._answers(places, ops, rows, fills[inside])
         effects = apply(self.ranges.pool.states, places, ops)
         self.ranges.changes(owners, effects)
