@@ -8,8 +8,8 @@ from typing import Any
 
 from uffdtrace.model.events import PAGE_SIZE, Feature, Mode
 from uffdtrace.model.model import Model
-from uffdtrace.model.pages import protected
 from uffdtrace.model.ranges import Range
+from uffdtrace.model.states import protected
 from uffdtrace.trace.reader import Reader
 
 Json = dict[str, Any]

@@ -26,8 +26,9 @@ from uffdtrace.model.events import (
 )
 from uffdtrace.model.losses import lost_pages
 from uffdtrace.model.model import Model
-from uffdtrace.model.pages import COUNTS, Cause, protected
+from uffdtrace.model.pages import COUNTS, Cause
 from uffdtrace.model.ranges import Range
+from uffdtrace.model.states import protected
 from uffdtrace.model.watched import Userfaultfd
 
 CTX = 0xFFFF888000001000

@@ -434,6 +434,7 @@ class Reference:
         went_on.home, went_on.number = home, number
         if went_on.armed or went_on.doubt:
             home.armed.add(number)
+            home.root().carried = True
         self.pages[home.home.ctx][number] = went_on
 
     def _end(self, ctx: int, here: Iterable[int]) -> list[Range]:
@@ -495,6 +496,7 @@ class Reference:
             self.pages[ctx][number] = page
             if page.armed or page.doubt:
                 row.armed.add(number)
+                row.carried = True
             if not page.without_holes:
                 row.holes = None
 

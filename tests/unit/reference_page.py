@@ -57,6 +57,8 @@ class Range:
     waits: list[tuple[int | None, ...]] = field(default_factory=list)
     waiting: list[tuple[int, int, int, int, bool]] = field(default_factory=list)
     merged_into: Range | None = None
+    # Pages came armed from another range, whose holes count there.
+    carried: bool = False
 
     def root(self) -> Range:
         return self if self.merged_into is None else self.merged_into.root()
@@ -78,6 +80,7 @@ class Range:
         for key, losses in other.lost.items():
             self.lost[key] = self.lost.get(key, []) + losses
         self.armed |= other.armed
+        self.carried |= other.carried
         self.notified |= other.notified
 
     def _of(self, **wanted: str) -> int:
@@ -116,7 +119,19 @@ class Range:
         gone = sum(self._of(cause=cause) for cause in ("hole", "huge-page"))
         return max(0, self.holes - gone - self.zero_page - self.filled - self.untouched)
 
+    def no_more_holes_than_known(self) -> None:
+        """Of the losses by holes the latest beyond those that armings counted are unexplained."""
+        if self.holes is None or self.carried:
+            return
+        surplus = self._of(cause="hole") + self._of(cause="huge-page") - self.holes
+        for _ in range(surplus):
+            lost = [(loss, key) for key, losses in self.lost.items() if key[2] == "hole" for loss in losses]
+            loss, (page, how, cause) = max(lost)
+            self.lost[page, how, cause].remove(loss)
+            self.lost.setdefault((page, how, "unknown"), []).append(loss)
+
     def summary(self, pages: dict[int, Page]) -> dict[str, Any]:
+        self.no_more_holes_than_known()
         causes = {cause: self._of(cause=cause) for _, _, cause in self.lost}
         return {
             "userfaultfd": self.home.ctx,

@@ -97,6 +97,7 @@ def a_range(start: int = BASE, pages: int = 16, lost: int | None = 0, **changes:
             "runs": None if lost is None else [run(0, lost, start)] if lost else [],
             "runs_left_off": 0,
         },
+        "dropped": [],
         "latency_us": None,
         "verdict": "lost-writes" if lost else "ok",
         "findings": [finding(pages=lost)] if lost else [],

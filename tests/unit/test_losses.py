@@ -12,7 +12,8 @@ from unit.events import THREAD, Events, fed, lost_runs, page
 
 from uffdtrace.model.events import Array, Feature, Mode
 from uffdtrace.model.losses import _RECORD, CANCEL, CODES, Losses, cause_of, how_of, merged
-from uffdtrace.model.pages import CHANGES, COUNTS, Cause
+from uffdtrace.model.pages import COUNTS, Cause
+from uffdtrace.model.states import CHANGES
 
 Record = tuple[int, int, int, int, int]
 _OBSERVED = COUNTS.index("observed")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,28 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uffdtrace.model.pages import (
-    ARMED,
-    BITS,
-    BLIND,
-    CHANGES,
-    COUNTS,
-    EVER_ARMED,
-    NEXT,
-    NOTIFIED,
-    OBSERVED,
-    SETTLED,
-    Cause,
-    Op,
-    apply,
-    apply_range,
-    carry,
-    exposed,
-    numbered,
-    protected,
-    step,
-)
+from uffdtrace.model.pages import ARMED, BLIND, COUNTS, EVER_ARMED, NOTIFIED, OBSERVED, SETTLED, Cause, Op, step
+from uffdtrace.model.states import BITS, CHANGES, NEXT, apply, apply_range, carry, exposed, numbered, protected
 
+ROOT = Path(__file__).resolve().parents[2]
 ops = st.sampled_from(list(Op))
 
 
@@ -97,6 +82,11 @@ def test_apply_to_nothing() -> None:
     states = np.zeros(4, dtype=np.uint16)
     assert apply(states, np.empty(0, np.int64), np.empty(0, np.uint8)).tolist() == []
     assert apply_range(states[:0], Op.ARM).sum() == 0
+
+
+def test_the_tables_in_the_package_are_those_of_today() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "scripts/states"), "--check"], text=True, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_state_that_can_be_reached_fits_the_tables() -> None:

@@ -171,6 +171,7 @@ def test_the_whole_report_of_a_small_trace() -> None:
                     ],
                     "runs_left_off": 0,
                 },
+                "dropped": [],
                 "latency_us": {
                     "faults": 1,
                     **same(2.0),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from uffdtrace.model.diagnosis import Case
+from uffdtrace.model.dropped import Dropped
 from uffdtrace.model.events import Feature, Kind, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.pages import COUNTS, Cause
@@ -145,8 +146,13 @@ FIRES: dict[str, tuple[Callable[[int], Case], str, str]] = {
     ),
     "undecided": (
         lambda count: case(undecided=count),
-        "1 page was populated while UFFDIO_WRITEPROTECT ran",
-        "1,234 pages were populated while UFFDIO_WRITEPROTECT ran",
+        "1 page was written or filled while it was open whether it is protected",
+        "1,234 pages were written or filled while it was open whether they are protected",
+    ),
+    "content-dropped": (
+        lambda count: case(drops={Dropped("madvise(MADV_DONTNEED)", False): count}),
+        "1 page of the armed range was dropped by madvise(MADV_DONTNEED): whatever it held",
+        "1,234 pages of the armed range were dropped by madvise(MADV_DONTNEED): whatever they held",
     ),
     "armed-before-trace": (
         lambda count: case(before=True, unarmed=count),
@@ -275,6 +281,7 @@ NEARLY: dict[str, list[Case]] = {
     ],
     "wp-dropped": [case(exposed=exposed(DISCARDED=3)), case(observed=3, MODE_REPLACED=3)],
     "undecided": [case(undecided=0)],
+    "content-dropped": [case(), case(ASYNC, drops={Dropped("fallocate", False): 3})],
     "armed-before-trace": [case(unarmed=3), case(before=True), case(ASYNC, before=True, unarmed=3)],
     "never-armed": [
         case(armed_pages=1),
@@ -350,7 +357,7 @@ def test_what_fires_is_whole_sentences(name: str) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
 def test_no_template_names_what_nobody_fills_in(rule: Any) -> None:
-    known = {"count", "were", "are", "wait", "they_are", "their", "them", *rule.words}
+    known = {"count", "were", "are", "wait", "they", "they_are", "their", "them", *rule.words}
     for template in (rule.message, rule.remedy):
         assert {name for _, name, _, _ in string.Formatter().parse(template) if name is not None} <= known
     for plain in (rule.meaning, plain_remedy(rule)):

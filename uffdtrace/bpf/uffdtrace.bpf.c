@@ -24,6 +24,7 @@
 #define FAULT_FLAG_ALLOW_RETRY 0x4
 #define FAULT_FLAG_RETRY_NOWAIT 0x8
 #define FAULT_FLAG_USER 0x40
+#define FAULT_FLAG_REMOTE 0x80
 #define FAULT_FLAG_UNSHARE 0x400
 #define FAULT_FLAG_ORIG_PTE_VALID 0x800
 
@@ -33,6 +34,9 @@
 /* include/linux/mm.h. */
 #define MM_CP_UFFD_WP 0x4
 #define MM_CP_UFFD_WP_RESOLVE 0x8
+
+/* arch/x86/include/asm/segment.h, __USER_CS: the code segment of 64-bit user mode. */
+#define USER_CS 0x33
 
 /* include/uapi/linux/bpf.h; BCC 0.18 has an older one. */
 #ifndef BPF_F_MMAPABLE
@@ -48,12 +52,16 @@
 
 /* UFFD_FEATURE_*, UFFD_USER_MODE_ONLY. */
 #define FEATURE_EVENT_FORK 0x2
+#define FEATURE_EVENT_REMOVE 0x8
 #define FEATURE_SIGBUS 0x80
 #define USER_MODE_ONLY 0x1
 
 #ifdef FOLLOW_ALL
 #define FOLLOW_FORKS
 #endif
+
+/* arch/x86/entry/syscalls/syscall_64.tbl. */
+#define SYS_PROCESS_MADVISE 440
 
 #define UFFDIO 0xAA
 #define PAGE_MASK (~(u64)(PAGE_SIZE - 1))
@@ -87,6 +95,14 @@ struct sleeper {
 	u32 pad;
 };
 
+struct huge_write {
+	u64 ctx;
+	u64 mm;
+	u64 address;
+	u32 memory;
+	u32 pad;
+};
+
 struct counts {
 	u64 slot[COUNTER_SLOTS];
 };
@@ -103,6 +119,10 @@ BPF_HASH(ioctl_calls, u32, struct ioctl_call, 16384);
 BPF_HASH(protect_calls, u32, u64, 16384);
 BPF_HASH(sleepers, u32, struct sleeper, 65536);
 BPF_HASH(merges, u32, u64, 64);
+/* Threads in do_huge_pmd_wp_page(), with the address of their fault. */
+BPF_HASH(huge_writes, u32, struct huge_write, 16384);
+/* Threads in break_ksm(), with the page: ksmd, and who calls madvise(MADV_UNMERGEABLE). */
+BPF_HASH(unmerging, u32, u64, 1024);
 BPF_HASH(counters, struct place, struct counts, 65536);
 BPF_ARRAY(losses, u64, LOSS_COUNT);
 /*
@@ -723,13 +743,51 @@ int on_huge_fault_return(void *ctx, u64 result)
 	return 0;
 }
 
-/* In 7.2 a write to the huge zero page takes a huge page in one fault, in 6.12 it splits. */
+/*
+ * vm_fault_t do_huge_pmd_wp_page(struct vm_fault *vmf)
+ *
+ * A write to a huge page that is present and not protected: it becomes writable
+ * in one fault, or is split. The area need not have the WP mode: a page armed
+ * before its range lost the mode comes here, too. In 7.2 a write to the huge zero
+ * page takes a huge page in one fault, in 6.12 it splits.
+ */
 int on_huge_wp(void *ctx, u64 vmf)
 {
+	u32 tid = bpf_get_current_pid_tgid();
+	struct huge_write write = {};
 	struct area area;
 
-	if (registered_area(read64(vmf + VMF_VMA), VM_UFFD_WP, &area))
-		mark(&area, read64(vmf + VMF_ADDRESS), MARK_HUGE_ZERO, FAULT_FLAG_WRITE);
+	if (!registered_area(read64(vmf + VMF_VMA), 0, &area) || read32(vmf + VMF_FLAGS) & FAULT_FLAG_UNSHARE)
+		return 0;
+	write.ctx = area.ctx;
+	write.mm = area.mm;
+	write.address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
+	write.memory = memory_of(&area);
+	mark(&area, write.address, MARK_HUGE_ZERO, FAULT_FLAG_WRITE);
+	if (huge_writes.update(&tid, &write))
+		lose(LOSS_MAP_FULL);
+	return 0;
+}
+
+/* The function returns 0 also where it lost a race and did nothing: only the entry tells. */
+int on_huge_wp_return(void *ctx, u64 result)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct huge_write *write = huge_writes.lookup(&tid);
+	struct event event = {.type = EVENT_HUGE_WRITE, .kind = 1};
+	struct entry entry;
+
+	if (!write)
+		return 0;
+	event.ctx = write->ctx;
+	event.aux = write->address;
+	event.start = write->address & ~(u64)(PMD_SIZE - 1);
+	event.end = event.start + PMD_SIZE;
+	event.flags = write->memory;
+	entry = walk(write->mm, write->address);
+	huge_writes.delete(&tid);
+	if (!(result & VM_FAULT_FALLBACK) && entry.shift > 12 && entry.value & PTE_PRESENT && entry.value & PTE_WRITE)
+		emit_here(&event);
 	return 0;
 }
 
@@ -741,7 +799,7 @@ int on_anon_commit(void *ctx, u64 page, u64 vma, u64 address)
 	struct area area;
 	bool huge;
 
-	if (!registered_area(vma, VM_UFFD_WP, &area))
+	if (!registered_area(vma, 0, &area))
 		return 0;
 	found = marks.lookup(&tid);
 	if (!found)
@@ -753,9 +811,11 @@ int on_anon_commit(void *ctx, u64 page, u64 vma, u64 address)
 		address = address & ~(u64)(PMD_SIZE - 1);
 	if (address != (huge ? seen.page & ~(u64)(PMD_SIZE - 1) : seen.page))
 		return 0;
-	if (huge && seen.kind == MARK_HUGE_ZERO)
+	if (huge && seen.kind == MARK_HUGE_ZERO) {
+		/* A new page, and not the one that was there. */
+		huge_writes.delete(&tid);
 		emit_page(&area, EVENT_HUGE_ZERO_WRITE, 1, address, PMD_SIZE, seen.page);
-	else if (huge && seen.kind == MARK_HUGE)
+	} else if (huge && seen.kind == MARK_HUGE)
 		emit_page(&area, EVENT_HUGE_PAGE, seen.write, address, PMD_SIZE, seen.page);
 	else if (!huge && (seen.kind == MARK_HOLE || seen.kind == MARK_HUGE) && seen.write)
 		emit_page(&area, EVENT_FRESH_PAGE, 1, address, PAGE_SIZE, address);
@@ -786,6 +846,16 @@ int on_wp_fault(void *ctx, u64 vmf)
 	if (!(flags & FAULT_FLAG_WRITE) || flags & FAULT_FLAG_UNSHARE)
 		return 0;
 	pte = read64(vmf + VMF_ORIG_PTE);
+	/* break_ksm() up to 6.1 gives a page back by a write fault, though nobody writes. */
+	if (flags & FAULT_FLAG_REMOTE && !(flags & (FAULT_FLAG_USER | FAULT_FLAG_ALLOW_RETRY))) {
+		u32 tid = bpf_get_current_pid_tgid();
+		u64 *page = unmerging.lookup(&tid);
+
+		if (page && *page == address) {
+			emit_page(&area, EVENT_UNMERGED, 1, address, PAGE_SIZE, 0);
+			return 0;
+		}
+	}
 	/* KSM may have put the zero page there (use_zero_pages). */
 	zero = pte & PTE_SPECIAL && !(area.flags & VM_MERGEABLE);
 	/* Protected no more: the bit outlives a registration that dropped the mode. */
@@ -864,6 +934,31 @@ int on_merge_return(void *ctx, u64 result)
 	return 0;
 }
 
+/*
+ * int break_ksm(struct vm_area_struct *vma, unsigned long addr)
+ *
+ * Since "mm/ksm: fix KSM COW breaking with userfaultfd-wp via FAULT_FLAG_UNSHARE"
+ * (6cce3314b928, 6.2) its faults unshare and leave the page protected.
+ */
+int on_unmerge(void *ctx, u64 vma, u64 address)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct area area;
+
+	address &= PAGE_MASK;
+	if (registered_area(vma, 0, &area) && unmerging.update(&tid, &address))
+		lose(LOSS_MAP_FULL);
+	return 0;
+}
+
+int on_unmerge_return(void *ctx, u64 result)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+
+	unmerging.delete(&tid);
+	return 0;
+}
+
 /* unuse_pte() is inlined; swapoff is what runs as the OOM killer's first choice. */
 int on_mapped_again(void *ctx, u64 vma, u64 address, u64 compound)
 {
@@ -879,17 +974,62 @@ int on_mapped_again(void *ctx, u64 vma, u64 address, u64 compound)
 
 /* ---- the life of ranges -------------------------------------------------- */
 
-int on_discard(void *ctx, u64 vma, u64 start, u64 end)
+/*
+ * Which system call the current thread is in, from the registers that it saved on
+ * entry, at the top of its kernel stack. FRED leaves 16 bytes above them
+ * (TOP_OF_KERNEL_STACK_PADDING, arch/x86/include/asm/thread_info.h): the segment
+ * of 64-bit user code tells where they lie. Elsewhere, for a kernel thread and for
+ * a 32-bit program, the call stays 0.
+ */
+static __always_inline void name_call(struct event *event)
 {
-	struct event event = {.type = EVENT_DISCARD, .start = start, .end = end};
+	u64 top = read64((u64)bpf_get_current_task() + TASK_STACK) + THREAD_SIZE - REGS_SIZE;
+	u64 regs = (read64(top + REGS_CS) & 0xffff) == USER_CS ? top : top - 16;
+
+	if ((read64(regs + REGS_CS) & 0xffff) != USER_CS)
+		return;
+	event->aux = read64(regs + REGS_ORIG_AX);
+	/* The advice: madvise()'s third argument, process_madvise()'s fourth. */
+	event->value = (u32)read64(regs + (event->aux == SYS_PROCESS_MADVISE ? REGS_R10 : REGS_DX));
+}
+
+static __always_inline int dropped(u32 type, u64 vma, u64 start, u64 end, u64 wanted_flags)
+{
+	struct event event = {.type = type, .start = start, .end = end};
 	struct area area;
 
-	if (!registered_area(vma, 0, &area))
+	if (!registered_area(vma, wanted_flags, &area))
 		return 0;
 	event.ctx = area.ctx;
 	event.flags = memory_of(&area);
+	/* userfaultfd_remove() waits until the monitor has read of it. */
+	event.kind = type == EVENT_DISCARD && read32(area.ctx + CTX_FEATURES) & FEATURE_EVENT_REMOVE ? 1 : 0;
+	name_call(&event);
 	emit_here(&event);
 	return 0;
+}
+
+/* bool userfaultfd_remove(struct vm_area_struct *vma, unsigned long start, unsigned long end) */
+int on_discard(void *ctx, u64 vma, u64 start, u64 end)
+{
+	return dropped(EVENT_DISCARD, vma, start, end, 0);
+}
+
+/*
+ * void zap_page_range_single(struct vm_area_struct *vma, unsigned long address, unsigned long size, ...)
+ *
+ * Entries go: madvise, but also hole punching and truncation of a file, and guard
+ * regions, of which no event tells the monitor.
+ */
+int on_zap(void *ctx, u64 vma, u64 address, u64 size)
+{
+	return dropped(EVENT_ZAP, vma, address, address + size, VM_UFFD_WP);
+}
+
+/* void unmap_hugepage_range(struct vm_area_struct *vma, unsigned long start, unsigned long end, ...) */
+int on_hugetlb_zap(void *ctx, u64 vma, u64 start, u64 end)
+{
+	return dropped(EVENT_ZAP, vma, start, end, VM_UFFD_WP);
 }
 
 static __always_inline int unmapped(u64 mm, u64 start, u64 end)

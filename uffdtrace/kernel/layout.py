@@ -33,6 +33,7 @@ _MEMBERS = {
     "TASK_SIGNAL": ("task_struct", "signal"),
     "TASK_FLAGS": ("task_struct", "flags"),
     "TASK_MM": ("task_struct", "mm"),
+    "TASK_STACK": ("task_struct", "stack"),
     "SIGNAL_FLAGS": ("signal_struct", "flags"),
     "UWQ_WQ": ("userfaultfd_wait_queue", "wq"),
     "UWQ_MSG": ("userfaultfd_wait_queue", "msg"),
@@ -51,6 +52,8 @@ _MEMBERS = {
     "REGS_SI": ("pt_regs", "si"),
     "REGS_DX": ("pt_regs", "dx"),
     "REGS_R10": ("pt_regs", "r10"),
+    "REGS_ORIG_AX": ("pt_regs", "orig_ax"),
+    "REGS_CS": ("pt_regs", "cs"),
 }
 
 # The last that is there counts.
@@ -85,6 +88,9 @@ _X86_64 = {
     "PTE_SPECIAL": 1 << 9,
     "PTE_UFFD_WP": 1 << 10,
     "PMD_SIZE": 1 << 21,
+    # arch/x86/include/asm/page_64_types.h, without KASAN; struct pt_regs has 21 words.
+    "THREAD_SIZE": 1 << 14,
+    "REGS_SIZE": 21 * 8,
 }
 
 

@@ -156,6 +156,12 @@ TABLE: tuple[Row, ...] = (
         (Candidate("do_huge_pmd_anonymous_page", "on_huge_fault_return", (), _RETURN),),
     ),
     Row("huge-writes", ("lost",), (Candidate("do_huge_pmd_wp_page", "on_huge_wp", ("vmf",)),)),
+    Row(
+        "huge-write-returns",
+        ("lost",),
+        (Candidate("do_huge_pmd_wp_page", "on_huge_wp_return", (), _RETURN),),
+        twice=True,
+    ),
     Row("swap-ins", ("skipped",), (Candidate("do_swap_page", "on_swap", ("vmf",)),)),
     Row("unprotected-writes", ("lost",), (Candidate("do_wp_page", "on_wp_fault", ("vmf",)),)),
     Row("file-faults", ("skipped", "lost"), (Candidate("finish_fault", "on_file_fault", ("vmf",)),)),
@@ -165,6 +171,26 @@ TABLE: tuple[Row, ...] = (
         (Candidate("hugetlb_fault", "on_hugetlb_fault", ("vma", "address", "flags")),),
     ),
     Row("discards", ("lost",), (Candidate("userfaultfd_remove", "on_discard", ("vma", "start", "end")),)),
+    # What no userfaultfd_remove() announces: holes punched into files, guard regions.
+    Row(
+        "zaps",
+        ("lost", "dropped"),
+        (
+            # 7.2's name for what 6.12 calls zap_page_range_single(); each drops a part of an area.
+            Candidate("zap_vma_range_batched", "on_zap", ("vma", "address", "size")),
+            Candidate("zap_page_range_single", "on_zap", ("vma", "address", "size")),
+        ),
+        required=False,
+    ),
+    Row(
+        "hugetlb-zaps",
+        ("dropped",),
+        (Candidate("unmap_hugepage_range", "on_hugetlb_zap", ("vma", "start", "end")),),
+        required=False,
+    ),
+    # break_ksm() is a write fault without a write up to 6.1.
+    Row("unmerges", ("lost",), (Candidate("break_ksm", "on_unmerge", ("vma", "addr")),), required=False),
+    Row("unmerge-returns", ("lost",), (Candidate("break_ksm", "on_unmerge_return", (), _RETURN),), required=False),
     Row(
         "unmaps",
         ("pages",),

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from uffdtrace.model.events import PAGE_SIZE, Array
-from uffdtrace.model.pages import CHANGES, COUNTS, Cause
+from uffdtrace.model.pages import COUNTS, Cause
 from uffdtrace.model.ranges import Ranges
+from uffdtrace.model.states import CHANGES
 
 HOW = ("observed", "blind")
 # A loss is a code: 1 + 2 * cause + how; with CANCEL it says that it was none after all.
@@ -90,13 +91,28 @@ class Losses:
 
     def runs(self) -> Array:
         """What was lost, as runs sorted by code and place (dtype with place, pages, time, tid, code)."""
+        return merged(self._standing())
+
+    def rename(self, places: list[tuple[int, int]], old: Cause, new: Cause, pages: int) -> None:
+        """Give the latest observed losses by `old` another cause: so many pages of those at `places` (first, pages)."""
+        records = self._standing()
+        inside = np.zeros(len(records), dtype=bool)
+        for first, count in places:
+            inside |= (records["place"] >= first) & (records["place"] < first + count)
+        chosen = np.flatnonzero(inside & (records["code"] == 1 + 2 * old))
+        single = np.repeat(records[chosen], records["pages"][chosen])
+        single["place"], single["pages"] = _every(records["place"][chosen], records["pages"][chosen]), 1
+        single = single[np.argsort(single["time"], kind="stable")]
+        single["code"][len(single) - pages :] = 1 + 2 * new
+        self._records = [np.delete(records, chosen), single]
+
+    def _standing(self) -> Array:
+        """The losses that were not taken back."""
         if not self._records:
             return np.empty(0, dtype=_RECORD)
         records = np.concatenate(self._records)
         cancels = records["code"] & CANCEL != 0
-        if cancels.any():
-            records = _settled(records)
-        return merged(records)
+        return _settled(records) if cancels.any() else records
 
 
 def _settled(records: Array) -> Array:

@@ -23,9 +23,10 @@ from uffdtrace.model.events import (
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.losses import Losses
 from uffdtrace.model.overlap import Overlaps
-from uffdtrace.model.pages import CHANGES, COUNTS, TOLD, UNPROTECTED_FILLS, Cause, Op, apply, exposed, having
+from uffdtrace.model.pages import COUNTS, TOLD, UNPROTECTED_FILLS, Cause, Op
 from uffdtrace.model.ranges import ModelError, Range, page_bounds
 from uffdtrace.model.sleep import Ending, Sleepers
+from uffdtrace.model.states import CHANGES, apply, exposed, having
 from uffdtrace.model.watched import EVERYWHERE, Userfaultfd, Watched
 from uffdtrace.model.work import EVIDENCE, EXPAND_PAGES, Work
 
@@ -84,9 +85,21 @@ class Model:
             if gone is None or gone >= ending.time:
                 row.note(Fact.CLOSED if ending.closed else Fact.UNREGISTERED)
         self.ranges.count_once()
+        self._no_more_holes_than_known()
         for row, piece in self.ranges.pieces():
             row.exposed += np.bincount(exposed(self.ranges.states(piece)), minlength=len(Cause))
             row.exposed[Cause.NONE] = 0
+
+    def _no_more_holes_than_known(self) -> None:
+        """Losses of holes beyond those that the armings counted have another cause, which nobody saw."""
+        for row in self.ranges.rows():
+            if row.holes is None or row.before or row.unseen or row.carried:
+                continue
+            surplus = min(row.cause(Cause.HOLE), row.cause(Cause.HOLE) + row.cause(Cause.HUGE_PAGE) - row.holes)
+            if surplus > 0:
+                self.losses.rename(self.ranges.places(row), Cause.HOLE, Cause.UNKNOWN, surplus)
+                row.changes[len(COUNTS) + Cause.HOLE] -= surplus
+                row.changes[len(COUNTS) + Cause.UNKNOWN] += surplus
 
     def rows(self) -> list[Range]:
         """The ranges, by userfaultfd and address; earlier ones first."""
@@ -318,7 +331,7 @@ class Model:
         for number in np.unique(numbers).tolist():
             row, mine = self.ranges.all[number].root(), numbers == number
             for call, count in by_call(events[mine], pages[mine]).items():
-                row.dropped[call] = row.dropped.get(call, 0) + count
+                row.drops[call] = row.drops.get(call, 0) + count
 
     def _tally(self, name: str, numbers: Array, kinds: Array, mask: Array) -> None:
         mask = mask & (kinds < len(Kind))

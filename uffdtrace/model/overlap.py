@@ -45,7 +45,7 @@ _MOST_PAIRS = 1 << 20
 
 def _conflicts() -> Array:
     size = max(Effect) + 1
-    table = np.ones((size, size), dtype=bool)
+    table: Array = np.ones((size, size), dtype=bool)
     for one in Effect:
         for other in Effect:
             table[one, other] = one is not other and (one, other) not in _COMMUTE
@@ -72,7 +72,8 @@ class Overlaps:
         parts = _overlapping(acts)
         self._open = acts[acts["returned"] > until]
         self._open["index"] = EARLIER
-        return parts[parts["index"] != EARLIER]
+        later: Array = parts[parts["index"] != EARLIER]
+        return later
 
 
 def _overlapping(acts: Array) -> Array:

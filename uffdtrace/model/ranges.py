@@ -14,8 +14,9 @@ import numpy as np
 from uffdtrace.model.dropped import Dropped
 from uffdtrace.model.events import PAGE_SIZE, Array, Kind, Memory, Mode
 from uffdtrace.model.facts import Fact
-from uffdtrace.model.pages import CHANGES, COUNTS, EVER_ARMED, NOTIFIED, WIDTH, Cause, Op, apply_range, having
+from uffdtrace.model.pages import COUNTS, EVER_ARMED, NOTIFIED, WIDTH, Cause, Op
 from uffdtrace.model.sleep import Waiting
+from uffdtrace.model.states import CHANGES, apply_range, having
 
 # User addresses end here with five-level page tables; more no trace can claim.
 HIGHEST = 1 << 56
@@ -46,7 +47,7 @@ class Range:
     # None where a thread's end was not seen.
     pending: int | None = 0
     # Pages dropped while armed, by the call that dropped them.
-    dropped: dict[Dropped, int] = field(default_factory=dict)
+    drops: dict[Dropped, int] = field(default_factory=dict)
     facts: dict[Fact, int] = field(default_factory=dict)
     # Names of the errors of WRITEPROTECT, and what calls that did a part of it protected.
     errors: set[tuple[Fact, str]] = field(default_factory=set)
@@ -63,6 +64,8 @@ class Range:
     before: bool = False
     # The same, but nothing was protected then: armed while it was empty, or not at all.
     unseen: bool = False
+    # Pages came armed from another range, whose holes count there.
+    carried: bool = False
     # Pieces that are registered no more.
     retired: list[Piece] = field(default_factory=list)
     merged_into: Range | None = None
@@ -108,10 +111,11 @@ class Range:
         self.changes += other.changes
         self.latencies += other.latencies
         self.pending = None if self.pending is None or other.pending is None else self.pending + other.pending
-        for call, pages in other.dropped.items():
-            self.dropped[call] = self.dropped.get(call, 0) + pages
+        for call, pages in other.drops.items():
+            self.drops[call] = self.drops.get(call, 0) + pages
         self.before |= other.before
         self.unseen |= other.unseen
+        self.carried |= other.carried
         self.retired += other.retired
         self.order = max(self.order, other.order)
         other.merged_into = self
@@ -304,6 +308,10 @@ class Ranges:
         """Every piece that there ever was, with its range."""
         standing = [(self.row_of(piece), piece) for space in self.spaces.values() for piece in space.pieces]
         return standing + [(row, piece) for row in self.rows() for piece in row.retired]
+
+    def places(self, row: Range) -> list[tuple[int, int]]:
+        """Where the states of a range's pages lie in the pool, also of those registered no more: (first, pages)."""
+        return [(piece.place, (piece.end - piece.start) // PAGE_SIZE) for owner, piece in self.pieces() if owner is row]
 
     def count_once(self) -> None:
         """Take back what pages count twice that left their range, were another's, and came back with it."""

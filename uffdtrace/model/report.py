@@ -101,6 +101,10 @@ def _range(case: Case, name: str | None, runs: list[dict[str, Any]], most_runs: 
             "runs": None if unknown else runs[:most_runs],
             "runs_left_off": 0 if unknown or most_runs is None else max(0, len(runs) - most_runs),
         },
+        "dropped": [
+            {"call": drop.call, "told": drop.told, "pages": pages}
+            for drop, pages in sorted(row.drops.items(), key=lambda item: (item[0].call, item[0].told))
+        ],
         "latency_us": case.waited,
         "verdict": verdict(case),
         "findings": findings(case),
@@ -162,7 +166,7 @@ def use_counters(model: Model, counters: list[list[int]]) -> bool:
 
 
 # What rests on events alone, so that a dropped event makes it a lower bound.
-_FROM_EVENTS = ("armed_pages", "holes", "notified_pages", "pending", "skipped", "lost")
+_FROM_EVENTS = ("armed_pages", "holes", "notified_pages", "pending", "skipped", "lost", "dropped")
 
 
 def build(

@@ -25,6 +25,7 @@ def _written(template: str, rule: Rule, number: int, case: Case) -> str:
         are="is" if one else "are",
         wait="waits" if one else "wait",
         they_are="it is" if one else "they are",
+        they="it" if one else "they",
         their="its" if one else "their",
         them="it" if one else "them",
         **{name: word(case) for name, word in rule.words.items()},

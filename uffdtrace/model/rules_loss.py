@@ -12,6 +12,23 @@ def _cause(cause: Cause) -> Count:
     return lambda case: case.cause(cause)
 
 
+def _dropped_by(case: Case) -> str:
+    """`madvise(MADV_DONTNEED) (1,024) and fallocate (512)`."""
+    by_call: dict[str, int] = {}
+    for drop, pages in case.row.drops.items():
+        by_call[drop.call] = by_call.get(drop.call, 0) + pages
+    named = [f"{call} ({pages:,})" if len(by_call) > 1 else call for call, pages in sorted(by_call.items())]
+    return " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
+
+
+def _told_of_drop(case: Case) -> str:
+    told = sum(pages for drop, pages in case.row.drops.items() if drop.told)
+    if not told:
+        return "no event told the monitor"
+    everything = told == sum(case.row.drops.values())
+    return "UFFD_EVENT_REMOVE told the monitor" + ("" if everything else f" of {told:,} of them, of the rest no event")
+
+
 def _unpopulated(case: Case) -> str:
     if case.offered is None:
         return ", or ask for UFFD_FEATURE_WP_UNPOPULATED (Linux 6.4)"
@@ -189,10 +206,23 @@ LOSS_RULES: tuple[Rule, ...] = (
         "undecided",
         "warning",
         lambda case: case.row.undecided,
-        "pages were populated while they were being armed",
-        "{count} {were} populated while UFFDIO_WRITEPROTECT ran over {them}; whether {they_are} protected"
-        " cannot be shown.",
-        "stop the writers while the range is armed, or populate it before",
+        "no order of events tells whether writes to these pages were missed",
+        "{count} {were} written or filled while it was open whether {they_are} protected: a call was arming {them} at"
+        " that moment, two calls overlapped on {them}, or a call that answered a write to another page filled {them}."
+        " Whether a write was missed there cannot be told.",
+        "let no two calls act on a page at once, stop the writers while a range is armed, and release every page that"
+        " an answer fills",
+    ),
+    Rule(
+        "content-dropped",
+        "warning",
+        lambda case: 0 if case.asynchronous else sum(case.row.drops.values()),
+        "what armed pages held was dropped, without a write-protect message",
+        "{count} of the armed range {were} dropped by {calls}: whatever {they} held is gone without a message, and a"
+        " snapshot that had not saved {them} by then has lost it; {told}.",
+        "hold back discards, hole punching and balloons until the snapshot is complete, or have whoever drops pages"
+        " tell the monitor first; UFFD_FEATURE_EVENT_REMOVE announces madvise, but not fallocate or truncate",
+        words={"calls": _dropped_by, "told": _told_of_drop},
     ),
     Rule(
         "armed-before-trace",

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from uffdtrace.model.events import PAGE_SIZE, Array, Feature, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
-from uffdtrace.model.pages import ARMED, COUNTS, DOUBT, Op, apply_range, carry, having, inherit
+from uffdtrace.model.pages import ARMED, COUNTS, DOUBT, Op
 from uffdtrace.model.ranges import Piece, Range, Ranges, page_bounds
+from uffdtrace.model.states import apply_range, carry, having, inherit
 from uffdtrace.model.work import Remap
 
 # UFFDIO_API was called (fs/userfaultfd.c, UFFD_FEATURE_INITIALIZED): no feature of the user's.
@@ -165,6 +166,7 @@ class Watched:
                 self.ranges.pool.states[first : first + len(part.states)] = part.states
                 armed = int(having(part.states, ARMED | DOUBT).sum())
                 row.changes[COUNTS.index("armed_pages")] += armed
+                row.carried |= armed > 0
                 row.armings += armed > 0
                 row.memory |= part.row.memory
                 row.order = max(row.order, part.row.order)
@@ -276,6 +278,7 @@ class Watched:
             states[:], armed = carry(old[skip : skip + count], states)
             row, before = self.ranges.row_of(new), self.ranges.row_of(place)
             row.changes[COUNTS.index("armed_pages")] += armed
+            row.carried |= bool(having(states, ARMED | DOUBT).any())
             row.memory |= before.memory
             row.order = max(row.order, before.order)
             row.before |= before.before

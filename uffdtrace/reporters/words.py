@@ -90,7 +90,7 @@ def doubt(report: dict[str, Any]) -> str:
     if None in map(lost_pages, report["ranges"]):
         return "; what was lost where it says ? is not known, for that memory may have been armed before the trace"
     if any(finding["id"] == "undecided" for found in report["ranges"] for finding in found["findings"]):
-        return "; whether pages that were populated while they were armed are protected is not known"
+        return "; whether writes to the undecided pages were missed is not known"
     if "lost" in loss["lower_bounds"]:
         return ", but not everything was seen: writes may have been lost"
     return ", as far as the trace goes: it has no end" if loss["probes_missed"] is None else ""

@@ -1,0 +1,129 @@
+"""The states of millions of pages, by number, and tables that say what an operation does to each.
+
+The states that can be reached are far fewer than the sets of bits (model/pages.py),
+so the pool stores a state's number: BITS[number] are its bits. The tables are
+package data, for they take long to make: `scripts/states` makes them from
+`step()`, and the tests hold them against it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from uffdtrace.model.carrying import carried_bits, inherited_bits
+from uffdtrace.model.events import Array
+from uffdtrace.model.pages import (
+    ARMED,
+    BARE,
+    BLIND,
+    DOUBT,
+    EVER_ARMED,
+    FILED,
+    OBSERVED,
+    UNDECIDED,
+    WHY_SHIFT,
+    Cause,
+    Op,
+)
+
+TABLES = Path(__file__).with_name("states.npz")
+
+with np.load(TABLES) as _tables:
+    # BITS[state] are the bits of a state's number, in ascending order; number 0 has none.
+    BITS: Array = _tables["bits"]
+    # NEXT[op, state] -> state; EFFECT[op, state] -> row of CHANGES (WIDTH counts).
+    NEXT: Array = _tables["next"]
+    EFFECT: Array = _tables["effect"]
+    CHANGES: Array = _tables["changes"]
+
+
+def numbered(bits: Array) -> Array:
+    """The numbers (uint16) of states given by their bits, all of them reachable."""
+    return np.searchsorted(BITS, bits).astype(np.uint16)
+
+
+def having(states: Array, bits: int) -> Array:
+    """Per state: whether it has one of `bits`."""
+    some: Array = (BITS & bits != 0)[states]
+    return some
+
+
+def carry(before: Array, kept: Array) -> tuple[Array, int]:
+    """States of pages that a second registration takes into another range; how many it arms there.
+
+    `kept` are the states that the pages had when they were in that range before.
+    """
+    after = carried_bits(BITS[before], BITS[kept])
+    new = int((after & EVER_ARMED != 0).sum()) - int(having(kept, EVER_ARMED).sum())
+    return numbered(after), new
+
+
+def inherit(states: Array) -> Array:
+    """States of the pages of a forked child that is watched too; what its parent lost it can lose for itself.
+
+    Nothing is counted yet but the armed pages.
+    """
+    return numbered(inherited_bits(BITS[states]))
+
+
+def _exposed() -> Array:
+    open_ = (BITS & ARMED != 0) & (BITS & (OBSERVED | BLIND | DOUBT) == 0)
+    return np.where(open_, BITS >> WHY_SHIFT, 0).astype(np.uint8)
+
+
+def _protected() -> Array:
+    why = BITS >> WHY_SHIFT
+    bare = (BITS & (OBSERVED | BLIND | BARE | FILED) != 0) | (why != 0)
+    # What a page's table entry keeps when its range's mode goes, or swapoff comes by, the events do not tell.
+    unsaid = (BITS & ARMED == 0) | (why == Cause.MODE_REPLACED) | (why == Cause.SWAPOFF)
+    unsaid |= BITS & (DOUBT | UNDECIDED) != 0
+    return np.where(unsaid, -1, np.where(bare, 0, 1)).astype(np.int8)
+
+
+_EXPOSED, _PROTECTED = _exposed(), _protected()
+
+
+def exposed(states: Array) -> Array:
+    """Per state: the Cause that took an armed page's protection away while no write was lost yet, or NONE."""
+    return _EXPOSED[states]
+
+
+def protected(states: Array) -> Array:
+    """Per state, as the events tell it: 1 protected unless it was a hole, 0 not, -1 not said."""
+    return _PROTECTED[states]
+
+
+def apply(states: Array, places: Array, ops: Array, before: Array | None = None) -> Array:
+    """Apply ops[i] to states[places[i]], in order; the row of CHANGES of each.
+
+    The state that each operation meets is put into `before`, if given.
+    Operations on different pages commute, so the k-th operation of every page
+    is applied at once, for k = 0, 1, ...
+    """
+    effects = np.empty(len(places), dtype=np.uint8)
+    order = np.argsort(places, kind="stable")
+    sorted_places = places[order]
+    starts = np.flatnonzero(np.r_[True, sorted_places[1:] != sorted_places[:-1]]) if len(places) else places
+    sizes = np.diff(np.r_[starts, len(places)])
+    rounds = int(sizes.max()) if len(sizes) else 0
+    for turn in range(rounds):
+        active = sizes > turn
+        if not active.all():
+            starts, sizes = starts[active], sizes[active]
+        at = order[starts + turn]
+        here = places[at]
+        met = states[here]
+        effects[at] = EFFECT[ops[at], met]
+        states[here] = NEXT[ops[at], met]
+        if before is not None:
+            before[at] = met
+    return effects
+
+
+def apply_range(states: Array, op: Op) -> Array:
+    """Apply one operation to every page of a slice; the row of CHANGES of each."""
+    effects: Array = EFFECT[op][states]
+    states[:] = NEXT[op][states]
+    return effects
