@@ -384,7 +384,9 @@ class Reference:
     # ---- ranges --------------------------------------------------------------
 
     def _register(self, ctx: int, here: range, modes: int) -> None:
-        pages = self.pages[ctx]
+        # One that was forgotten with its parent's monitor is used after all: of it no more is known than that.
+        self.homes.setdefault(ctx, Descriptor(ctx))
+        pages = self.pages.setdefault(ctx, {})
         old = {number: pages[number] for number in here if number in pages}
         # What has all of these modes stays as it is.
         changed = [number for number in here if number not in old or old[number].home.modes & modes != modes]

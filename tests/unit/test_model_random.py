@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 from unit.events import counts, fed
 from unit.history import FAMILIES, FEATURES, STEPS, History, Step, describe
@@ -53,6 +53,16 @@ def check_history(events: Array, cuts: list[int]) -> None:
     assert account(events, list(range(len(events)))) == whole
 
 
+# The parent's monitor goes while its fork waits, and the child's userfaultfd, forgotten with it, is used again.
+USED_AFTER_ALL: list[Step] = [
+    ("register", 0, 0, 5, 7),
+    ("register", 0, 23, 1, 2),
+    ("followed fork", 2, 4, 9, 5),
+    ("gone", 3, 17, 7, 6),
+    ("register", 2, 5, 7, 6),
+]
+
+
 @pytest.mark.parametrize("expand", [1024, 3], ids=["page by page", "slices"])
 def test_model_equals_reference(expand: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Intervals of ten pages must reach the path of those of thousands.
@@ -61,6 +71,7 @@ def test_model_equals_reference(expand: int, monkeypatch: pytest.MonkeyPatch) ->
 
     @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
     @given(STEPS, FEATURES, st.lists(st.integers(0, 150), max_size=6), st.booleans(), st.booleans())
+    @example(USED_AFTER_ALL, (0, 0), [], True, True)
     def check(history: list[Step], features: tuple[int, int], cuts: list[int], looked: bool, open_calls: bool) -> None:
         check_history(made(history, features, looked, open_calls), cuts)
 
