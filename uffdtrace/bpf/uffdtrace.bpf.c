@@ -240,12 +240,35 @@ static __always_inline bool registered_area(u64 vma, u64 wanted_flags, struct ar
 	return is_traced(area->mm);
 }
 
+/* As vma_is_anonymous() and vma_is_shmem() tell them. */
+static __always_inline u32 memory_by_ops(u64 ops)
+{
+	if (!ops)
+		return MEMORY_ANON;
+#ifdef SHMEM_VM_OPS
+	if (ops == SHMEM_VM_OPS)
+		return MEMORY_SHMEM;
+#ifdef SHMEM_ANON_VM_OPS
+	if (ops == SHMEM_ANON_VM_OPS)
+		return MEMORY_SHMEM;
+#endif
+#ifdef SHM_VM_OPS
+	if (ops == SHM_VM_OPS)
+		return MEMORY_SHMEM;
+#endif
+	return MEMORY_FILE;
+#else
+	/* A kernel without CONFIG_SHMEM has tmpfs on ramfs, which is no memory of this kind. */
+	return MEMORY_FILE;
+#endif
+}
+
 static __always_inline u32 memory_of(struct area *area)
 {
 	u64 superblock, hstate;
 
 	if (!(area->flags & VM_HUGETLB))
-		return read64(area->vma + VMA_OPS) ? MEMORY_SHMEM : MEMORY_ANON;
+		return memory_by_ops(read64(area->vma + VMA_OPS));
 	superblock = read64(read64(read64(area->vma + VMA_FILE) + FILE_INODE) + INODE_SB);
 	hstate = read64(read64(superblock + SB_FS_INFO) + HUGETLBFS_HSTATE);
 	return MEMORY_HUGETLB | read32(hstate + HSTATE_ORDER) << MEMORY_ORDER_SHIFT;

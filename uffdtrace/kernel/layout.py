@@ -77,7 +77,15 @@ _SYMBOLS = {
 }
 
 # __pgtable_l5_enabled since 4.18; without the symbol the kernel has four levels.
-_OPTIONAL_SYMBOLS = {"PGTABLE_L5_ENABLED": "__pgtable_l5_enabled"}
+_OPTIONAL_SYMBOLS = {
+    "PGTABLE_L5_ENABLED": "__pgtable_l5_enabled",
+    # Of a mapping of tmpfs, memfd or shared anonymous memory; the last has its own since 6.2
+    # (d09e8ca6cb93 "mm: anonymous shared memory naming").
+    "SHMEM_VM_OPS": "shmem_vm_ops",
+    "SHMEM_ANON_VM_OPS": "shmem_anon_vm_ops",
+    # System V shared memory wraps those of shmem.
+    "SHM_VM_OPS": "shm_vm_ops",
+}
 
 # arch/x86/include/asm/pgtable_types.h: _PAGE_BIT_SOFTW1 (SPECIAL), SOFTW2
 # (UFFD_WP, since 5.7: 5a281062af1d), PSE; PMD_SHIFT from pgtable_64_types.h.

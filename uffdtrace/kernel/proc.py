@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from uffdtrace.kernel import mappings
+
 PROC = Path("/proc")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 # Documentation/admin-guide/mm/pagemap.rst; bit 57 since 5.14 (fb8e37f35a2f).
@@ -126,52 +128,36 @@ class Area:
     name: str
 
 
-def _head(line: str) -> tuple[int, int, str]:
-    """Start, end and name in a mapping's line of maps or smaps."""
-    addresses, _, _, _, _, *name = line.rstrip("\n").split(maxsplit=5)
-    start, end = (int(part, 16) for part in addresses.split("-"))
-    return start, end, name[0] if name else ""
-
-
 def areas(pid: int) -> list[Area]:
     """Its mappings, without walking its page tables as smaps would; empty if it is gone."""
-    found = []
     try:
-        with (PROC / str(pid) / "maps").open(errors="replace") as maps:
-            for line in maps:
-                found.append(Area(*_head(line)))
+        # Names are the target's: a carriage return is no end of line.
+        with (PROC / str(pid) / "maps").open(errors="replace", newline="\n") as maps:
+            parsed = [mappings.parse(line) for line in maps]
     except (FileNotFoundError, ProcessLookupError):
         return []
-    return found
+    return [Area(mapping.start, mapping.end, mapping.name) for mapping in parsed if mapping]
 
 
 def registered(pid: int) -> list[Registered]:
     """Its registered mappings, from smaps; empty if it is gone."""
     found = []
-    head = ""
+    memory = mappings.memory_of(pid)
+    mapping: mappings.Mapping | None = None
     try:
-        with (PROC / str(pid) / "smaps").open(errors="replace") as smaps:
+        with (PROC / str(pid) / "smaps").open(errors="replace", newline="\n") as smaps:
             for line in smaps:
                 if line.startswith("VmFlags:"):
                     flags = line.split()[1:]
                     modes = sum(bit for flag, bit in _MODES.items() if flag in flags)
-                    if modes:
-                        found.append(_registered(head, flags, modes))
+                    if modes and mapping:
+                        kind = memory(mapping, "ht" in flags)
+                        found.append(Registered(mapping.start, mapping.end, modes, kind, mapping.name))
                 elif not line[0].isupper():
-                    head = line
+                    mapping = mappings.parse(line)
     except (FileNotFoundError, ProcessLookupError):
         return []
     return found
-
-
-def _registered(head: str, flags: list[str], modes: int) -> Registered:
-    start, end, name = _head(head)
-    memory = "anon"
-    if "ht" in flags:
-        memory = "hugetlb"
-    elif name.startswith(("/", "[anon_shmem:")):
-        memory = "shmem"
-    return Registered(start, end, modes, memory, name)
 
 
 def pagemap_entries(pid: int, start: int, end: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:

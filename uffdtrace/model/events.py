@@ -129,7 +129,12 @@ class Memory(IntFlag):
     ANON = 1
     SHMEM = 2
     HUGETLB = 4
+    # An ordinary file or a device: since 6.7 WP_ASYNC takes any mapping (d61ea1cb0095).
+    FILE = 8
 
+
+# The bits of `flags` that are Memory's.
+MEMORY_MASK = 15
 
 MEMORY_ORDER_SHIFT = 8
 # In a FAULT's flags, the area's modes: MISSING and WP, MINOR's bit is not the same everywhere.

@@ -8,6 +8,7 @@ from uffdtrace.model import facts, join
 from uffdtrace.model.dropped import DISCARDS, by_call
 from uffdtrace.model.events import (
     EVENT,
+    MEMORY_MASK,
     MEMORY_ORDER_SHIFT,
     MODES_SHIFT,
     PAGE_SIZE,
@@ -347,7 +348,7 @@ class Model:
         pairs = numbers[told].astype(np.uint64) << np.uint64(32) | events["flags"][told]
         for pair in np.unique(pairs).tolist():
             row = self.ranges.all[pair >> 32].root()
-            row.memory |= Memory(pair & 7)
+            row.memory |= Memory(pair & MEMORY_MASK)
             row.order = max(row.order, (pair & 0xFFFFFFFF) >> MEMORY_ORDER_SHIFT & 31)
 
     # ---- what changes ranges -----------------------------------------------

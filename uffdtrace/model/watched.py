@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from uffdtrace.model.events import PAGE_SIZE, Array, Feature, Memory, Mode, UffdEvent
+from uffdtrace.model.events import MEMORY_MASK, PAGE_SIZE, Array, Feature, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.pages import ARMED, COUNTS, DOUBT, Op
 from uffdtrace.model.ranges import Piece, Range, Ranges, page_bounds
@@ -231,7 +231,7 @@ class Watched:
         """A mapping that was registered before the trace."""
         ctx, start, end = int(event["ctx"]), int(event["start"]), int(event["end"])
         self.register(ctx, start, end, Mode(int(event["aux"]) & 7), int(event["time"]))
-        self.backed(ctx, start, end, Memory(int(event["flags"]) & 7))
+        self.backed(ctx, start, end, Memory(int(event["flags"]) & MEMORY_MASK))
         markers = int(event["flags"]) & (Memory.SHMEM | Memory.HUGETLB) or self.home(ctx).has(Feature.WP_UNPOPULATED)
         if not event["kind"]:
             self.before(ctx, start, end)
