@@ -444,6 +444,28 @@ def test_a_process_that_went_before_it_was_asked_for_stays_a_number(alive: dict[
     assert processes.new(events(seen())) == []
 
 
+def named(pid: int, comm: bytes) -> dict[str, int]:
+    words = comm.ljust(16, b"\0")
+    start, end = int.from_bytes(words[:8], "little"), int.from_bytes(words[8:], "little")
+    return {"type": Type.PROCESS_NAME, "tgid": pid, "start": start, "end": end}
+
+
+def test_a_process_that_went_before_it_was_asked_for_has_the_name_that_the_kernel_told(alive: dict[int, str]) -> None:
+    alive.clear()
+    processes = found.Processes()
+    assert processes.new(events(named(OWNER, b"brief\xff0123456789"[:16]), seen(), seen(owner=MONITOR))) == [
+        {"pid": OWNER, "comm": "brief\ufffd0123456789"[:16], "cmdline": None}
+    ]
+    # Messages come from slots of their own: the name may come later.
+    assert processes.new(events(named(MONITOR, b"late"))) == [{"pid": MONITOR, "comm": "late", "cmdline": None}]
+    assert processes.new(events(named(MONITOR, b"late"), seen(), seen(owner=MONITOR))) == []
+
+
+def test_who_lives_is_asked_and_who_acts_on_nothing_is_not_told_of(alive: dict[int, str]) -> None:
+    told = found.Processes().new(events(named(OWNER, b"old name"), named(STRANGER, b"stranger"), seen()))
+    assert [(one["pid"], one["comm"]) for one in told] == [(OWNER, "guest")]
+
+
 # ---- sleepers --------------------------------------------------------------------
 
 

@@ -134,7 +134,7 @@ _PROCESS = {"pid": 200, "comm": "guest", "cmdline": ["guest"]}
     [
         None, 7, [], {}, "guest", {**_PROCESS, "uid": 0}, {"pid": 200, "comm": "guest"}, {**_PROCESS, "pid": "200"},
         {**_PROCESS, "pid": True}, {**_PROCESS, "pid": None}, {**_PROCESS, "pid": 1.5}, {**_PROCESS, "comm": None},
-        {**_PROCESS, "cmdline": None}, {**_PROCESS, "cmdline": "guest"}, {**_PROCESS, "cmdline": [["guest"]]},
+        {**_PROCESS, "cmdline": {}}, {**_PROCESS, "cmdline": "guest"}, {**_PROCESS, "cmdline": [["guest"]]},
         {**_PROCESS, "cmdline": [1]},
     ],
     ids=repr,

@@ -107,6 +107,18 @@ struct counts {
 	u64 slot[COUNTER_SLOTS];
 };
 
+/* The last level of the page table: an entry for each page of PMD_SIZE. */
+#define TABLE_ENTRIES 512
+#define TABLE_SIZE 4096
+/* How many of them a REGISTER has us read: 32 MiB of populated memory. */
+#define MOST_TABLES 16
+
+struct table {
+	u64 entry[TABLE_ENTRIES];
+	/* A program of another thread counts on this CPU, and was preempted. */
+	u64 busy;
+};
+
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 /* tgids we follow: their userfaultfds, or those on their memory. */
 BPF_HASH(followed, u32, u8, 16384);
@@ -123,6 +135,9 @@ BPF_HASH(merges, u32, u64, 64);
 BPF_HASH(huge_writes, u32, struct huge_write, 16384);
 /* Threads in break_ksm(), with the page: ksmd, and who calls madvise(MADV_UNMERGEABLE). */
 BPF_HASH(unmerging, u32, u64, 1024);
+/* tgids whose names were told. */
+BPF_HASH(named, u32, u8, 16384);
+BPF_PERCPU_ARRAY(tables, struct table, 1);
 BPF_HASH(counters, struct place, struct counts, 65536);
 BPF_ARRAY(losses, u64, LOSS_COUNT);
 /*
@@ -331,10 +346,41 @@ static __always_inline void describe(struct event *event, u64 ctx)
 	event->aux = owner_of(event->start);
 }
 
+/* A process may be gone before anybody looks into /proc. False where its name was told before. */
+static __always_inline bool describe_process(struct event *event, u64 task)
+{
+	u32 tgid = task ? read32(task + TASK_TGID) : 0;
+	u64 words[2] = {};
+	u8 one = 1;
+
+	if (!tgid || named.lookup(&tgid))
+		return false;
+	if (named.update(&tgid, &one))
+		lose(LOSS_MAP_FULL);
+	bpf_probe_read_kernel(words, sizeof(words), (void *)(read64(task + TASK_LEADER) + TASK_COMM));
+	event->type = EVENT_PROCESS_NAME;
+	event->tid = event->tgid = tgid;
+	event->start = words[0];
+	event->end = words[1];
+	return true;
+}
+
+static __always_inline void emit_process(u64 task)
+{
+	struct event event = {};
+
+	if (describe_process(&event, task))
+		emit(&event);
+}
+
 static __always_inline void emit_userfaultfd(u64 ctx, u8 late)
 {
 	struct event event = {.kind = late};
 
+	emit_process((u64)bpf_get_current_task());
+#ifdef MM_OWNER
+	emit_process(read64(read64(ctx + CTX_MM) + MM_OWNER));
+#endif
 	describe(&event, ctx);
 	know(ctx);
 	emit_here(&event);
@@ -376,6 +422,94 @@ static __always_inline struct entry walk(u64 mm, u64 address)
 		table = direct_map + (found.value & physical);
 	}
 	return found;
+}
+
+/* Where the table of an entry is, or 0 where the entry has none: reading there then brings zeroes. */
+static __always_inline u64 table_of(u64 value, u64 direct_map, u64 physical, bool may_be_huge)
+{
+	u64 huge = may_be_huge ? value / PTE_HUGE & 1 : 0;
+
+	return (direct_map + (value & physical)) & -(value & PTE_PRESENT & ~huge);
+}
+
+/*
+ * Populated pages, of the `pages` from an address on that PMD_SIZE holds at most;
+ * swapped ones do not count. `shift` becomes that of the entry which decided.
+ * There is no branch in it: the verifier follows every path through every turn
+ * of the caller's loop.
+ */
+static __always_inline u64 count_present(struct table *table, u64 mm, u64 address, u64 end, u32 *shift)
+{
+	u64 direct_map = read64(PAGE_OFFSET_BASE);
+	u64 physical = read64(PHYSICAL_MASK) & PAGE_MASK;
+	u64 top, upper, middle, place, present, outside;
+	u64 pages, huge, last;
+
+	top = read64(mm + MM_PGD);
+#ifdef PGTABLE_L5_ENABLED
+	if (read32(PGTABLE_L5_ENABLED))
+		top = table_of(read64(top + ((address >> 48 & 511) << 3)), direct_map, physical, false);
+#endif
+	place = table_of(read64(top + ((address >> 39 & 511) << 3)), direct_map, physical, false);
+	/* Nothing above the entries of 1 GiB is worth a turn of its own. */
+	upper = read64(place + ((address >> 30 & 511) << 3));
+	place = table_of(upper, direct_map, physical, true);
+	middle = read64(place + ((address >> 21 & 511) << 3));
+	*shift = 21 + 9 * (place == 0);
+	place = table_of(middle, direct_map, physical, true);
+	bpf_probe_read_kernel(table->entry, TABLE_SIZE, (void *)place);
+	last = ((address >> *shift) + 1) << *shift;
+	last = last < end ? last : end;
+	pages = (last - address) >> 12;
+	huge = (upper & upper / PTE_HUGE & PTE_PRESENT) | (middle & middle / PTE_HUGE & PTE_PRESENT);
+	present = huge * pages;
+	/* Counts up from below 0 at the first page, so that its sign says whether one lies before it. */
+	outside = -(address >> 12 & 511);
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < TABLE_ENTRIES; i += 16) {
+#pragma unroll
+		for (int j = 0; j < 16; j++) {
+			u64 entry = table->entry[i + j];
+
+			entry |= entry >> PTE_PROTNONE_SHIFT;
+			present += entry & PTE_PRESENT & ((outside - pages & ~outside) >> 63);
+			outside++;
+			/* Else the compiler prepares all turns first, and has no room for what it prepared. */
+			asm volatile("" : "+r"(present), "+r"(outside));
+		}
+	}
+	return present;
+}
+
+/* The pages of start..end that will send no MISSING message, for they are there; kind=1 if there may be more. */
+static __always_inline void emit_present(struct event *call, u64 mm)
+{
+	struct event event = {.type = EVENT_PRESENT, .ctx = call->ctx, .start = call->start, .end = call->end};
+	u64 at = call->start & PAGE_MASK;
+	u64 end = call->end & PAGE_MASK;
+	struct table *table;
+	u32 shift;
+	int zero = 0;
+
+	table = tables.lookup(&zero);
+	if (!table)
+		return;
+	/* Swapped-out pages are there, too. */
+	event.kind = table->busy || read64(TOTAL_SWAP_PAGES) != read64(FREE_SWAP_PAGES);
+	if (!table->busy) {
+		table->busy = 1;
+#pragma clang loop unroll(disable)
+		for (int i = 0; i < MOST_TABLES; i++) {
+			if (at >= end)
+				break;
+			event.value += count_present(table, mm, at, end, &shift);
+			at = ((at >> shift) + 1) << shift;
+		}
+		table->busy = 0;
+	}
+	if (at < end)
+		event.kind = 1;
+	emit_here(&event);
 }
 
 /* ---- descriptors and ioctls ---------------------------------------------- */
@@ -463,6 +597,25 @@ int on_ioctl(void *ctx, u64 file, u64 command, u64 argument)
 	if (ioctl_calls.update(&tid, &call))
 		lose(LOSS_MAP_FULL);
 	read_argument(&event, command, argument);
+	/* With WP a page that is there is protected; with MINOR it is meant to be there. */
+	if (event.kind == IOCTL_REGISTER && (event.aux & (MODE_MISSING | MODE_WP | MODE_MINOR)) == MODE_MISSING)
+		emit_present(&event, read64(call.ctx + CTX_MM));
+	emit_here(&event);
+	return 0;
+}
+
+/* The kernel enters the userfaultfd into an area while REGISTER runs, and takes it out with a null pointer. */
+int on_set_uffd(void *ctx, u64 vma, u64 uffd)
+{
+	struct event event = {.type = EVENT_AREA_REGISTERED, .ctx = uffd};
+	struct area area = {.vma = vma, .ctx = uffd};
+
+	if (!uffd || !is_traced(read64(uffd + CTX_MM)))
+		return 0;
+	area.flags = read64(vma + VMA_FLAGS);
+	event.start = read64(vma + VMA_START);
+	event.end = read64(vma + VMA_END);
+	event.flags = memory_of(&area);
 	emit_here(&event);
 	return 0;
 }
@@ -625,6 +778,10 @@ int on_message(void *ctx, u64 entry)
 		return 0;
 	if (!known.lookup(&event.ctx)) {
 		/* Its descriptor came from a process that we do not follow. */
+		if (describe_process(&event, (u64)bpf_get_current_task()))
+			keep_message(&event);
+		event.tid = id;
+		event.tgid = id >> 32;
 		describe(&event, event.ctx);
 		know(event.ctx);
 		keep_message(&event);
@@ -1086,8 +1243,11 @@ int on_exit(void *ctx, u64 mm)
 	bool ours = is_traced(mm);
 
 	/* Not where it becomes another program. */
-	if (read32((u64)bpf_get_current_task() + TASK_FLAGS) & PF_EXITING)
+	if (read32((u64)bpf_get_current_task() + TASK_FLAGS) & PF_EXITING) {
 		followed.delete(&tgid);
+		/* The number may be another's soon. */
+		named.delete(&tgid);
+	}
 	/* The address may be another process's soon. */
 	traced.delete(&mm);
 	if (ours)
@@ -1111,8 +1271,10 @@ int on_fork(void *ctx, u64 parent, u64 child)
 #endif
 	/* Its memory had no owner yet when its userfaultfd was made. */
 	event.ctx = read64(child + TASK_MM);
-	if (event.ctx != read64(parent + TASK_MM) && is_traced(event.ctx))
-		emit(&event);
+	if (event.ctx == read64(parent + TASK_MM) || !is_traced(event.ctx))
+		return 0;
+	emit_process(child);
+	emit(&event);
 	return 0;
 }
 
@@ -1120,6 +1282,7 @@ int on_fork(void *ctx, u64 parent, u64 child)
 int on_fork_area(void *ctx, u64 vma)
 {
 	struct event event = {.type = EVENT_FORK};
+	struct area area = {.vma = vma, .flags = read64(vma + VMA_FLAGS)};
 
 	event.ctx = read64(vma + VMA_CTX);
 	if (!event.ctx || !is_traced(read64(event.ctx + CTX_MM)))
@@ -1132,7 +1295,8 @@ int on_fork_area(void *ctx, u64 vma)
 #endif
 	event.start = read64(vma + VMA_START);
 	event.end = read64(vma + VMA_END);
-	event.aux = read64(vma + VMA_FLAGS) & VM_WIPEONFORK ? 1 : 0;
+	event.aux = area.flags & VM_WIPEONFORK ? 1 : 0;
+	event.flags = memory_of(&area);
 	emit_here(&event);
 	return 0;
 }

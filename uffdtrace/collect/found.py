@@ -8,7 +8,6 @@ that stand in the stream at the time of reading.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from bisect import bisect_left, bisect_right
@@ -211,19 +210,35 @@ class Processes:
 
     def __init__(self) -> None:
         self._seen: set[int] = {0}
+        # Of those that were gone before they could be asked nothing but the name may be known.
+        self._unknown: set[int] = set()
+        self._called: dict[int, str] = {}
 
     def new(self, events: Array) -> list[dict[str, Any]]:
-        """Those that a batch names first; a process that is gone already stays a number."""
+        """Those that a batch names first; one that is gone already has the name that the kernel told, or none."""
         types = events["type"]
+        for event in events[types == Type.PROCESS_NAME]:
+            self._called[int(event["tgid"])] = _comm(event)
         pids = {int(pid) for pid in np.unique(events["aux"][types == Type.USERFAULTFD])}
         pids |= {int(pid) for pid in np.unique(events["tgid"][np.isin(types, _ACTORS)])}
         fresh = sorted(pids - self._seen)
         self._seen.update(fresh)
-        found = []
+        processes = []
         for pid in fresh:
-            with contextlib.suppress(proc.NoProcess):
-                found.append(asdict(proc.process(pid)))
-        return found
+            try:
+                processes.append(asdict(proc.process(pid)))
+            except proc.NoProcess:
+                self._unknown.add(pid)
+        named = self._unknown & self._called.keys()
+        self._unknown -= named
+        processes += [{"pid": pid, "comm": self._called[pid], "cmdline": None} for pid in sorted(named)]
+        return processes
+
+
+def _comm(event: Array) -> str:
+    """The name in a PROCESS_NAME event."""
+    raw = event["start"].tobytes() + event["end"].tobytes()
+    return raw.partition(b"\0")[0].decode(errors="replace")
 
 
 def asleep(owners: list[int]) -> list[Array]:

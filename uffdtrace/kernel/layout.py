@@ -32,6 +32,8 @@ _MEMBERS = {
     "TASK_TGID": ("task_struct", "tgid"),
     "TASK_SIGNAL": ("task_struct", "signal"),
     "TASK_FLAGS": ("task_struct", "flags"),
+    "TASK_LEADER": ("task_struct", "group_leader"),
+    "TASK_COMM": ("task_struct", "comm"),
     "TASK_MM": ("task_struct", "mm"),
     "TASK_STACK": ("task_struct", "stack"),
     "SIGNAL_FLAGS": ("signal_struct", "flags"),
@@ -95,6 +97,8 @@ _X86_64 = {
     "PTE_HUGE": 1 << 7,
     "PTE_SPECIAL": 1 << 9,
     "PTE_UFFD_WP": 1 << 10,
+    # _PAGE_BIT_GLOBAL, which says so where PRESENT is clear; a swap entry has it clear.
+    "PTE_PROTNONE_SHIFT": 8,
     "PMD_SIZE": 1 << 21,
     # arch/x86/include/asm/page_64_types.h, without KASAN; struct pt_regs has 21 words.
     "THREAD_SIZE": 1 << 14,

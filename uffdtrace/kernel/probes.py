@@ -119,6 +119,13 @@ TABLE: tuple[Row, ...] = (
         (Candidate("userfaultfd_ioctl", "on_ioctl_return", (), _RETURN),),
         twice=True,
     ),
+    # Inlined in 5.10 and 6.1: there the first event of an area says what memory it is.
+    Row(
+        "registrations",
+        (),
+        (Candidate("userfaultfd_set_ctx", "on_set_uffd", ("vma", "ctx")),),
+        required=False,
+    ),
     Row("releases", ("pages",), (Candidate("userfaultfd_release", "on_release", ("file",)),)),
     Row(
         "protection",

@@ -55,6 +55,9 @@ class Type(IntEnum):
     HUGE_WRITE = 33
     ZAP = 34
     UNMERGED = 35
+    PRESENT = 36
+    PROCESS_NAME = 37
+    AREA_REGISTERED = 38
     # From the collector, not from the kernel:
     RANGE_FOUND = 128
     PAGES_FOUND = 129
@@ -97,7 +100,7 @@ FIELDS = {
     Type.EXIT: "ctx=mm: the address space is going away",
     Type.RELEASE: "the userfaultfd was closed; kind=1 by the end of its last holder, tgid",
     Type.FORK: "a fork copies the area start..end; kind=1 if the child's is watched too (EVENT_FORK),"
-    " aux=1 if it is empty there (MADV_WIPEONFORK)",
+    " aux=1 if it is empty there (MADV_WIPEONFORK), flags=Memory",
     Type.REMAP: "ctx=mm: mremap of start..end, aux=new length, flags=MREMAP_*",
     Type.REMAP_RETURN: "value=new address or -errno",
     Type.MERGED: "ctx=mm: KSM put a shared page at start..end, without protection",
@@ -106,6 +109,10 @@ FIELDS = {
     Type.AREA: "a registered mapping that the collector looked at: start, end; flags=Memory",
     Type.FORKED: "the child's userfaultfd, made by a fork: start=its mm, end=features, aux=the parent's ctx",
     Type.PROCESS: "ctx=mm: it is the memory of the new process tgid",
+    Type.PRESENT: "before the REGISTER with MISSING alone that follows, of this thread: start, end, value=pages"
+    " populated there, kind=1 if there may be more",
+    Type.PROCESS_NAME: "start and end hold the name of process tgid, 16 bytes",
+    Type.AREA_REGISTERED: "an area in which REGISTER enters the userfaultfd: start, end, flags=Memory",
     Type.RANGE_FOUND: "found registered at attach: start, end, aux=Mode, flags=Memory,"
     " kind=1 if protected pages would be found",
     Type.PAGES_FOUND: "found protected at attach: start, end",

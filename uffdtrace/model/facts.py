@@ -32,6 +32,9 @@ class Fact(Enum):
     UNMAPPED = "pages that were unmapped while registered"
     CLOSED = "faults asleep when the userfaultfd was closed"
     UNREGISTERED = "faults left asleep by UNREGISTER"
+    REGISTERED_LATE = "pages populated when MISSING was registered over them again"
+    POPULATED_BEFORE = "pages populated when MISSING was first registered over them"
+    MORE_POPULATED = "such registrations that may have had more of these pages"
 
 
 @dataclass(frozen=True)

@@ -85,11 +85,20 @@ class Model:
             # The kernel used the address again.
             if gone is None or gone >= ending.time:
                 row.note(Fact.CLOSED if ending.closed else Fact.UNREGISTERED)
+        self._registered_late()
         self.ranges.count_once()
         self._no_more_holes_than_known()
         for row, piece in self.ranges.pieces():
             row.exposed += np.bincount(exposed(self.ranges.states(piece)), minlength=len(Cause))
             row.exposed[Cause.NONE] = 0
+
+    def _registered_late(self) -> None:
+        """Pages that were populated when MISSING was registered over them, and have not been dropped since."""
+        for late in self.watched.populated.late:
+            if late.pages and late.range_number >= 0:
+                row = self.ranges.all[late.range_number].root()
+                row.note(Fact.REGISTERED_LATE if late.again else Fact.POPULATED_BEFORE, late.pages)
+                row.note(Fact.MORE_POPULATED, int(late.at_least))
 
     def _no_more_holes_than_known(self) -> None:
         """Losses of holes beyond those that the armings counted have another cause, which nobody saw."""
@@ -144,6 +153,8 @@ class Model:
             begin = barrier + 1
         self._run(work, begin, ready, numbers)
         self._holes(work, begin, ready, numbers)
+        if self.watched.populated.late:
+            self.watched.populated.dropped(work.events[np.isin(work.events["type"], DISCARDS)])
         for call in facts.calls(events, ready, *ioctls):
             self._wrong(int(numbers[call.index]), call)
         self._sleep(work.events, numbers)
@@ -365,6 +376,7 @@ class Model:
             for home in self.watched.of_memory(ctx):
                 self.watched.forget(home.ctx, int(event["time"]))
             self.watched.unmapped(ctx)
+            self.watched.populated.gone(ctx)
         elif kind == Type.RELEASE:
             closed = self.watched.current.get(ctx)
             self.watched.orphaned(ctx, int(event["time"]))
@@ -383,6 +395,8 @@ class Model:
             for home in self.watched.of_memory(ctx):
                 self._slice(home.ctx, *page_bounds(start, end), Op.MERGED, event)
         elif kind == Type.FORK:
+            _, number = self.ranges.space(ctx).locate(work.start[index : index + 1])
+            self._describe(work.events[index : index + 1][number >= 0], number[number >= 0])
             if event["kind"]:
                 self.watched.copied(int(event["tid"]), ctx, *page_bounds(start, end), bool(event["aux"]))
             else:
@@ -402,6 +416,8 @@ class Model:
             self.watched.slept(int(event["tgid"]), int(event["tid"]))
         elif kind == Type.REMAP:
             pass
+        elif kind == Type.PRESENT:
+            self.watched.present(event)
         elif kind == Type.RANGE_FOUND:
             self.watched.found(event)
         elif kind == Type.PAGES_FOUND:
@@ -410,7 +426,9 @@ class Model:
             self.watched.before(ctx, start, end)
         elif kind == Type.IOCTL and int(event["kind"]) == Ioctl.REGISTER:
             self.watched.home(ctx).callers.add(int(event["tgid"]))
-            self.watched.register(ctx, first, last, Mode(int(work.mode[index]) & 7), int(event["time"]))
+            modes = Mode(int(work.mode[index]) & 7)
+            self.watched.register(ctx, first, last, modes, int(event["time"]))
+            self.watched.called(event, first, last, modes)
         elif kind == Type.IOCTL and int(event["kind"]) == Ioctl.UNREGISTER:
             self._ended(ctx, *page_bounds(first, last), int(event["time"]), closed=False)
         else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from uffdtrace.model.events import MEMORY_MASK, PAGE_SIZE, Array, Feature, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.pages import ARMED, COUNTS, DOUBT, Op
+from uffdtrace.model.populated import Populated
 from uffdtrace.model.ranges import Piece, Range, Ranges, page_bounds
 from uffdtrace.model.states import apply_range, carry, having, inherit
 from uffdtrace.model.work import Remap
@@ -66,6 +67,7 @@ class Watched:
         self.ranges = Ranges()
         self.userfaultfds: list[Userfaultfd] = []
         self.current: dict[int, Userfaultfd] = {}
+        self.populated = Populated()
         self._home_of: list[Userfaultfd] = []
         # By forking thread and userfaultfd: all areas are copied before the child's userfaultfd is told of.
         self._copied: dict[tuple[int, int], list[Copied]] = {}
@@ -230,7 +232,10 @@ class Watched:
     def found(self, event: Array) -> None:
         """A mapping that was registered before the trace."""
         ctx, start, end = int(event["ctx"]), int(event["start"]), int(event["end"])
-        self.register(ctx, start, end, Mode(int(event["aux"]) & 7), int(event["time"]))
+        modes = Mode(int(event["aux"]) & 7)
+        self.register(ctx, start, end, modes, int(event["time"]))
+        if modes & Mode.MISSING:
+            self.populated.remember(self.home(ctx).mm, start, end)
         self.backed(ctx, start, end, Memory(int(event["flags"]) & MEMORY_MASK))
         markers = int(event["flags"]) & (Memory.SHMEM | Memory.HUGETLB) or self.home(ctx).has(Feature.WP_UNPOPULATED)
         if not event["kind"]:
@@ -258,6 +263,22 @@ class Watched:
         self._home_of += [home] * (len(self.ranges.all) - len(self._home_of))
         for piece in replaced:
             self._replace(ctx, piece, modes)
+
+    def present(self, event: Array) -> None:
+        """PRESENT: what is there already of that which a thread is about to register."""
+        ctx = int(event["ctx"])
+        pieces = self.ranges.space(ctx).overlapping(int(event["start"]), int(event["end"]))
+        standing = any(self.ranges.row_of(piece).modes & Mode.MISSING for piece in pieces)
+        self.populated.present(event, self.home(ctx).mm, standing)
+
+    def called(self, event: Array, start: int, end: int, modes: Mode) -> None:
+        """A REGISTER has succeeded, and what it registered is a range."""
+        ctx = int(event["ctx"])
+        late = self.populated.registered(event)
+        if late is not None:
+            late.range_number = self.ranges.space(ctx).overlapping(start, end)[0].range_number
+        if modes & Mode.MISSING:
+            self.populated.remember(self.home(ctx).mm, start, end)
 
     def _replace(self, ctx: int, piece: Piece, modes: Mode) -> None:
         """Registered again with other modes: what was armed goes on in the new range."""

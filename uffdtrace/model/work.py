@@ -49,6 +49,7 @@ _STRUCTURAL = np.array(
         Type.FORK,
         Type.FORKED,
         Type.PROCESS,
+        Type.PRESENT,
         Type.REMAP,
         Type.MERGED,
         Type.EVENT,

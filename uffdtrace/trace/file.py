@@ -6,7 +6,8 @@ payload, length of the payload in bytes, little-endian), then the payload.
     META  JSON, first: schema, what was traced, kernel, probes
     EVNT  events, records of model.events.EVENT as they came from the ring
     NAME  JSON: what mappings are called (model.report.Name)
-    PROC  JSON: pid, comm and cmdline of processes that own or watch memory
+    PROC  JSON: pid, comm and cmdline (or null) of processes that own or watch memory
+    MAPD  JSON: who else maps registered shared memory (model.elsewhere.Look)
     LOSS  JSON: what was dropped so far, whenever that changes
     DONE  JSON, last: why it stopped, loss, the kernel's counters
 
@@ -28,6 +29,7 @@ META = b"META"
 EVENTS = b"EVNT"
 NAMES = b"NAME"
 PROCESSES = b"PROC"
+LOOKS = b"MAPD"
 LOSS = b"LOSS"
 DONE = b"DONE"
 

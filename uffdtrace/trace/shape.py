@@ -29,7 +29,25 @@ META = {
     "probes": [{"row": str, "place": str, "kind": str}],
 }
 NAMES = [{"time": int, "ctx": int, "start": int, "end": int, "name": str}]
-PROCESSES = [_PROCESS]
+# No cmdline where it was gone before it could be asked.
+PROCESSES = [{**_PROCESS, "cmdline": ([str], _NONE)}]
+LOOKS = [
+    {
+        "unreadable": int,
+        "elsewhere": [
+            {
+                "time": int,
+                "owner": int,
+                "of_start": int,
+                "of_end": int,
+                "pid": int,
+                "comm": str,
+                "start": int,
+                "end": int,
+            }
+        ],
+    }
+]
 LOSS = {"events_dropped": int}
 DONE = {
     "events_dropped": int,
