@@ -28,7 +28,8 @@ FIELDS = (
     "verdict",
 )
 # Luck and timing decide about these: where a scenario forces or forbids one, it says so by itself.
-VARYING = {"repeated-messages", "slow-service", "undecided"}
+# Forked children and second mappings are seen in a look at /proc, or are gone by then.
+VARYING = {"repeated-messages", "slow-service", "undecided", "mapped-elsewhere"}
 # What else a range seems to have where events are missing: a populated page is still a hole, a loss has
 # another cause or none, a registration that was not seen is older than the trace.
 MISREAD = {"holes-left", "exposed", "unpopulated", "unexplained", "armed-before-trace"}

@@ -134,6 +134,7 @@ def test_the_whole_report_of_a_small_trace() -> None:
         "trace": TRACE,
         "process": PROCESS,
         "processes": [],
+        "processes_not_searched": None,
         "loss": {"events_dropped": 0, "probes_missed": 0, "unattributed_messages": 0, "lower_bounds": []},
         "userfaultfds": [a_userfaultfd(owner_pid=200, monitor_pids=[100])],
         "ranges": [
@@ -180,6 +181,7 @@ def test_the_whole_report_of_a_small_trace() -> None:
                     "wakeup": same(1.0),
                     "histogram": [{"below_us": 4, "faults": 1}],
                 },
+                "mapped_elsewhere": [],
                 "verdict": "lost-writes",
                 "findings": [
                     {

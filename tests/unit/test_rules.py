@@ -11,6 +11,7 @@ import pytest
 
 from uffdtrace.model.diagnosis import Case
 from uffdtrace.model.dropped import Dropped
+from uffdtrace.model.elsewhere import Elsewhere
 from uffdtrace.model.events import Feature, Kind, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.pages import COUNTS, Cause
@@ -30,7 +31,7 @@ def case(features: int = 0, modes: Mode = Mode.WP, pages: int = 16, **found: Any
     home = Userfaultfd(0, 1, features=features)
     home.readers = found.pop("readers", {7})
     home.events = found.pop("events", {})
-    of_case = {name: found.pop(name) for name in ("offered", "whole") if name in found}
+    of_case = {name: found.pop(name) for name in ("offered", "whole", "elsewhere") if name in found}
     for name, value in {"armed_pages": 9, **found}.items():
         if name in COUNTS:
             row.changes[COUNTS.index(name)] = value
@@ -41,6 +42,10 @@ def case(features: int = 0, modes: Mode = Mode.WP, pages: int = 16, **found: Any
         else:
             setattr(row, name, value)
     return Case(row, home, end=END, **of_case)
+
+
+def elsewhere(pages: int) -> Elsewhere:
+    return Elsewhere(1, 40, 0, pages * 4096, 50, "vhost", 0x1000, 0x1000 + pages * 4096)
 
 
 def told(found: Case) -> dict[str, dict[str, Any]]:
@@ -231,6 +236,21 @@ FIRES: dict[str, tuple[Callable[[int], Case], str, str]] = {
     ),
     "grown": (fact("GROWN"), "1 page was added to the registered", "1,234 pages were added to the registered"),
     "unmapped-without-event": (fact("UNMAPPED"), "1 page was unmapped", "1,234 pages were unmapped"),
+    "mapped-elsewhere": (
+        lambda count: case(pages=count, elsewhere=[elsewhere(count)]),
+        "1 page is also mapped where no userfaultfd watches: vhost (50) at 1000-2000. A write there",
+        "1,234 pages are also mapped where no userfaultfd watches: vhost (50) at 1000-4d3000. A write there",
+    ),
+    "registered-late": (
+        fact("REGISTERED_LATE"),
+        "1 page was populated already when the range was registered again for MISSING alone: a page",
+        "1,234 pages were populated already when the range was registered again for MISSING alone: a page",
+    ),
+    "already-populated": (
+        fact("POPULATED_BEFORE", MORE_POPULATED=1),
+        "1 page was populated already when the range was registered for MISSING alone, and there may be more",
+        "1,234 pages were populated already when the range was registered for MISSING alone, and there may be more",
+    ),
     "async": (
         lambda count: case(ASYNC, pages=count),
         "The userfaultfd uses UFFD_FEATURE_WP_ASYNC",
@@ -317,6 +337,9 @@ NEARLY: dict[str, list[Case]] = {
     "mremap-without-event": [case(GROWN=1), case(UNMAPPED=1)],
     "grown": [case(modes=Mode.MISSING, GROWN=3)],
     "unmapped-without-event": [case(MOVED_AWAY=1)],
+    "mapped-elsewhere": [case(), case(elsewhere=[])],
+    "registered-late": [case(POPULATED_BEFORE=3, MORE_POPULATED=1)],
+    "already-populated": [case(REGISTERED_LATE=3)],
     "async": [case(), case(ASYNC, modes=Mode.MISSING)],
     "repeated-messages": [case(stale=3)],
 }

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -102,6 +103,21 @@ struct range *map_shmem(size_t pages, char **other)
 		advise(*other, pages, MADV_NOHUGEPAGE);
 	}
 	return truth_new_range(start, pages, 0, MEMORY_SHMEM);
+}
+
+struct range *map_file(size_t pages)
+{
+	int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	struct stat file;
+	char *start;
+
+	if (fd < 0 || fstat(fd, &file) || (size_t)file.st_size < pages * PAGE)
+		fail("/proc/self/exe: %s", strerror(errno));
+	start = place(pages, PAGE, MAP_PRIVATE, fd);
+	if (start == MAP_FAILED)
+		fail("mmap: %s", strerror(errno));
+	close(fd);
+	return truth_new_range(start, pages, 0, MEMORY_FILE);
 }
 
 void populate_every(struct range *r, size_t first, size_t pages, size_t step)

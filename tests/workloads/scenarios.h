@@ -45,6 +45,7 @@ void rounds_of_holes(void);
 void wp_unpopulated(void);
 void wp_unpopulated_read(void);
 void wp_async(void);
+void wp_async_file(void);
 void wake_only(void);
 void discarded(void);
 
@@ -58,6 +59,9 @@ void missing_wp_copy(void);
 void missing_wp_zeropage(void);
 void missing_wp_zeropage_read(void);
 void missing(void);
+void registered_late(void);
+void registered_late_and_discarded(void);
+void already_populated(void);
 void missing_copy_wp_only(void);
 void idle(void);
 
@@ -74,6 +78,7 @@ void huge_hole(void);
 void huge_zero(void);
 void shmem(void);
 void shmem_missing(void);
+void mapped_elsewhere(void);
 void minor(void);
 void hugetlb_missing(void);
 void hugetlb_wp(void);

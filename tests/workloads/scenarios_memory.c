@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Memory other than small anonymous pages. */
+#include <unistd.h>
+
 #include "pagemap.h"
 #include "run.h"
 #include "scenarios.h"
@@ -73,6 +75,22 @@ void shmem_missing(void)
 
 	track(r, MODE_MISSING, 0, &m);
 	point("registered");
+	write_and_stop(r, &m);
+}
+
+/* As vhost-user and DPDK have it: what is written there is told to nobody. */
+void mapped_elsewhere(void)
+{
+	struct monitor m = {0};
+	char *other;
+	struct range *r = map_shmem(PAGES, &other);
+
+	track(r, MODE_MISSING, 0, &m);
+	for (size_t i = 0; i < PAGES / 4; i++)
+		*(volatile char *)(other + i * PAGE) = 1;
+	/* Long enough for a look at /proc. */
+	sleep(3);
+	truth_finding(r, "mapped-elsewhere", PAGES);
 	write_and_stop(r, &m);
 }
 

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* MISSING messages, and what their answers do to the protection. */
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "pagemap.h"
@@ -58,6 +61,55 @@ void missing(void)
 	struct monitor m = {.missing = COPY};
 	struct range *r = track_missing(MODE_MISSING, &m);
 
+	write_and_stop(r, &m);
+}
+
+/* A reset that unregisters, maps anew and registers again; what is written meanwhile is never told. */
+static void reset_after(size_t written, bool discarded)
+{
+	struct monitor m = {.missing = COPY};
+	struct range *r = track_missing(MODE_MISSING, &m);
+	struct range *again;
+	int uffd = r->uffd;
+
+	write_pages(r, 0, PAGES);
+	uffd_unregister_from(r, 0);
+	if (mmap(r->start, r->pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) !=
+	    r->start)
+		fail("mmap: %s", strerror(errno));
+	if (madvise(r->start, r->pages * PAGE, MADV_NOHUGEPAGE))
+		fail("madvise: %s", strerror(errno));
+	again = truth_new_range(r->start, r->pages, 0, r->memory);
+	populate(again, 0, written);
+	uffd_register(uffd, 0, again, MODE_MISSING);
+	if (discarded)
+		discard(again, 0, written);
+	write_and_stop(again, &m);
+	if (discarded)
+		truth_no_finding(again, "registered-late");
+	else
+		truth_finding(again, "registered-late", written);
+}
+
+void registered_late(void)
+{
+	reset_after(16, false);
+}
+
+void registered_late_and_discarded(void)
+{
+	reset_after(16, true);
+}
+
+/* As QEMU's postcopy after precopy, or CRIU's lazy pages. */
+void already_populated(void)
+{
+	struct monitor m = {.missing = COPY};
+	struct range *r = map_anon(PAGES);
+
+	populate(r, 0, PAGES / 2);
+	track(r, MODE_MISSING, 0, &m);
+	truth_finding(r, "already-populated", PAGES / 2);
 	write_and_stop(r, &m);
 }
 

@@ -109,6 +109,19 @@ void wp_async(void)
 	write_and_stop(r, &m);
 }
 
+/* As the only mode it takes any memory. */
+void wp_async_file(void)
+{
+	enum { FILE_PAGES = 64 };
+	struct monitor m = {0};
+	struct range *r = map_file(FILE_PAGES);
+
+	populate_by_reading(r, 0, FILE_PAGES / 2);
+	track(r, MODE_WP, UFFD_FEATURE_WP_ASYNC, &m);
+	arm_all(r);
+	write_and_stop(r, &m);
+}
+
 void wake_only(void)
 {
 	struct monitor m = {.wp = WAKE_THEN_RELEASE};

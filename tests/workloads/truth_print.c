@@ -32,10 +32,11 @@ static const char *const memory_names[] = {
 	[MEMORY_ANON] = "anon",
 	[MEMORY_SHMEM] = "shmem",
 	[MEMORY_HUGETLB] = "hugetlb",
+	[MEMORY_FILE] = "file",
 };
 
 /* Luck and timing decide about these: never among the exact ones. */
-static const char *const varying[] = {"repeated-messages", "slow-service", "undecided"};
+static const char *const varying[] = {"repeated-messages", "slow-service", "undecided", "mapped-elsewhere"};
 
 struct sums {
 	unsigned long armed, holes, notified;

@@ -41,6 +41,8 @@ struct range *map_huge(size_t pages);
 struct range *map_hugetlb(size_t pages);
 /* With other != NULL also a second, unregistered mapping of the same file. */
 struct range *map_shmem(size_t pages, char **other);
+/* Privately, of an ordinary file. */
+struct range *map_file(size_t pages);
 
 /* Before anything is armed: these touches are nobody's loss. */
 void populate(struct range *r, size_t first, size_t pages);

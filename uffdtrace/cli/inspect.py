@@ -15,10 +15,11 @@ import click
 from uffdtrace import __version__
 from uffdtrace.cli.common import PID, color_option, errors_in_one_line, format_option, write
 from uffdtrace.collect.target import open_pidfd
-from uffdtrace.kernel import offers, preflight, proc
+from uffdtrace.kernel import offers, preflight, proc, sharing
 from uffdtrace.kernel.pagemap import Pagemap
 from uffdtrace.kernel.preflight import Refusal
-from uffdtrace.model.inspection import Holder, Span, Userfaultfd, build
+from uffdtrace.model.events import Mode
+from uffdtrace.model.inspection import Elsewhere, Holder, Span, Userfaultfd, build
 from uffdtrace.reporters.options import Color, TextOptions
 
 
@@ -71,6 +72,14 @@ def _look(process: proc.Process) -> dict[str, Any]:
     except PermissionError:
         raise Refusal(f"may not look into process {pid}, which is not yours or protects itself: use sudo") from None
     spans, notes = _known(spans, method == "PAGEMAP_SCAN")
+    spans, unreadable = _shared(spans, pid)
+    if unreadable:
+        they = (
+            "process may map the same memory, but its mappings"
+            if unreadable == 1
+            else ("processes may map the same memory, but their mappings")
+        )
+        notes.append(f"{unreadable:,} other {they} could not be read: that needs root.")
     return build(
         {
             "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
@@ -104,6 +113,28 @@ def _spans(pagemap: Pagemap, thread: int) -> Iterator[Span]:
             pages.empty,
             pages.in_memory,
         )
+
+
+def _shared(spans: list[Span], pid: int) -> tuple[list[Span], int]:
+    """With who else maps their memory, writable and unwatched; and how many processes could not be looked at.
+
+    With MINOR alone, or with MISSING, another mapping is how pages are filled.
+    """
+    tracked = [
+        span
+        for span in spans
+        if span.memory != "anon" and (span.modes & Mode.WP or span.modes & (Mode.MISSING | Mode.MINOR) == Mode.MISSING)
+    ]
+    found = sharing.look({pid: [(span.start, span.end) for span in tracked]}) if tracked else sharing.Look([], 0)
+
+    def others(span: Span) -> tuple[Elsewhere, ...]:
+        return tuple(
+            Elsewhere(other.pid, other.comm, other.start, other.end)
+            for other in found.elsewhere
+            if other.of_start < span.end and span.start < other.of_end
+        )
+
+    return [replace(span, elsewhere=others(span)) if span in tracked else span for span in spans], found.unreadable
 
 
 def _known(spans: list[Span], scans: bool) -> tuple[list[Span], list[str]]:

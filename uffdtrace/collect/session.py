@@ -20,6 +20,7 @@ from uffdtrace import __version__
 from uffdtrace.collect import bcc, found
 from uffdtrace.collect.program import Program
 from uffdtrace.collect.ring import Stream
+from uffdtrace.collect.sharing import Sharing
 from uffdtrace.kernel import layout, offers, preflight, probes, proc
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
@@ -126,6 +127,7 @@ class Session:
         self._stop = Stop()
         self._registrations = found.Registrations()
         self._processes = found.Processes()
+        self._sharing = Sharing()
         self._names: list[Name] = []
         self._who: list[dict[str, Any]] = []
         self._backlog = np.empty(0, dtype=EVENT)
@@ -212,9 +214,11 @@ class Session:
             horizon = stream.fetch()
             self._call(look_back.late(), writer)
             self._take(stream, writer, horizon)
+            writer.looks(self._sharing.look(self._model))
             if self._show is not None:
                 self._progress(self._show, began)
         stream.push(found.asleep(sorted(self._registrations.owners | ({pid} if pid else set()))))
+        writer.looks(self._sharing.look(self._model, last=True))
         self._say(f"detaching {len(self._program.attachments)} probes")
         self._program.detach()
         stream.fetch()
@@ -227,7 +231,7 @@ class Session:
         trace["stop_reason"] = self._stop.reason
         writer.done({**ending, "duration_s": trace["duration_s"], "stop_reason": self._stop.reason})
         self._model.finish()
-        return build(self._model, trace, process, ending, self._names, self._who, began_ns)
+        return build(self._model, trace, process, ending, self._names, self._who, began_ns, looks=self._sharing.looks)
 
     def _backend(self) -> str:
         return "+".join(sorted({one.kind for one in self._program.attachments}))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from uffdtrace.model.elsewhere import Elsewhere
 from uffdtrace.model.events import Feature, Memory, Mode
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.latency import latency
@@ -40,6 +42,8 @@ class Case:
     whole: bool = True
     # Time (ns) of the trace's end.
     end: int = 0
+    # Mappings of its memory that nothing watches.
+    elsewhere: Sequence[Elsewhere] = ()
 
     def cause(self, *causes: Cause) -> int:
         return sum(self.row.cause(cause) for cause in causes)

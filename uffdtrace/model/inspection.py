@@ -19,6 +19,16 @@ VERDICTS = ("unprotected", "pending", "unknown", "async", "ok", "idle")
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """Bytes [start, end) of a process, which map the same memory."""
+
+    pid: int
+    comm: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class Span:
     """A registered mapping, or several that touch and are alike; counts as in kernel.pagemap, None if not known."""
 
@@ -33,6 +43,8 @@ class Span:
     swapped: int | None
     empty: int
     in_memory: int
+    # Writable mappings of its memory that no userfaultfd watches.
+    elsewhere: tuple[Elsewhere, ...] = ()
 
     def joined(self, other: Span) -> Span:
         return replace(
@@ -44,6 +56,7 @@ class Span:
             swapped=_add(self.swapped, other.swapped),
             empty=self.empty + other.empty,
             in_memory=self.in_memory + other.in_memory,
+            elsewhere=tuple(dict.fromkeys(self.elsewhere + other.elsewhere)),
         )
 
 
@@ -117,6 +130,10 @@ def _range(span: Span) -> dict[str, Any]:
         "swapped": span.swapped,
         "empty": span.empty,
         "in_memory": span.in_memory,
+        "mapped_elsewhere": [
+            {"pid": other.pid, "comm": other.comm, "start": hex(other.start), "end": hex(other.end)}
+            for other in span.elsewhere
+        ],
         "verdict": verdict(span),
     }
 

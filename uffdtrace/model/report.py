@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uffdtrace.model.diagnosis import VERDICTS, Case, verdict
+from uffdtrace.model.elsewhere import Look, of_range
 from uffdtrace.model.events import PAGE_SIZE, Counter, Feature, Kind, Memory, Mode, UffdEvent
 from uffdtrace.model.losses import lost_pages
 from uffdtrace.model.model import Model
@@ -105,6 +106,10 @@ def _range(case: Case, name: str | None, runs: list[dict[str, Any]], most_runs: 
             {"call": drop.call, "told": drop.told, "pages": pages}
             for drop, pages in sorted(row.drops.items(), key=lambda item: (item[0].call, item[0].told))
         ],
+        "mapped_elsewhere": [
+            {"pid": other.pid, "comm": other.comm, "start": hex(other.start), "end": hex(other.end)}
+            for other in case.elsewhere
+        ],
         "latency_us": case.waited,
         "verdict": verdict(case),
         "findings": findings(case),
@@ -178,6 +183,7 @@ def build(
     processes: Sequence[dict[str, Any]] = (),
     began: int = 0,
     most_runs: int | None = MOST_RUNS,
+    looks: Sequence[Look] = (),
 ) -> dict[str, Any]:
     """The report of a finished model.
 
@@ -206,7 +212,8 @@ def build(
     ranges = []
     for row in model.rows():
         home = model.userfaultfd_of(row)
-        case = Case(row, home, ending.get("features_offered"), whole, model.last)
+        others = of_range(row, home, looks)
+        case = Case(row, home, ending.get("features_offered"), whole, model.last, others)
         ranges.append(_range(case, _name(row, home, names), lost.get(row.number, []), most_runs))
     verdicts = [found["verdict"] for found in ranges]
     return {
@@ -220,6 +227,7 @@ def build(
             "unattributed_messages": model.unattributed_messages,
             "lower_bounds": sorted(set(lower)),
         },
+        "processes_not_searched": max((look.unreadable for look in looks), default=None),
         "userfaultfds": [_userfaultfd(home) for home in model.userfaultfds],
         "ranges": ranges,
         "verdict": min(verdicts, key=VERDICTS.index) if verdicts else "idle",

@@ -74,6 +74,20 @@ def _userfaultfd(console: Console, found: dict[str, Any]) -> None:
     console.print(Padding(Text(f"Features asked for: {features}"), (0, 0, 0, 4), expand=False))
 
 
+def _elsewhere(console: Console, ranges: list[dict[str, Any]]) -> None:
+    """Who else maps the memory of which range."""
+    for found in ranges:
+        others = found["mapped_elsewhere"]
+        for other in others[:MOST_RANGES]:
+            who = f"{printable(other['comm'])} ({other['pid']})"
+            said = f"{addresses(found)} is also mapped by {who} at {addresses(other)}: writes there send no message."
+            console.print(Text(said))
+        if rest := others[MOST_RANGES:]:
+            console.print(f"and {len(rest):,} more mappings of it (all in --format json)")
+        if others:
+            console.print()
+
+
 def render(found: dict[str, Any], stream: TextIO, options: TextOptions = DEFAULT) -> None:
     console = console_for(stream, options.color)
     inspection = found["inspection"]
@@ -87,6 +101,7 @@ def render(found: dict[str, Any], stream: TextIO, options: TextOptions = DEFAULT
         if len(ranges) > MOST_RANGES:
             console.print(_rest(ranges[MOST_RANGES:]))
         _explain(console, ranges)
+        _elsewhere(console, ranges[:MOST_RANGES])
     else:
         console.print("None of its memory is registered with userfaultfd.\n")
     for one in found["userfaultfds"]:
@@ -104,4 +119,5 @@ def render(found: dict[str, Any], stream: TextIO, options: TextOptions = DEFAULT
     if any(found[key] for key in ("userfaultfds", "elsewhere", "asleep", "notes")):
         console.print()
     verdict = found["verdict"]
-    console.print(Text.assemble("Verdict: ", (verdict, _STYLES.get(verdict, "")), f": {_MEANING[verdict]}."))
+    beside = ", but for its other mappings" if any(one["mapped_elsewhere"] for one in ranges) else ""
+    console.print(Text.assemble("Verdict: ", (verdict, _STYLES.get(verdict, "")), f": {_MEANING[verdict]}{beside}."))

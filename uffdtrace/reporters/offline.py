@@ -43,4 +43,5 @@ def _read(path: Path, most_runs: int | None) -> dict[str, Any]:
     else:
         trace["duration_s"] = round((last - first) / 1e9, 3)
         trace["stop_reason"] = DAMAGED if reader.damaged else CUT_SHORT
-    return build(model, trace, process, ending, reader.names, reader.processes, reader.meta["began"], most_runs)
+    began = reader.meta["began"]
+    return build(model, trace, process, ending, reader.names, reader.processes, began, most_runs, reader.looks)

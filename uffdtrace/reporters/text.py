@@ -117,6 +117,10 @@ def _before(console: Console, report: dict[str, Any]) -> None:
 
 def _losses(console: Console, report: dict[str, Any]) -> None:
     loss = report["loss"]
+    if not_searched := report.get("processes_not_searched"):
+        processes, it_maps = ("process", "it maps") if not_searched == 1 else ("processes", "they map")
+        said = f"{not_searched:,} {processes} could not be looked at: whether {it_maps} the same memory is not known."
+        console.print(said)
     if loss["events_dropped"]:
         console.print(f"{loss['events_dropped']:,} events were dropped: the tracer could not keep up.")
     if loss["probes_missed"]:

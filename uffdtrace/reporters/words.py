@@ -93,4 +93,6 @@ def doubt(report: dict[str, Any]) -> str:
         return "; whether writes to the undecided pages were missed is not known"
     if "lost" in loss["lower_bounds"]:
         return ", but not everything was seen: writes may have been lost"
+    if any(finding["id"] == "mapped-elsewhere" for found in report["ranges"] for finding in found["findings"]):
+        return "; it does not cover writes through the other mappings of its memory, which send no message"
     return ", as far as the trace goes: it has no end" if loss["probes_missed"] is None else ""

@@ -11,20 +11,22 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from uffdtrace.model.elsewhere import Elsewhere, Look
 from uffdtrace.model.events import EVENT, Array
 from uffdtrace.model.report import Name
 from uffdtrace.trace import shape
-from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, NAMES, PROCESSES, SCHEMA, TraceError
+from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOOKS, LOSS, MAGIC, META, NAMES, PROCESSES, SCHEMA, TraceError
 
 
 class Reader:
-    """`meta` at once; then iterate over `events()`; then `names`, `processes`, `ending` and `complete` are known."""
+    """`meta` at once; then iterate over `events()`; then the rest is known: `names`, `processes`, `looks`, `ending`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ending: dict[str, Any] = {}
         self.names: list[Name] = []
         self.processes: list[dict[str, Any]] = []
+        self.looks: list[Look] = []
         self.complete = False
         # More than cut short: something wrong stands before its end.
         self.damaged = False
@@ -69,6 +71,10 @@ class Reader:
                 self.names += [Name(**name) for name in self._checked(self._json(payload), shape.NAMES)]
             elif tag == PROCESSES:
                 self.processes += self._checked(self._json(payload), shape.PROCESSES)
+            elif tag == LOOKS:
+                for look in self._checked(self._json(payload), shape.LOOKS):
+                    others = tuple(Elsewhere(**other) for other in look["elsewhere"])
+                    self.looks.append(Look(max(0, look["unreadable"]), others))
             elif tag == LOSS:
                 self.ending = self._shaped(self._json(payload), shape.LOSS)
             elif tag == DONE:

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from uffdtrace.model.elsewhere import Look
 from uffdtrace.model.events import Array
 from uffdtrace.model.report import Name
-from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, NAMES, PROCESSES, SCHEMA, TraceError
+from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOOKS, LOSS, MAGIC, META, NAMES, PROCESSES, SCHEMA, TraceError
 
 _CANNOT_CREATE = "cannot create {path}: {error}: choose another file with -o"
 
@@ -74,6 +75,10 @@ class Writer:
     def processes(self, processes: list[dict[str, Any]]) -> None:
         if processes:
             self._chunk(PROCESSES, json.dumps(processes).encode())
+
+    def looks(self, looks: list[Look]) -> None:
+        if looks:
+            self._chunk(LOOKS, json.dumps([asdict(look) for look in looks]).encode())
 
     def loss(self, loss: dict[str, Any]) -> None:
         self._chunk(LOSS, json.dumps(loss).encode())

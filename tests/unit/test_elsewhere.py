@@ -1,0 +1,82 @@
+"""Shared memory that is also mapped elsewhere: what is found, and what is said of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from uffdtrace.model.diagnosis import Case
+from uffdtrace.model.elsewhere import Elsewhere, Look, of_range, pages
+from uffdtrace.model.events import Memory, Mode
+from uffdtrace.model.ranges import Range
+from uffdtrace.model.rules import findings
+from uffdtrace.model.watched import Userfaultfd
+
+PAGE = 4096
+OTHER = Elsewhere(50, 300, 0, 8 * PAGE, 400, "dpdk", 0x7000, 0x7000 + 8 * PAGE)
+
+
+def row(modes: Mode = Mode.WP, memory: Memory = Memory.SHMEM, **changes: int) -> Range:
+    made = Range(0, 0, 8 * PAGE, modes, memory)
+    made.born = 10
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def seen(row: Range, *others: Elsewhere, gone: int | None = None) -> list[Elsewhere]:
+    return of_range(row, Userfaultfd(0, 1, owner=300, gone=gone), [Look(0, (other,)) for other in others])
+
+
+@pytest.mark.parametrize(
+    ("modes", "memory", "concerns"),
+    [
+        (Mode.WP, Memory.SHMEM, True),
+        (Mode.WP, Memory.HUGETLB, True),
+        (Mode.WP, Memory.FILE, True),
+        (Mode.WP, Memory(0), True),
+        (Mode.WP, Memory.ANON, False),
+        (Mode.MISSING, Memory.SHMEM, True),
+        (Mode.MISSING | Mode.WP | Mode.MINOR, Memory.SHMEM, True),
+        # They are filled through another mapping.
+        (Mode.MINOR, Memory.SHMEM, False),
+        (Mode.MISSING | Mode.MINOR, Memory.SHMEM, False),
+    ],
+)
+def test_whom_it_concerns(modes: Mode, memory: Memory, concerns: bool) -> None:
+    assert bool(seen(row(modes, memory), OTHER)) == concerns
+
+
+def test_what_is_of_the_range() -> None:
+    assert seen(row(), OTHER, replace(OTHER, time=60)) == [replace(OTHER, time=60)]
+    assert seen(row(), replace(OTHER, owner=301)) == []
+    assert seen(row(), replace(OTHER, of_start=8 * PAGE, of_end=9 * PAGE)) == []
+    # Another range's that was there before or after.
+    assert seen(row(born=51), OTHER) == []
+    assert seen(row(withdrawn=49), OTHER) == []
+    assert seen(row(), OTHER, gone=49) == []
+
+
+def test_pages_count_once() -> None:
+    assert pages(row(), []) == 0
+    halves = [replace(OTHER, of_end=4 * PAGE), replace(OTHER, of_start=2 * PAGE, of_end=6 * PAGE), OTHER]
+    assert [pages(row(), halves[:count]) for count in (1, 2, 3)] == [4, 6, 8]
+    assert pages(row(), [replace(OTHER, of_start=6 * PAGE, of_end=99 * PAGE)]) == 2
+
+
+def told(*others: Elsewhere) -> str:
+    case = Case(row(), Userfaultfd(0, 1, owner=300), elsewhere=others)
+    return next((str(one["message"]) for one in findings(case) if one["id"] == "mapped-elsewhere"), "")
+
+
+def test_what_is_said() -> None:
+    assert told() == ""
+    assert told(OTHER).startswith(
+        "8 pages are also mapped where no userfaultfd watches: dpdk (400) at 7000-f000. A write there sends no message"
+    )
+    assert "this process at 7000-f000" in told(replace(OTHER, pid=300))
+    # The name is the other process's to choose.
+    assert "{count} {0} (400)" in told(replace(OTHER, comm="{count} {0}"))
+    many = [replace(OTHER, pid=pid) for pid in range(400, 406)]
+    assert "dpdk (403) at 7000-f000, 2 more." in told(*many)

@@ -1,0 +1,46 @@
+"""Looks at who else maps the shared memory that is registered, at the start, for what is new, and at the end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+from uffdtrace.kernel import sharing
+from uffdtrace.model.elsewhere import Elsewhere, Look, concerns
+from uffdtrace.model.model import Model
+
+# A pass over all processes costs milliseconds for each hundred of them.
+_EVERY_S = 1.0
+
+
+class Sharing:
+    def __init__(self) -> None:
+        self.looks: list[Look] = []
+        self._seen: set[tuple[int, int, int]] = set()
+        self._next = 0.0
+
+    def look(self, model: Model, last: bool = False) -> list[Look]:
+        """What there is to write, if there was a look: where a range is new, or as the `last` word."""
+        if not last and time.monotonic() < self._next:
+            return []
+        watched = _watched(model)
+        ranges = {(owner, start, end) for owner, spans in watched.items() for start, end in spans}
+        if not ranges or (ranges <= self._seen and not last):
+            return []
+        self._seen |= ranges
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        seen = sharing.look(watched)
+        self._next = time.monotonic() + _EVERY_S
+        look = Look(seen.unreadable, tuple(Elsewhere(now, **asdict(other)) for other in seen.elsewhere))
+        self.looks.append(look)
+        return [look]
+
+
+def _watched(model: Model) -> dict[int, list[tuple[int, int]]]:
+    """What is registered now and may be shared, by process."""
+    watched: dict[int, list[tuple[int, int]]] = {}
+    for home in model.watched.current.values():
+        for piece in model.ranges.space(home.ctx).pieces if home.owner else ():
+            if concerns(model.ranges.row_of(piece)):
+                watched.setdefault(home.owner or 0, []).append((piece.start, piece.end))
+    return watched
