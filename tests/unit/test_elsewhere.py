@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import io
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+from unit.events import THREAD, Events, page
+from unit.traces import ENDING, WHAT
 
 from uffdtrace.model.diagnosis import Case
 from uffdtrace.model.elsewhere import Elsewhere, Look, of_range, pages
@@ -12,6 +18,10 @@ from uffdtrace.model.events import Memory, Mode
 from uffdtrace.model.ranges import Range
 from uffdtrace.model.rules import findings
 from uffdtrace.model.watched import Userfaultfd
+from uffdtrace.reporters import offline, text
+from uffdtrace.trace.file import LOOKS, TraceError
+from uffdtrace.trace.reader import Reader
+from uffdtrace.trace.writer import Writer
 
 PAGE = 4096
 OTHER = Elsewhere(50, 300, 0, 8 * PAGE, 400, "dpdk", 0x7000, 0x7000 + 8 * PAGE)
@@ -80,3 +90,50 @@ def test_what_is_said() -> None:
     assert "{count} {0} (400)" in told(replace(OTHER, comm="{count} {0}"))
     many = [replace(OTHER, pid=pid) for pid in range(400, 406)]
     assert "dpdk (403) at 7000-f000, 2 more." in told(*many)
+
+
+def written(path: Path, *looks: Look) -> dict[str, Any]:
+    events = Events()
+    events.memory = Memory.SHMEM
+    events.userfaultfd()
+    events.register(0, 8)
+    events.arm(0, 8)
+    writer = Writer(path, WHAT)
+    writer.events(events.array())
+    writer.looks([])
+    writer.looks(list(looks))
+    writer.done(ENDING)
+    return offline.read(path)
+
+
+def of_trace(pid: int = 400) -> Elsewhere:
+    return Elsewhere(5000, THREAD, page(0), page(8), pid, "dpdk", 0x7000, 0xF000)
+
+
+def test_the_file_keeps_what_was_seen(tmp_path: Path) -> None:
+    found = written(tmp_path / "trace", Look(0, (of_trace(),)), Look(3, (of_trace(), of_trace(401))))
+    (row,) = found["ranges"]
+    others = [{"pid": pid, "comm": "dpdk", "start": "0x7000", "end": "0xf000"} for pid in (400, 401)]
+    assert (row["mapped_elsewhere"], found["processes_not_searched"]) == (others, 3)
+    assert (row["verdict"], [one["id"] for one in row["findings"]]) == ("ok", ["mapped-elsewhere"])
+    stream = io.StringIO()
+    text.render(found, stream)
+    said = " ".join(stream.getvalue().split())
+    assert "3 processes could not be looked at: whether they map the same memory is not known." in said
+    assert "it does not cover writes through the other mappings of its memory, which send no message." in said
+
+
+def test_nobody_looked(tmp_path: Path) -> None:
+    found = written(tmp_path / "trace")
+    assert (found["ranges"][0]["mapped_elsewhere"], found["processes_not_searched"]) == ([], None)
+    assert written(tmp_path / "trace", Look(0, ()))["processes_not_searched"] == 0
+
+
+@pytest.mark.parametrize("change", [{"pid": "400"}, {"comm": None}, {"start": 1.5}, {"owner": True}, {"more": 1}])
+def test_a_look_that_is_none(tmp_path: Path, change: dict[str, Any]) -> None:
+    other = {**asdict(of_trace()), **change}
+    writer = Writer(tmp_path / "trace", WHAT)
+    writer._chunk(LOOKS, json.dumps([{"unreadable": 0, "elsewhere": [other]}]).encode())
+    writer.done(ENDING)
+    with pytest.raises(TraceError, match="broken"):
+        list(Reader(tmp_path / "trace").events())

@@ -15,7 +15,7 @@ from unit.reports import HOSTILE
 
 from uffdtrace.cli import main
 from uffdtrace.model.events import PAGE_SIZE, Feature, Mode
-from uffdtrace.model.inspection import VERDICTS, Holder, Span, Userfaultfd, build, join, verdict
+from uffdtrace.model.inspection import VERDICTS, Elsewhere, Holder, Span, Userfaultfd, build, join, verdict
 from uffdtrace.reporters import inspection_text
 
 SCHEMA = json.loads(Path(inspection_text.__file__).with_name("inspect.schema.json").read_text())
@@ -190,3 +190,17 @@ def test_usage() -> None:
     assert "Examples:" in CliRunner().invoke(main, ["inspect", "--help"]).output
     for arguments in (["inspect"], ["inspect", "0"], ["inspect", "x"], ["inspect", "--format", "html", "1"]):
         assert CliRunner().invoke(main, arguments).exit_code == 2
+
+
+def test_memory_that_is_also_mapped_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = (Elsewhere(10, "tracker", 0x1000, 0x5000), Elsewhere(20, HOSTILE, 0x1000, 0x5000))
+    shared = replace(span(4, 0, 0, 0), memory="shmem", elsewhere=others)
+    # Two mappings that are one range name each of the others once.
+    found = made(shared, replace(shared, start=shared.end, end=shared.end + 4 * PAGE_SIZE))
+    (row,) = found["ranges"]
+    assert [other["pid"] for other in row["mapped_elsewhere"]] == [10, 20]
+    said = text(found, monkeypatch)
+    unwrapped = " ".join(said.split())
+    assert "is also mapped by tracker (10) at 1000-5000: writes there send no message." in unwrapped
+    assert unwrapped.endswith("Verdict: ok: nothing can be written without its message, but for its other mappings.")
+    assert all(one.isprintable() for one in said.replace("\n", ""))
