@@ -9,8 +9,9 @@ from uffdtrace.kernel import sharing
 from uffdtrace.model.elsewhere import Elsewhere, Look, concerns
 from uffdtrace.model.model import Model
 
-# A pass over all processes costs milliseconds for each hundred of them.
-_EVERY_S = 1.0
+# A pass over all processes costs milliseconds for each hundred of them, and so does one over thousands of ranges.
+_LOOK_EVERY_S = 1.0
+_CHECK_EVERY_S = 0.2
 
 
 class Sharing:
@@ -23,6 +24,7 @@ class Sharing:
         """What there is to write, if there was a look: where a range is new, or as the `last` word."""
         if not last and time.monotonic() < self._next:
             return []
+        self._next = time.monotonic() + _CHECK_EVERY_S
         watched = _watched(model)
         ranges = {(owner, start, end) for owner, spans in watched.items() for start, end in spans}
         if not ranges or (ranges <= self._seen and not last):
@@ -30,7 +32,7 @@ class Sharing:
         self._seen |= ranges
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         seen = sharing.look(watched)
-        self._next = time.monotonic() + _EVERY_S
+        self._next = time.monotonic() + _LOOK_EVERY_S
         look = Look(seen.unreadable, tuple(Elsewhere(now, **asdict(other)) for other in seen.elsewhere))
         self.looks.append(look)
         return [look]
