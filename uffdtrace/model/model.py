@@ -154,7 +154,7 @@ class Model:
         self._run(work, begin, ready, numbers)
         self._holes(work, begin, ready, numbers)
         if self.watched.populated.late:
-            self.watched.populated.dropped(work.events[np.isin(work.events["type"], DISCARDS)])
+            self.watched.dropped(work.events[np.isin(work.events["type"], DISCARDS)])
         for call in facts.calls(events, ready, *ioctls):
             self._wrong(int(numbers[call.index]), call)
         self._sleep(work.events, numbers)
