@@ -15,6 +15,9 @@ SCENARIOS = (
     "read-after",
     "missing-wp-copy-wp",
     "missing-wp-copy",
+    "missing-wp-copy-read",
+    "answered-by-copy",
+    "answer-of-two",
     "missing-wp-zeropage",
     "missing-wp-zeropage-read",
     "missing",
@@ -75,6 +78,10 @@ SCENARIOS = (
     "continue-marker",
     "continue-wp",
     "move",
+    "move-holes",
+    "hole-punched",
+    "guard-installed",
+    "huge-mode-dropped",
     "mprotected",
     "copy-wp-read-only",
     "swapped",
@@ -83,6 +90,7 @@ SCENARIOS = (
     "ksm-merge",
     "ksm-unwritten",
     "ksm-merged-first",
+    "ksm-unmerged",
     "map-fixed",
     "unmapped-event",
     "remapped",
@@ -137,7 +145,10 @@ _SINCE_6_1 = {
     "huge-discarded-unpopulated",
     "continue-wp",
     "move",
+    "move-holes",
 }
+# MADV_GUARD_INSTALL (6.13).
+_SINCE_6_12 = {"guard-installed"}
 # WP on shmem and hugetlb (5.19), MINOR (5.13), UFFD_USER_MODE_ONLY (5.11).
 _SINCE_5_10 = {
     "shmem",
@@ -145,6 +156,7 @@ _SINCE_5_10 = {
     "hugetlb-wp",
     "shmem-fork",
     "shmem-discarded",
+    "hole-punched",
     "shmem-copy-marker",
     "shmem-copy-wp",
     "hugetlb-copy-marker",
@@ -152,9 +164,9 @@ _SINCE_5_10 = {
     "user-mode-only",
 }
 ABSENT: dict[str, frozenset[str]] = {
-    "bullseye": frozenset(_SINCE_6_1 | _SINCE_5_10),
-    "bookworm": frozenset(_SINCE_6_1),
-    "trixie": frozenset(),
+    "bullseye": frozenset(_SINCE_6_12 | _SINCE_6_1 | _SINCE_5_10),
+    "bookworm": frozenset(_SINCE_6_12 | _SINCE_6_1),
+    "trixie": frozenset(_SINCE_6_12),
     "sid": frozenset(),
 }
 
@@ -165,8 +177,7 @@ COMPARED = frozenset(
         "empty",
         "seed",
         "read-after",
-        "missing-wp-copy",
-        "missing-wp-zeropage",
+        "missing-wp-copy-read",
         "missing-wp-zeropage-read",
         "two-rounds",
         "part-armed",
@@ -203,7 +214,7 @@ COMPARED = frozenset(
 )
 
 # Findings that no scenario can force: a race, and what an attach does not know.
-_NOT_FORCED = {"undecided", "armed-before-trace"}
+_NOT_FORCED = {"armed-before-trace"}
 # Findings that a kernel cannot earn.
 UNEARNED: dict[str, set[str]] = {
     "bullseye": _NOT_FORCED

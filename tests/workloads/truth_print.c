@@ -158,6 +158,7 @@ static struct findings find(const struct range *r, const struct sums *s)
 		{"holes-left", s->holes_left, s->holes_left},
 		{"exposed", s->exposed, s->exposed},
 		{"wp-dropped", s->wp_dropped, s->wp_dropped},
+		{"content-dropped", r->content_dropped && !is_async(r), r->content_dropped},
 	};
 	struct findings f = {.count = 0};
 

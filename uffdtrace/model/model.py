@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from uffdtrace.model import facts, join
-from uffdtrace.model.dropped import DISCARDS, by_call
+from uffdtrace.model.dropped import DISCARDS, at_once, by_call
 from uffdtrace.model.events import (
     EVENT,
     MEMORY_MASK,
@@ -338,7 +338,7 @@ class Model:
 
     def _dropped(self, home: Userfaultfd, events: Array, numbers: Array, pages: Array) -> None:
         """Armed pages whose content a DISCARD or ZAP dropped; a thread that reads the messages drops its own."""
-        others = ~np.isin(events["tid"], list(home.threads))
+        others = ~np.isin(events["tid"], list(home.threads)) & at_once(events)
         events, numbers, pages = events[others], numbers[others], pages[others]
         for number in np.unique(numbers).tolist():
             row, mine = self.ranges.all[number].root(), numbers == number
