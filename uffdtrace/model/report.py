@@ -171,7 +171,7 @@ def use_counters(model: Model, counters: list[list[int]]) -> bool:
 
 
 # What rests on events alone, so that a dropped event makes it a lower bound.
-_FROM_EVENTS = ("armed_pages", "holes", "notified_pages", "pending", "skipped", "lost", "dropped")
+FROM_EVENTS = ("armed_pages", "holes", "notified_pages", "pending", "skipped", "lost", "dropped")
 
 
 def build(
@@ -197,7 +197,7 @@ def build(
     lower = list(ending.get("doubtful", ()))
     dropped = ending.get("events_dropped")
     if dropped:
-        lower += _FROM_EVENTS
+        lower += FROM_EVENTS
         if not use_counters(model, ending.get("counters", [])):
             lower += ["messages", "faults"]
     missed: int | None = None
