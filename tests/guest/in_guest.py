@@ -233,6 +233,22 @@ def stopped(guest: Guest, name: str, *options: str, interrupt: bool = False) -> 
     return {"exit_status": status, "state": state}
 
 
+def pending(guest: Guest) -> Result:
+    """A trace that ends while threads sleep in faults of which the monitor has read."""
+    name = "pending"
+    command = [*guest.uffdtrace, "run", "-d", "8", "-o", guest.path(f"trace-{name}.data"), "--format", "json"]
+    command += ["--", guest.workload, "run"]
+    command += ["--only", "pending", "--stop-at", "asleep", "--out", "/dev/null"]
+    with open(guest.path(f"stderr-{name}.txt"), "w") as err:
+        with started(guest, command, subprocess.DEVNULL, err, subprocess.PIPE) as collector:
+            stderr = guest.path(f"stderr-{name}.txt")
+            seen = until(
+                lambda: '"verdict"' in Path(stderr).read_text(errors="replace"), READY_SECONDS + FINISH_SECONDS
+            )
+            status = go_on(collector)
+    return {"exit_status": status, "reported": seen}
+
+
 def answered(guest: Guest, command: list[str], seconds: float = FINISH_SECONDS, **options: Any) -> Result:
     began = time.monotonic()
     done = subprocess.run(
@@ -305,6 +321,7 @@ def main() -> None:
     steps["attach-all"] = lambda: attach_all(guest)
     for name, program in {**handoff.STEPS, **programs.STEPS, **criu.STEPS}.items():
         steps[name] = lambda program=program: program(guest)  # type: ignore[misc]
+    steps["pending"] = lambda: pending(guest)
     steps["attach-interrupted"] = lambda: stopped(guest, "attach-interrupted", interrupt=True)
     steps["refused-user"] = lambda: refuse_non_root(guest)
     if arguments.once:

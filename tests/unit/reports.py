@@ -89,6 +89,7 @@ def a_range(start: int = BASE, pages: int = 16, lost: int | None = 0, **changes:
         "faults": {"missing": 0, "wp": served, "minor": 0},
         "pending": 0,
         "waiting": [],
+        "killed": 0,
         "skipped": {"zero_page": 0, "fresh_page": lost, "huge_page": 0, "file_page": 0},
         "lost": {
             "observed": lost,

@@ -17,7 +17,7 @@ from uffdtrace.model.facts import Fact
 from uffdtrace.model.pages import COUNTS, Cause
 from uffdtrace.model.ranges import Range
 from uffdtrace.model.rules import RULES, SEVERITIES, findings, plain_remedy
-from uffdtrace.model.sleep import Waiting
+from uffdtrace.model.sleep import Killed, Waiting
 from uffdtrace.model.watched import Userfaultfd
 
 ASYNC = int(Feature.WP_ASYNC)
@@ -64,6 +64,10 @@ def waiting(count: int, read: bool = True) -> list[Waiting]:
         Waiting(0, 0x1000 * (one + 1), 200 + one, Kind.WP, END - 2_000_000_000 - one, read, unknown=False)
         for one in range(count)
     ]
+
+
+def killed(count: int, waited: int = 2_000_000_000, read: bool = False) -> list[Killed]:
+    return [Killed(0, 0x1000, 200 + one, Kind.WP, END - waited, END, read) for one in range(count)]
 
 
 def slow(count: int, queue: float = 1e7, service: float = 5e7, wakeup: float = 1e6) -> list[Any]:
@@ -192,9 +196,9 @@ FIRES: dict[str, tuple[Callable[[int], Case], str, str]] = {
     ),
     "never-read": (
         lambda count: case(pending=count, readers=set(), waiting=waiting(1, read=False)),
-        "1 fault waits for the monitor, and nobody read a message from this userfaultfd: 1 thread sleeps in"
+        "1 fault waited for the monitor, and nobody read a message from this userfaultfd: 1 thread sleeps in"
         " handle_userfault() for up to 2 s, at 1000; 1 of the messages was not even read.",
-        "1,234 faults wait for the monitor, and nobody read a message from this userfaultfd:",
+        "1,234 faults waited for the monitor, and nobody read a message from this userfaultfd:",
     ),
     "monitor-fault": (fact("MONITOR_FAULT"), "1 fault came from a thread", "1,234 faults came from a thread"),
     "closed-with-waiters": (fact("CLOSED"), "1 fault was asleep when", "1,234 faults were asleep when"),
@@ -209,6 +213,11 @@ FIRES: dict[str, tuple[Callable[[int], Case], str, str]] = {
         "1 fault was not resolved when the trace ended: 1 thread sleeps in handle_userfault() for up to 2 s, at 1000.",
         "1,234 faults were not resolved when the trace ended: 6 threads sleep in handle_userfault() for up to 2 s,"
         " at 6000, 5000, 4000, 3000 and 2 more.",
+    ),
+    "killed-in-fault": (
+        lambda count: case(killed=killed(count)),
+        "1 fault ended because the thread was killed, after it had waited for up to 2 s; 1 of the messages was not",
+        "1,234 faults ended because the thread was killed, after it had waited for up to 2 s; 1,234 of the messages",
     ),
     "stale-protection": (
         lambda count: case(stale=count),
@@ -301,6 +310,8 @@ NEARLY: dict[str, list[Case]] = {
     ],
     "wp-dropped": [case(exposed=exposed(DISCARDED=3)), case(observed=3, MODE_REPLACED=3)],
     "undecided": [case(undecided=0)],
+    # A program that ends, ends its threads wherever they are.
+    "killed-in-fault": [case(killed=killed(3, waited=999_999_999))],
     "content-dropped": [case(), case(ASYNC, drops={Dropped("fallocate", False): 3})],
     "armed-before-trace": [case(unarmed=3), case(before=True), case(ASYNC, before=True, unarmed=3)],
     "never-armed": [

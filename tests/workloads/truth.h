@@ -85,7 +85,7 @@ struct range {
 	bool holes_of_parent; /* which of its pages were holes only the parent's arming knew */
 	uint64_t modes;
 	uint64_t features;
-	unsigned int pending;
+	unsigned int killed; /* faults whose threads the end of the process kills */
 	unsigned long marker_erased;
 	unsigned long content_dropped;
 	struct page *page;

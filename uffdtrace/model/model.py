@@ -26,7 +26,7 @@ from uffdtrace.model.losses import Losses
 from uffdtrace.model.overlap import Overlaps
 from uffdtrace.model.pages import COUNTS, TOLD, UNPROTECTED_FILLS, Cause, Op
 from uffdtrace.model.ranges import ModelError, Range, page_bounds
-from uffdtrace.model.sleep import Ending, Sleepers
+from uffdtrace.model.sleep import Ending, Exit, Sleepers
 from uffdtrace.model.states import CHANGES, apply, exposed, having
 from uffdtrace.model.watched import EVERYWHERE, Userfaultfd, Watched
 from uffdtrace.model.work import EVIDENCE, EXPAND_PAGES, Work
@@ -77,6 +77,9 @@ class Model:
             else:
                 row.pending = None if row.pending is None else row.pending + 1
                 row.waiting.append(fault)
+        for killed in self._sleepers.killed:
+            if killed.range_number >= 0:
+                self.ranges.all[killed.range_number].root().killed.append(killed)
         for number, ending in self._sleepers.left:
             if number < 0:
                 continue
@@ -373,7 +376,10 @@ class Model:
         if kind == Type.USERFAULTFD:
             self.watched.seen(ctx, start, end, int(event["aux"]))
         elif kind == Type.EXIT:
-            for home in self.watched.of_memory(ctx):
+            homes = self.watched.of_memory(ctx)
+            owners = tuple({home.owner for home in homes if home.owner})
+            self._sleepers.exits.append(Exit(int(event["time"]), tuple(home.ctx for home in homes), owners))
+            for home in homes:
                 self.watched.forget(home.ctx, int(event["time"]))
             self.watched.unmapped(ctx)
             self.watched.populated.gone(ctx)

@@ -94,6 +94,7 @@ def _range(case: Case, name: str | None, runs: list[dict[str, Any]], most_runs: 
         "faults": _kinds(row.faults),
         "pending": row.pending,
         "waiting": _waiting(row, case.end),
+        "killed": len(row.killed),
         "skipped": {name: known(row.count(name)) for name in _SKIPPED},
         "lost": {
             "observed": known(row.count("observed")),
