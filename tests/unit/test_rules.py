@@ -12,8 +12,9 @@ import pytest
 from uffdtrace.model.diagnosis import Case
 from uffdtrace.model.dropped import Dropped
 from uffdtrace.model.elsewhere import Elsewhere
-from uffdtrace.model.events import Feature, Kind, Memory, Mode, UffdEvent
+from uffdtrace.model.events import Feature, Ioctl, Kind, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
+from uffdtrace.model.failures import Failures
 from uffdtrace.model.pages import COUNTS, Cause
 from uffdtrace.model.ranges import Range
 from uffdtrace.model.rules import RULES, SEVERITIES, findings, plain_remedy
@@ -68,6 +69,12 @@ def waiting(count: int, read: bool = True) -> list[Waiting]:
 
 def killed(count: int, waited: int = 2_000_000_000, read: bool = False) -> list[Killed]:
     return [Killed(0, 0x1000, 200 + one, Kind.WP, END - waited, END, read) for one in range(count)]
+
+
+def failing(kind: Ioctl, error: int, count: int, start: int, end: int) -> Failures:
+    failures = Failures()
+    failures.add(kind, error, 0, start, end, count)
+    return failures
 
 
 def slow(count: int, queue: float = 1e7, service: float = 5e7, wakeup: float = 1e6) -> list[Any]:
@@ -207,6 +214,29 @@ FIRES: dict[str, tuple[Callable[[int], Case], str, str]] = {
         "1 fault was asleep when UFFDIO_UNREGISTER",
         "1,234 faults were asleep when UFFDIO_UNREGISTER",
     ),
+    "answer-failed": (
+        lambda count: case(
+            waiting=waiting(count), pending=count, failures=failing(Ioctl.COPY, 2, 50, 0x1000, 0x5000000)
+        ),
+        "1 fault waits where a call that should have answered failed: thread 200 at 1000. What failed: UFFDIO_COPY 50"
+        " times with ENOENT (the addresses are not all inside one mapping that is registered with this userfaultfd), at"
+        " 1000-5000000.",
+        "1,234 faults wait where a call that should have answered failed: thread 200 at 1000, thread 201 at 2000,"
+        " thread 202 at 3000, thread 203 at 4000 and 1,230 more.",
+    ),
+    "call-failed": (
+        lambda count: case(failures=failing(Ioctl.WRITEPROTECT, 22, count, 0x1010, 0x2010)),
+        "1 call failed: UFFDIO_WRITEPROTECT without MODE_WP once with EINVAL (an address or length that is not",
+        "1,234 calls failed: UFFDIO_WRITEPROTECT without MODE_WP 1,234 times with EINVAL (an address or length that is",
+    ),
+    "eexist-asleep": (
+        lambda count: case(
+            waiting=waiting(count), pending=count, spans={Fact.EEXIST: [(0x1000, 0x1000 * (count + 1))]}
+        ),
+        "1 fault waits on pages of which UFFDIO_COPY, ZEROPAGE or CONTINUE said EEXIST, which wakes nobody: thread 200",
+        "1,234 faults wait on pages of which UFFDIO_COPY, ZEROPAGE or CONTINUE said EEXIST, which wakes nobody: thread",
+    ),
+    "signals": (fact("SIGNALLED"), "1 fault raised SIGBUS", "1,234 faults raised SIGBUS"),
     "cannot-wait": (fact("REFUSED"), "1 fault could not sleep", "1,234 faults could not sleep"),
     "pending": (
         lambda count: case(pending=count, waiting=waiting(min(count, 6))),
@@ -310,6 +340,11 @@ NEARLY: dict[str, list[Case]] = {
     ],
     "wp-dropped": [case(exposed=exposed(DISCARDED=3)), case(observed=3, MODE_REPLACED=3)],
     "undecided": [case(undecided=0)],
+    # Who sleeps elsewhere.
+    "answer-failed": [case(waiting=waiting(2), pending=2, failures=failing(Ioctl.COPY, 2, 5, 0x9000, 0xA000))],
+    "signals": [case(REFUSED=2)],
+    "eexist-asleep": [case(waiting=waiting(2), pending=2, EEXIST=1, spans={Fact.EEXIST: [(0x9000, 0xA000)]})],
+    "call-failed": [case(EAGAIN=3, EEXIST=4)],
     # A program that ends, ends its threads wherever they are.
     "killed-in-fault": [case(killed=killed(3, waited=999_999_999))],
     "content-dropped": [case(), case(ASYNC, drops={Dropped("fallocate", False): 3})],

@@ -720,6 +720,9 @@ int on_fault(void *ctx, u64 vmf, u64 reason)
 	event.flags |= (area.flags & VM_UFFD_MISSING ? MODE_MISSING : 0) << MODES_SHIFT;
 	event.flags |= (area.flags & VM_UFFD_WP ? MODE_WP : 0) << MODES_SHIFT;
 	if (cannot_sleep(area.ctx, event.aux)) {
+		/* break_ksm() up to 6.1 asks and goes on: no access of anybody's has failed. */
+		if (unmerging.lookup(&tid))
+			return 0;
 		event.ret = 1;
 		emit_here(&event);
 		return 0;

@@ -14,6 +14,7 @@ from uffdtrace.model.model import Model
 from uffdtrace.model.pages import Cause
 from uffdtrace.model.ranges import Range
 from uffdtrace.model.rules import findings
+from uffdtrace.model.rules_calls import userfaultfd_findings
 from uffdtrace.model.watched import Userfaultfd
 
 SCHEMA = "uffdtrace-report/1"
@@ -139,6 +140,7 @@ def _userfaultfd(home: Userfaultfd) -> dict[str, Any]:
         "forked_from": None if home.parent is None else home.parent.number,
         "events": {event.name.lower(): home.events.get(event, 0) for event in UffdEvent},
         "monitor_pids": sorted(home.readers or home.callers),
+        "findings": userfaultfd_findings(home),
         "before_trace": None
         if home.before is None
         else {"unread": home.before[0], "waiting": home.before[1], "threads": sorted(set(home.slept))},

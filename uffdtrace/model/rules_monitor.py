@@ -167,7 +167,7 @@ MONITOR_RULES: tuple[Rule, ...] = (
         fact(Fact.REFUSED),
         "accesses that cannot wait for the monitor failed, without a message",
         "{count} could not sleep, so the access failed (SIGBUS, EFAULT or EIO) and no message was sent: writes through"
-        " /proc/PID/mem, ptrace and futexes, kernel accesses under UFFD_USER_MODE_ONLY, all under"
+        " /proc/PID/mem, ptrace and futexes, and the kernel's own accesses under UFFD_USER_MODE_ONLY or"
         " UFFD_FEATURE_SIGBUS.",
         "touch such pages before they are armed, open the userfaultfd without UFFD_USER_MODE_ONLY if the kernel writes"
         " to them, or handle the error",
@@ -214,15 +214,6 @@ MONITOR_RULES: tuple[Rule, ...] = (
         " thread that should read it never ends",
         unit="calls",
         words={"events": _events},
-    ),
-    Rule(
-        "eexist",
-        "warning",
-        fact(Fact.EEXIST),
-        "UFFDIO_COPY, ZEROPAGE or CONTINUE found a page already there",
-        "{count} failed with EEXIST: the page was there already, nothing was copied and no protection was set.",
-        "on EEXIST wake the range with UFFDIO_WAKE, and UFFDIO_WRITEPROTECT the page if it must be protected",
-        unit="calls",
     ),
     Rule(
         "partial-copy",
@@ -287,6 +278,16 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "The userfaultfd uses UFFD_FEATURE_WP_ASYNC: the kernel resolves write faults itself and sends no message, by"
         " design.",
         "read written pages with ioctl(PAGEMAP_SCAN)",
+    ),
+    Rule(
+        "signals",
+        "note",
+        fact(Fact.SIGNALLED),
+        "UFFD_FEATURE_SIGBUS: signals instead of messages, by design",
+        "{count} raised SIGBUS in the thread that made the access, and no message was sent: UFFD_FEATURE_SIGBUS asks"
+        " for that.",
+        "handle SIGBUS in every thread that touches the range",
+        unit="faults",
     ),
     Rule(
         "repeated-messages",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from uffdtrace.model.events import MEMORY_MASK, PAGE_SIZE, Array, Feature, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
+from uffdtrace.model.failures import Failures
 from uffdtrace.model.pages import ARMED, COUNTS, DOUBT, Op
 from uffdtrace.model.populated import Populated
 from uffdtrace.model.ranges import Piece, Range, Ranges, page_bounds
@@ -53,6 +54,8 @@ class Userfaultfd:
     events: dict[UffdEvent, int] = field(default_factory=dict)
     # The one that its memory was forked from.
     parent: Userfaultfd | None = None
+    # Calls that failed and named no range.
+    failures: Failures = field(default_factory=Failures)
     # The thread that forks, while it may wait for the monitor to read of it.
     forker: int | None = None
 
