@@ -25,7 +25,6 @@ FIELDS = (
     "lost.blind",
     "lost.causes",
     "pending",
-    "killed",
     "verdict",
 )
 # Luck and timing decide about these: where a scenario forces or forbids one, it says so by itself.
@@ -127,6 +126,8 @@ def compare_range(reported: Json, true: Json, where: str, bounds: Collection[str
                 outcome.differences.append(f"{where}: {leaf} is {found}, the workload counted {expected}")
     compare_runs(reported, true, where, bounds, outcome)
     compare_findings(reported, true, where, bounds, outcome)
+    if not named("lost", bounds):
+        compare_content(reported, true, where, outcome)
     for kind in KINDS:
         faults, messages = lookup(reported, f"faults.{kind}"), lookup(reported, f"messages.{kind}")
         if isinstance(faults, int) and isinstance(messages, int) and faults < messages:
@@ -155,6 +156,31 @@ def compare_runs(reported: Json, true: Json, where: str, bounds: Collection[str]
         return
     only = [run for run in found if run not in expected][:5], [run for run in expected if run not in found][:5]
     outcome.differences.append(f"{where}: lost runs {only[0]} are not the workload's, {only[1]} are not reported")
+
+
+def pages_in(runs: list[list[str]]) -> set[int]:
+    return {page for start, end in runs for page in range(int(start, 16), int(end, 16), 4096)}
+
+
+def judged_by_content(truth: Json) -> bool:
+    """Whether there is a page of which what it held when it was armed says whether it is lost."""
+    return any(found[name] for found in truth["ranges"] for name in ("changed_unannounced", "unchanged", "announced"))
+
+
+def compare_content(reported: Json, true: Json, where: str, outcome: Comparison) -> None:
+    """Nobody's idea of the kernel: a page that changed without a message is lost, one that did not is not written."""
+    lost = pages_of(runs_of(reported))
+    changed, unchanged = pages_in(true["changed_unannounced"]), pages_in(true["unchanged"])
+    silent = changed - {page for page, _ in lost}
+    if silent and not any(finding["id"] == "undecided" for finding in reported["findings"]):
+        outcome.differences.append(
+            f"{where}: {len(silent)} pages changed without a message and are not lost, from {min(silent):#x}"
+        )
+    accused = unchanged & {page for page, how in lost if how == "observed"}
+    if accused:
+        outcome.differences.append(
+            f"{where}: {len(accused)} pages hold what they held when armed and are lost, from {min(accused):#x}"
+        )
 
 
 def compare_findings(reported: Json, true: Json, where: str, bounds: Collection[str], outcome: Comparison) -> None:

@@ -15,9 +15,6 @@ SCENARIOS = (
     "read-after",
     "missing-wp-copy-wp",
     "missing-wp-copy",
-    "missing-wp-copy-read",
-    "answered-by-copy",
-    "answer-of-two",
     "missing-wp-zeropage",
     "missing-wp-zeropage-read",
     "missing",
@@ -78,10 +75,6 @@ SCENARIOS = (
     "continue-marker",
     "continue-wp",
     "move",
-    "move-holes",
-    "hole-punched",
-    "guard-installed",
-    "huge-mode-dropped",
     "mprotected",
     "copy-wp-read-only",
     "swapped",
@@ -90,7 +83,6 @@ SCENARIOS = (
     "ksm-merge",
     "ksm-unwritten",
     "ksm-merged-first",
-    "ksm-unmerged",
     "map-fixed",
     "unmapped-event",
     "remapped",
@@ -130,6 +122,19 @@ SCENARIOS = (
     "adjacent",
     "half",
     "arm-failed",
+    "huge-mode-dropped",
+    "huge-moved",
+    "huge-remapped",
+    "huge-remapped-event",
+    "huge-forked",
+    "huge-fork-followed",
+    "huge-part-released",
+    "huge-part-discarded",
+    "huge-discarded",
+    "huge-paged-out",
+    "huge-collapsed",
+    "huge-ksm-merged",
+    "huge-unpopulated",
 )
 
 # The kernel series that the table was written for (scripts/guests).
@@ -145,10 +150,9 @@ _SINCE_6_1 = {
     "huge-discarded-unpopulated",
     "continue-wp",
     "move",
-    "move-holes",
+    "huge-moved",
+    "huge-unpopulated",
 }
-# MADV_GUARD_INSTALL (6.13).
-_SINCE_6_12 = {"guard-installed"}
 # WP on shmem and hugetlb (5.19), MINOR (5.13), UFFD_USER_MODE_ONLY (5.11).
 _SINCE_5_10 = {
     "shmem",
@@ -156,19 +160,59 @@ _SINCE_5_10 = {
     "hugetlb-wp",
     "shmem-fork",
     "shmem-discarded",
-    "hole-punched",
     "shmem-copy-marker",
     "shmem-copy-wp",
     "hugetlb-copy-marker",
     "continue-marker",
     "user-mode-only",
+    # MADV_COLLAPSE (6.1).
+    "huge-collapsed",
 }
 ABSENT: dict[str, frozenset[str]] = {
-    "bullseye": frozenset(_SINCE_6_12 | _SINCE_6_1 | _SINCE_5_10),
-    "bookworm": frozenset(_SINCE_6_12 | _SINCE_6_1),
-    "trixie": frozenset(_SINCE_6_12),
+    "bullseye": frozenset(_SINCE_6_1 | _SINCE_5_10),
+    "bookworm": frozenset(_SINCE_6_1),
+    "trixie": frozenset(),
     "sid": frozenset(),
 }
+
+# Scenarios in which no page says by what it holds whether it is lost: all others are judged by content.
+NOT_BY_CONTENT = frozenset(
+    (
+        # Nothing is armed, or not by UFFDIO_WRITEPROTECT.
+        "missing",
+        "registered-late",
+        "registered-late-and-discarded",
+        "already-populated",
+        "missing-copy-wp-only",
+        "never-armed",
+        "shmem-missing",
+        "mapped-elsewhere",
+        "minor",
+        "hugetlb-missing",
+        "idle",
+        "copy-wp-read-only",
+        "sigbus-feature",
+        # Every page is armed again, or by calls that shall fail or leave gaps.
+        "two-rounds",
+        "rounds-of-holes",
+        "rearmed-holes",
+        "stress",
+        "gap",
+        "adjacent",
+        "half",
+        # Nobody is told, by design.
+        "wp-async",
+        "wp-async-file",
+        # It is moved away, or registered no more.
+        "remapped",
+        "huge-remapped",
+        "stale-unregister",
+        "stale-close",
+        "stale-remap",
+        # In swap when it is armed.
+        "swapped-before-arm",
+    )
+)
 
 # Scenarios that end with pages of which the events tell whether they are protected, for belief.py
 # to hold against pagemap: lost ones, mostly. Of what the monitor released they do not tell.
@@ -177,7 +221,8 @@ COMPARED = frozenset(
         "empty",
         "seed",
         "read-after",
-        "missing-wp-copy-read",
+        "missing-wp-copy",
+        "missing-wp-zeropage",
         "missing-wp-zeropage-read",
         "two-rounds",
         "part-armed",
@@ -210,12 +255,15 @@ COMPARED = frozenset(
         "exec",
         "never-read",
         "monitor-fault",
+        "huge-moved",
+        "huge-part-discarded",
+        "huge-discarded",
+        "huge-ksm-merged",
     )
 )
 
-# Findings that no scenario of `run` can earn: what an attach does not know, and faults that outlive the trace
-# (test_lifecycle.py has those).
-_NOT_FORCED = {"armed-before-trace", "pending"}
+# Findings that no scenario can force: a race, and what an attach does not know.
+_NOT_FORCED = {"undecided", "armed-before-trace"}
 # Findings that a kernel cannot earn.
 UNEARNED: dict[str, set[str]] = {
     "bullseye": _NOT_FORCED

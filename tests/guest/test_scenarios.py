@@ -8,8 +8,8 @@ from typing import Callable
 
 import pytest
 from guest.belief import disagreements
-from guest.compare import compare, strays
-from guest.features import ABSENT, COMPARED, SCENARIOS, SERIES, UNEARNED
+from guest.compare import compare, judged_by_content, strays
+from guest.features import ABSENT, COMPARED, NOT_BY_CONTENT, SCENARIOS, SERIES, UNEARNED
 from guest.results import Guest, Trace
 
 from uffdtrace.model.rules import RULES
@@ -48,6 +48,12 @@ def test_protection_is_where_the_model_believes(trace: Trace, suite: str, backen
     assert not wrong, f"{len(wrong)} wrong: " + "\n".join(wrong[:10])
     # 5.10's pagemap does not tell.
     assert bool(compared) == (suite != "bullseye" and scenario in COMPARED), f"{compared} pages could be compared"
+
+
+def test_content_judges_it(trace: Trace, suite: str, backend: str, scenario: str) -> None:
+    truth = trace.truth.get(scenario, {})
+    assert truth.get("ranges"), "the workload did not come to this scenario"
+    assert judged_by_content(truth) == (scenario not in NOT_BY_CONTENT)
 
 
 def test_every_finding_was_earned(trace: Trace, suite: str, backend: str) -> None:

@@ -118,6 +118,15 @@ void pagemap_expect(const struct range *r, size_t first, size_t pages, size_t pr
 		fail("pagemap shows %zu of %zu pages protected, not %zu", set, pages, protected);
 }
 
+void pagemap_in_memory(const struct range *r, size_t first, size_t pages, bool *present)
+{
+	uint64_t *entries = read_pagemap(r, first, pages);
+
+	for (size_t i = 0; i < pages; i++)
+		present[i] = entries[i] & PM_PRESENT;
+	free(entries);
+}
+
 bool page_is_present(const struct range *r, size_t i)
 {
 	return pagemap_present(r, i, 1);

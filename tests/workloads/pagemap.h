@@ -22,6 +22,8 @@ void pagemap_expect(const struct range *r, size_t first, size_t pages, size_t pr
 void pagemap_protected(const struct range *r, size_t first, size_t pages, bool *set);
 /* Pages in memory. */
 size_t pagemap_present(const struct range *r, size_t first, size_t pages);
+/* Which of them are in memory. */
+void pagemap_in_memory(const struct range *r, size_t first, size_t pages, bool *present);
 bool page_is_present(const struct range *r, size_t i);
 /* Pages in swap, and markers. */
 size_t pagemap_swapped(const struct range *r, size_t first, size_t pages);

@@ -29,6 +29,8 @@ void arm_all(struct range *r);
 void write_and_stop(struct range *r, struct monitor *m);
 /* Huge page by huge page: which of them one write populates is the kernel's choice. */
 void write_blocks(struct range *r);
+/* The same of so many of its huge pages. */
+void write_blocks_of(struct range *r, size_t first, size_t blocks);
 /* Where reclaim finds all that this thread populates: in no other CPU's batch. */
 void stay_on_one_cpu(void);
 /* More messages than armed pages. */
@@ -56,14 +58,6 @@ void stress(void);
 
 void missing_wp_copy_wp(void);
 void missing_wp_copy(void);
-void missing_wp_copy_read(void);
-void answered_by_copy(void);
-void answer_of_two(void);
-void hole_punched(void);
-void guard_installed(void);
-void ksm_unmerged(void);
-void move_holes(void);
-void huge_mode_dropped(void);
 void missing_wp_zeropage(void);
 void missing_wp_zeropage_read(void);
 void missing(void);
@@ -155,6 +149,19 @@ void unregistered_after(void);
 void cannot_wait(void);
 void user_mode_only(void);
 void sigbus_feature(void);
+void huge_mode_dropped(void);
+void huge_moved(void);
+void huge_remapped(void);
+void huge_remapped_event(void);
+void huge_forked(void);
+void huge_fork_followed(void);
+void huge_part_released(void);
+void huge_part_discarded(void);
+void huge_discarded(void);
+void huge_paged_out(void);
+void huge_collapsed(void);
+void huge_ksm_merged(void);
+void huge_unpopulated(void);
 void holes_left(void);
 void rearmed_holes(void);
 

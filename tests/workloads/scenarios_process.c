@@ -16,16 +16,16 @@
 
 #define CHUNK 16
 
-static void *read_zeros(void *arg)
+static void *read_data(void *arg)
 {
 	struct range *r = arg;
-	int fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+	int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
 
 	if (fd < 0)
-		fail("/dev/zero: %s", strerror(errno));
+		fail("/dev/urandom: %s", strerror(errno));
 	for (size_t i = 0; i < r->pages; i += CHUNK)
 		if (read(fd, r->start + i * PAGE, CHUNK * PAGE) != CHUNK * PAGE)
-			fail("short read of /dev/zero");
+			fail("short read of /dev/urandom");
 	close(fd);
 	truth_written(r, 0, r->pages, 1);
 	return NULL;
@@ -36,7 +36,7 @@ void kernel_write(void)
 	struct monitor m = {0};
 	struct range *r = track_armed(PAGES, PAGES / 2, 0, &m);
 
-	thread_join(thread_start(read_zeros, r));
+	thread_join(thread_start(read_data, r));
 	point("written");
 	monitor_stop(&m);
 }
@@ -49,6 +49,7 @@ static void remote_writer(pid_t target, int from, int to)
 	char *start;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	memset(data, 4, sizeof(data));
 	if (read(from, &start, sizeof(start)) != sizeof(start))
 		_exit(1);
 	for (size_t i = 0; i < PAGES; i += CHUNK) {

@@ -53,9 +53,9 @@ void write_and_stop(struct range *r, struct monitor *m)
 	monitor_stop(m);
 }
 
-void write_blocks(struct range *r)
+void write_blocks_of(struct range *r, size_t first, size_t blocks)
 {
-	for (size_t block = 0; block < r->pages; block += PAGES_PER_HUGE) {
+	for (size_t block = first; block < first + blocks * PAGES_PER_HUGE; block += PAGES_PER_HUGE) {
 		unsigned long before = huge_kb(r);
 
 		write_pages(r, block, 1);
@@ -64,6 +64,11 @@ void write_blocks(struct range *r)
 		pagemap_expect(r, block, PAGES_PER_HUGE, 0);
 		write_pages(r, block + 1, PAGES_PER_HUGE - 1);
 	}
+}
+
+void write_blocks(struct range *r)
+{
+	write_blocks_of(r, 0, r->pages / PAGES_PER_HUGE);
 	point("written");
 }
 

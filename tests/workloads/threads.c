@@ -13,7 +13,7 @@
 
 #define BATCH 16
 
-static void answer_missing(struct monitor *m, struct range *r, size_t i)
+static void answer_missing(struct monitor *m, struct range *r, size_t i, bool write)
 {
 	switch (m->missing) {
 	case COPY:
@@ -23,7 +23,7 @@ static void answer_missing(struct monitor *m, struct range *r, size_t i)
 		copy_page(r, i, true);
 		break;
 	case ZEROPAGE:
-		zero_page(r, i);
+		zero_page(r, i, write);
 		break;
 	}
 }
@@ -47,7 +47,7 @@ static void answer_fault(struct monitor *m, struct range *r, size_t i, uint64_t 
 	else if (flags & UFFD_PAGEFAULT_FLAG_MINOR)
 		continue_page(r, i, m->continue_wp);
 	else
-		answer_missing(m, r, i);
+		answer_missing(m, r, i, flags & UFFD_PAGEFAULT_FLAG_WRITE);
 }
 
 static void fault(struct monitor *m, const struct uffd_msg *msg)
@@ -62,10 +62,9 @@ static void fault(struct monitor *m, const struct uffd_msg *msg)
 	i = (address - r->start) / r->unit * (r->unit / PAGE);
 
 	if (flags & UFFD_PAGEFAULT_FLAG_WP)
-		truth_message(r, i, KIND_WP, true);
+		truth_message(r, i, KIND_WP);
 	else
-		truth_message(r, i, flags & UFFD_PAGEFAULT_FLAG_MINOR ? KIND_MINOR : KIND_MISSING,
-			      flags & UFFD_PAGEFAULT_FLAG_WRITE);
+		truth_message(r, i, flags & UFFD_PAGEFAULT_FLAG_MINOR ? KIND_MINOR : KIND_MISSING);
 	if (!m->on_message || !m->on_message(m, msg, r, i))
 		answer_fault(m, r, i, flags);
 	m->messages++;

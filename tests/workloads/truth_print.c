@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "content.h"
 #include "pagemap.h"
 #include "run.h"
 #include "truth.h"
@@ -114,6 +115,8 @@ static const char *verdict(const struct range *r, const struct sums *s)
 		return "blind";
 	if (never_armed(r, s))
 		return "never-armed";
+	if (r->pending)
+		return "pending";
 	if (is_async(r))
 		return "async";
 	if (s->armed || s->notified)
@@ -151,11 +154,11 @@ static struct findings find(const struct range *r, const struct sums *s)
 	} derived[] = {
 		{"marker-erased", r->marker_erased, r->marker_erased},
 		{"never-armed", never_armed(r, s), 0},
+		{"pending", r->pending, r->pending},
 		{"async", is_async(r), 0},
 		{"holes-left", s->holes_left, s->holes_left},
 		{"exposed", s->exposed, s->exposed},
 		{"wp-dropped", s->wp_dropped, s->wp_dropped},
-		{"content-dropped", r->content_dropped && !is_async(r), r->content_dropped},
 	};
 	struct findings f = {.count = 0};
 
@@ -312,10 +315,13 @@ static void print_modes(FILE *out, uint64_t modes)
 
 static void print_range(FILE *out, struct range *r)
 {
-	struct sums s = add_up(r);
+	struct sums s;
 	const char *comma = "";
 
-	fprintf(out, "{\"start\": \"%#lx\", \"end\": \"%#lx\", \"modes\": [", address(r, 0), address(r, r->pages));
+	fprintf(out, "{\"pages\": %zu", r->pages);
+	content_print(out, r);
+	s = add_up(r);
+	fprintf(out, ", \"start\": \"%#lx\", \"end\": \"%#lx\", \"modes\": [", address(r, 0), address(r, r->pages));
 	print_modes(out, r->modes);
 	fprintf(out, "], \"memory\": \"%s\", \"armed_pages\": %lu, ", memory_names[r->memory], s.armed);
 	if (r->pid)
@@ -338,7 +344,7 @@ static void print_range(FILE *out, struct range *r)
 		fprintf(out, "%s\"%s\": %lu", comma, causes[k].name, s.causes[k]);
 		comma = ", ";
 	}
-	fprintf(out, "}}, \"pending\": 0, \"killed\": %u, \"verdict\": \"%s\", ", r->killed, verdict(r, &s));
+	fprintf(out, "}}, \"pending\": %u, \"verdict\": \"%s\", ", r->pending, verdict(r, &s));
 	print_findings(out, r, &s);
 	print_lost_runs(out, r);
 	print_protection(out, r);

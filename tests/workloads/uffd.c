@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "content.h"
 #include "pagemap.h"
 #include "run.h"
 
@@ -109,11 +110,12 @@ static void write_protect(struct range *r, size_t first, size_t pages, bool wp)
 
 void arm(struct range *r, size_t first, size_t pages)
 {
-	bool *hole = calloc(pages, sizeof(*hole));
+	bool *hole = calloc(pages, sizeof(*hole)), *empty = calloc(pages, sizeof(*empty));
 	size_t holes = 0;
 
-	if (!hole)
+	if (!hole || !empty)
 		fail("out of memory");
+	pagemap_holes(r, first, pages, empty);
 	if (!truth_has_markers(r))
 		holes = pagemap_holes(r, first, pages, hole);
 	write_protect(r, first, pages, true);
@@ -121,6 +123,8 @@ void arm(struct range *r, size_t first, size_t pages)
 		truth_armed(r, first + i, hole[i]);
 	free(hole);
 	pagemap_expect(r, first, pages, pages - holes);
+	content_armed(r, first, pages, empty);
+	free(empty);
 }
 
 void release(struct range *r, size_t first, size_t pages)
@@ -152,7 +156,7 @@ void copy_pages(struct range *r, size_t i, size_t n, bool wp)
 		if (wp)
 			truth_armed(r, at, false);
 		else
-			truth_unprotected_fill(r, at, CAUSE_COPY_WITHOUT_WP);
+			truth_blind(r, at, CAUSE_COPY_WITHOUT_WP);
 		truth_filled(r, at);
 	}
 	if (ioctl(r->uffd, UFFDIO_COPY, &arg))
@@ -164,12 +168,14 @@ void copy_page(struct range *r, size_t i, bool wp)
 	copy_pages(r, i, r->unit / PAGE, wp);
 }
 
-/* The answer to a write lets the page go; else it stays read-only, and the next write shows. */
-void zero_page(struct range *r, size_t i)
+/* The retry of a write makes the page writable; a read leaves it read-only. */
+void zero_page(struct range *r, size_t i, bool write_fault)
 {
 	struct uffdio_zeropage arg = {.range = span(r, i, 1)};
 
 	truth_zeropaged(r, i);
+	if (write_fault)
+		truth_blind(r, i, CAUSE_ZEROPAGE);
 	if (ioctl(r->uffd, UFFDIO_ZEROPAGE, &arg))
 		fail("UFFDIO_ZEROPAGE: %s", strerror(errno));
 }
@@ -185,7 +191,7 @@ void continue_page(struct range *r, size_t i, bool wp)
 		if (wp)
 			truth_armed(r, at, false);
 		else
-			truth_unprotected_fill(r, at, CAUSE_CONTINUE_WITHOUT_WP);
+			truth_blind(r, at, CAUSE_CONTINUE_WITHOUT_WP);
 		truth_filled(r, at);
 	}
 	if (!ioctl(r->uffd, UFFDIO_CONTINUE, &arg))

@@ -18,7 +18,6 @@ _WORDS = {True: "yes", False: "no", None: "?"}
 _STYLES = {True: "green", False: "bold red", None: "yellow"}
 _CHECKS = {
     "privileges": "root",
-    "namespaces": "namespaces",
     "programs": "BPF programs",
     "kprobes": "kprobes",
     "bcc": "BCC",
