@@ -25,6 +25,7 @@ FIELDS = (
     "lost.blind",
     "lost.causes",
     "pending",
+    "killed",
     "verdict",
 )
 # Luck and timing decide about these: where a scenario forces or forbids one, it says so by itself.

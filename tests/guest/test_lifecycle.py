@@ -137,6 +137,17 @@ def test_a_trace_that_ends_before_its_target(guest: Guest, name: str, reason: st
     assert step["state"] == "S"
 
 
+def test_faults_that_outlive_the_trace_are_pending(guest: Guest) -> None:
+    step = guest.step("pending")
+    assert (step["reported"], step["exit_status"]) == (True, 0), guest.trace("pending").stderr
+    report = guest.trace("pending").report
+    (found,) = report["ranges"]
+    assert (found["pending"], found["killed"], found["verdict"]) == (4, 0, "pending")
+    assert len({fault["tid"] for fault in found["waiting"]}) == 4
+    assert all(fault["read"] and fault["kind"] == "wp" for fault in found["waiting"])
+    assert "pending" in {finding["id"] for finding in found["findings"]}
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("before", "after", "change", "status"),

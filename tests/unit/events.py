@@ -373,6 +373,7 @@ def counts(model: Model) -> list[dict[str, Any]]:
                 ((fault.address - BASE) // PAGE_SIZE, fault.tid, int(fault.kind), fault.since, fault.read)
                 for fault in row.waiting
             ),
+            "killed": sorted(((fault.address - BASE) // PAGE_SIZE, fault.tid, fault.read) for fault in row.killed),
             **{name: row.count(name) for name in COUNTS if name != "unarmed"},
             "causes": {cause.label: row.cause(cause) for cause in Cause if row.cause(cause)},
             "exposed": {cause.label: int(row.exposed[cause]) for cause in Cause if row.exposed[cause]},

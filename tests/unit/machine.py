@@ -32,6 +32,7 @@ class Probe:
     """Where the kernel's side of a ring or of slots puts its events."""
 
     overwritten = 0
+    blocked = False
 
     def __init__(self) -> None:
         self.waiting: list[Array] = []

@@ -166,7 +166,12 @@ class Reference:
                     if not home.features & Feature.EVENT_UNMAP:
                         row.note("UNMAPPED")
         elif kind == Type.EXIT:
-            for home in self._of_memory(ctx):
+            gone = self._of_memory(ctx)
+            for sleeper in self.sleepers.values():
+                # With its memory a process's threads went.
+                mine = sleeper.home.home in gone and sleeper.tgid in {home.owner for home in gone}
+                sleeper.died |= mine and not sleeper.over()
+            for home in gone:
                 self._expose(home.ctx)
                 del self.homes[home.ctx], self.pages[home.ctx]
             # The next process with this address is another.
@@ -589,16 +594,18 @@ class Reference:
         if sleeper is None:
             return
         row = sleeper.home.root()
+        if sleeper.died and not (sleeper.woken or sleeper.returned):
+            row.killed.append((sleeper.page, tid, bool(sleeper.read)))
         if sleeper.read and sleeper.woken >= sleeper.read:
             wakeup = sleeper.returned - sleeper.woken if sleeper.returned else None
             row.waits.append(
                 (sleeper.read - sleeper.began, sleeper.woken - sleeper.read, sleeper.woken - sleeper.began, wakeup)
             )
-        if not final or sleeper.woken or sleeper.returned:
+        if not final or sleeper.over():
             return
         alive = sleeper.tgid in self.looked_at
-        if not alive and not sleeper.died:
+        if not alive:
             row.pending = None
-        elif tid in self.asleep or not alive:
+        elif tid in self.asleep:
             row.pending = None if row.pending is None else row.pending + 1
             row.waiting.append((sleeper.page, tid, sleeper.kind, sleeper.began, bool(sleeper.read)))

@@ -56,6 +56,7 @@ class Range:
     notified: set[int] = field(default_factory=set)
     waits: list[tuple[int | None, ...]] = field(default_factory=list)
     waiting: list[tuple[int, int, int, int, bool]] = field(default_factory=list)
+    killed: list[tuple[int, int, bool]] = field(default_factory=list)
     merged_into: Range | None = None
     # Pages came armed from another range, whose holes count there.
     carried: bool = False
@@ -146,6 +147,7 @@ class Range:
             "holes": self.holes,
             "pending": self.pending,
             "waiting": sorted(self.waiting),
+            "killed": sorted(self.killed),
             "undecided": self.undecided,
             "dropped": self.dropped,
             "zero_page": self.zero_page,

@@ -89,6 +89,7 @@ def a_range(start: int = BASE, pages: int = 16, lost: int | None = 0, **changes:
         "faults": {"missing": 0, "wp": served, "minor": 0},
         "pending": 0,
         "waiting": [],
+        "killed": 0,
         "skipped": {"zero_page": 0, "fresh_page": lost, "huge_page": 0, "file_page": 0},
         "lost": {
             "observed": lost,
@@ -115,6 +116,7 @@ def a_userfaultfd(**fields: Any) -> dict[str, Any]:
         "forked_from": None,
         "events": {"fork": 0, "remap": 0, "remove": 0, "unmap": 0},
         "monitor_pids": [PROCESS["pid"]],
+        "findings": [],
         "before_trace": None,
         **fields,
     }

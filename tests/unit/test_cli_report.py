@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from unit.reports import a_range, a_report, finding, latency, waits
+from unit.reports import a_range, a_report, a_userfaultfd, finding, latency, waits
 
 from uffdtrace.cli import main, report
 from uffdtrace.model.report import MOST_RUNS
@@ -23,6 +23,11 @@ REPORTS = {
     "unknown": a_report(a_range(lost=None)),
     "dropped": a_report(a_range(), events_dropped=7, lower_bounds=["lost"]),
     "cut": a_report(a_range(), probes_missed=None),
+    "unarmed": a_report(a_range(findings=[finding("never-armed")], verdict="never-armed")),
+    "unwatched": {
+        **a_report(a_range()),
+        "userfaultfds": [a_userfaultfd(findings=[finding("register-failed", 1, "error", "calls")])],
+    },
     "undecided": a_report(a_range(findings=[finding("undecided", severity="warning")])),
 }
 
@@ -86,6 +91,8 @@ def test_compare() -> None:
         (["--check", "dropped"], 4),
         (["--check", "cut"], 4),
         (["--check", "undecided"], 4),
+        (["--check", "unarmed"], 5),
+        (["--check", "unwatched"], 5),
         (["--check", "--compare", "before", "unknown"], 4),
         (["--check", "--compare", "before", "after"], 0),
         (["--check", "--compare", "after", "before"], 3),

@@ -290,7 +290,7 @@ def test_without_root(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(preflight, "try_program", lambda: errno.EPERM)
     machine.setattr(checkup.Symbols, "hidden", True)
     found = look()
-    known = {"kprobes": True, "bcc": True, "btf": True, "privileges": False}
+    known = {"kprobes": True, "bcc": True, "btf": True, "privileges": False, "namespaces": True}
     assert oks(found) == {**dict.fromkeys(SCHEMA["properties"]["checks"]["required"]), **known}
     assert blocking(found) == [("tracing needs root", "run it with sudo (uffdtrace report and inspect work without)")]
     unknown = {one["row"]: one["problem"] for one in found["probes"] if one["kind"] is None}

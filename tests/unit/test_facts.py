@@ -445,12 +445,12 @@ def test_waiting_says_who_where_and_since_when() -> None:
     assert row["waiting"] == [(1, THREAD, 1, since, True), (3, THREAD + 1, 0, later, False)]
 
 
-def test_a_thread_that_died_in_its_fault_waits_too() -> None:
+def test_a_thread_that_was_killed_in_its_fault_does_not_wait() -> None:
     events = started()
     events.fault(1)
     events.fault_return(died=True)
     (row,) = counts(model_of(events))
-    assert [wait[:3] for wait in row["waiting"]] == [(1, THREAD, 1)]
+    assert (row["pending"], row["waiting"], row["killed"]) == (0, [], [(1, THREAD, False)])
 
 
 @pytest.mark.parametrize(

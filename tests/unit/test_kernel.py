@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uffdtrace.kernel import callsite, probes
+from uffdtrace.kernel import callsite, preflight, probes
 from uffdtrace.kernel.btf import Function
 from uffdtrace.kernel.callsite import calls_in, find_call
 from uffdtrace.kernel.probes import TABLE, Attachment, Backend, ProbeError, Where, plan
@@ -321,3 +321,64 @@ def test_no_error_names_nothing(name: str, calls: dict[str, int]) -> None:
 
 def test_the_window_is_bounded() -> None:
     assert callsite._WINDOW >= 4096
+
+
+@pytest.fixture
+def dynamic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A kernel whose preemption mode can be changed, and where nothing tells it yet."""
+    monkeypatch.setattr(preflight.platform, "version", lambda: "#1 SMP PREEMPT_DYNAMIC Debian 6.12")
+    monkeypatch.setattr(preflight.platform, "release", lambda: "6.12")
+    monkeypatch.setattr(preflight, "_PREEMPT", tmp_path / "preempt")
+    monkeypatch.setattr(preflight, "_CMDLINE", tmp_path / "cmdline")
+    monkeypatch.setattr(preflight, "_CONFIG", str(tmp_path / "config-{release}"))
+    (tmp_path / "cmdline").write_text("quiet root=/dev/sda1\n")
+    return tmp_path
+
+
+CONFIG = "# CONFIG_PREEMPT_NONE is not set\nCONFIG_PREEMPT_VOLUNTARY=y\n# CONFIG_PREEMPT is not set\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "preempted"),
+    [
+        ({"preempt": "none (voluntary) full \n", "cmdline": "preempt=full"}, False),
+        ({"preempt": "none voluntary (full) \n"}, True),
+        ({"preempt": "full (lazy) \n"}, True),
+        # debugfs is closed under lockdown.
+        ({}, None),
+        ({"cmdline": "quiet preempt=none\n", "config-6.12": "CONFIG_PREEMPT=y\n"}, False),
+        ({"cmdline": "preempt=none preempt=full quiet\n"}, True),
+        ({"cmdline": "preempt=none preempt=fast\n"}, False),
+        ({"cmdline": "nopreempt=none\n"}, None),
+        ({"config-6.12": CONFIG}, False),
+        ({"config-6.12": "CONFIG_PREEMPT_LAZY=y\nCONFIG_PREEMPT_COUNT=y\n"}, True),
+        ({"config-6.12": "CONFIG_PREEMPT=y\n"}, True),
+        ({"config-6.12": "CONFIG_PREEMPT_DYNAMIC=y\n"}, None),
+    ],
+)
+def test_the_preemption_mode(dynamic: Path, files: dict[str, str], preempted: bool | None) -> None:
+    for name, text in files.items():
+        (dynamic / name).write_text(text)
+    assert preflight.preemption() is preempted
+    # What is not known costs speed, not events.
+    assert preflight.preemptible() is (preempted is not False)
+
+
+def test_the_first_namespaces_are_no_obstacle() -> None:
+    preflight.check_namespaces()
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("pid", "--pid=host"), ("time", "nsenter --time")])
+def test_another_namespace_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, remedy: str) -> None:
+    _, kind, why = preflight._FIRST[name]
+    monkeypatch.setitem(preflight._FIRST, name, (1, kind, why))
+    with pytest.raises(preflight.Refusal, match=remedy) as caught:
+        preflight.check_namespaces()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_kernel_without_time_namespaces_has_one_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "pid").touch()
+    monkeypatch.setattr(preflight, "_NAMESPACES", tmp_path)
+    monkeypatch.setitem(preflight._FIRST, "pid", ((tmp_path / "pid").stat().st_ino, "", ""))
+    preflight.check_namespaces()

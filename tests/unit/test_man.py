@@ -147,9 +147,11 @@ def test_exit_statuses_of_report() -> None:
     # No write was lost up to there.
     cut = write(Path("cut"), history()[:2])
     cut.write_bytes(cut.read_bytes()[:-20])
-    every = ([], ["missing"], ["--frob"], ["--check"], ["--check", "cut"])
+    # Registered for write protection, and never armed.
+    write(Path("unarmed"), history()[:3])
+    every = ([], ["missing"], ["--frob"], ["--check"], ["--check", "cut"], ["--check", "unarmed"])
     seen = [invoke("report", *arguments).exit_code for arguments in every]
-    assert [int(status) for status in re.findall(r"^\.It (\d+)$", page, re.MULTILINE)] == seen == [0, 1, 2, 3, 4]
+    assert [int(status) for status in re.findall(r"^\.It (\d+)$", page, re.MULTILINE)] == seen == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.usefixtures("traces")

@@ -79,6 +79,27 @@ def test_dropped_in_part_it_is_a_lower_bound(events: Registering) -> None:
     assert told(events) == {"already-populated": 6}
 
 
+def test_what_others_dropped_at_the_same_addresses_is_not_of_it(events: Registering) -> None:
+    """The kernel used the userfaultfd's address before, and uses it again."""
+    drop = {**events._span(0, PAGES), "flags": int(Memory.ANON), "tid": 7}
+    events.register(0, PAGES, Mode.WP)
+    events.add(Type.DISCARD, **drop)
+    events.release_descriptor()
+    events.userfaultfd()
+    events.late(16)
+    events.release_descriptor()
+    events.userfaultfd()
+    events.register(0, PAGES, Mode.WP)
+    events.add(Type.DISCARD, **drop)
+    assert told(events) == {"already-populated": 16}
+
+
+def test_what_was_registered_otherwise_is_no_news(events: Registering) -> None:
+    events.register(0, PAGES, Mode.WP)
+    events.late(16)
+    assert told(events) == {}
+
+
 def test_more_may_be_there(events: Registering) -> None:
     events.late(16, more=True)
     model = fed(events.array())

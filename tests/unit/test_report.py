@@ -154,6 +154,7 @@ def test_the_whole_report_of_a_small_trace() -> None:
                 "faults": {"missing": 0, "wp": 1, "minor": 0},
                 "pending": 0,
                 "waiting": [],
+                "killed": 0,
                 "skipped": {"zero_page": 0, "fresh_page": 1, "huge_page": 0, "file_page": 0},
                 "lost": {
                     "observed": 1,

@@ -12,12 +12,13 @@ import pytest
 from uffdtrace.model.diagnosis import Case
 from uffdtrace.model.dropped import Dropped
 from uffdtrace.model.elsewhere import Elsewhere
-from uffdtrace.model.events import Feature, Kind, Memory, Mode, UffdEvent
+from uffdtrace.model.events import Feature, Ioctl, Kind, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
+from uffdtrace.model.failures import Failures
 from uffdtrace.model.pages import COUNTS, Cause
 from uffdtrace.model.ranges import Range
 from uffdtrace.model.rules import RULES, SEVERITIES, findings, plain_remedy
-from uffdtrace.model.sleep import Waiting
+from uffdtrace.model.sleep import Killed, Waiting
 from uffdtrace.model.watched import Userfaultfd
 
 ASYNC = int(Feature.WP_ASYNC)
@@ -64,6 +65,16 @@ def waiting(count: int, read: bool = True) -> list[Waiting]:
         Waiting(0, 0x1000 * (one + 1), 200 + one, Kind.WP, END - 2_000_000_000 - one, read, unknown=False)
         for one in range(count)
     ]
+
+
+def killed(count: int, waited: int = 2_000_000_000, read: bool = False) -> list[Killed]:
+    return [Killed(0, 0x1000, 200 + one, Kind.WP, END - waited, END, read) for one in range(count)]
+
+
+def failing(kind: Ioctl, error: int, count: int, start: int, end: int) -> Failures:
+    failures = Failures()
+    failures.add(kind, error, 0, start, end, count)
+    return failures
 
 
 def slow(count: int, queue: float = 1e7, service: float = 5e7, wakeup: float = 1e6) -> list[Any]:
@@ -192,9 +203,9 @@ FIRES: dict[str, tuple[Callable[[int], Case], str, str]] = {
     ),
     "never-read": (
         lambda count: case(pending=count, readers=set(), waiting=waiting(1, read=False)),
-        "1 fault waits for the monitor, and nobody read a message from this userfaultfd: 1 thread sleeps in"
+        "1 fault waited for the monitor, and nobody read a message from this userfaultfd: 1 thread sleeps in"
         " handle_userfault() for up to 2 s, at 1000; 1 of the messages was not even read.",
-        "1,234 faults wait for the monitor, and nobody read a message from this userfaultfd:",
+        "1,234 faults waited for the monitor, and nobody read a message from this userfaultfd:",
     ),
     "monitor-fault": (fact("MONITOR_FAULT"), "1 fault came from a thread", "1,234 faults came from a thread"),
     "closed-with-waiters": (fact("CLOSED"), "1 fault was asleep when", "1,234 faults were asleep when"),
@@ -203,12 +214,40 @@ FIRES: dict[str, tuple[Callable[[int], Case], str, str]] = {
         "1 fault was asleep when UFFDIO_UNREGISTER",
         "1,234 faults were asleep when UFFDIO_UNREGISTER",
     ),
+    "answer-failed": (
+        lambda count: case(
+            waiting=waiting(count), pending=count, failures=failing(Ioctl.COPY, 2, 50, 0x1000, 0x5000000)
+        ),
+        "1 fault waits where a call that should have answered failed: thread 200 at 1000. What failed: UFFDIO_COPY 50"
+        " times with ENOENT (the addresses are not all inside one mapping that is registered with this userfaultfd), at"
+        " 1000-5000000.",
+        "1,234 faults wait where a call that should have answered failed: thread 200 at 1000, thread 201 at 2000,"
+        " thread 202 at 3000, thread 203 at 4000 and 1,230 more.",
+    ),
+    "call-failed": (
+        lambda count: case(failures=failing(Ioctl.WRITEPROTECT, 22, count, 0x1010, 0x2010)),
+        "1 call failed: UFFDIO_WRITEPROTECT without MODE_WP once with EINVAL (an address or length that is not",
+        "1,234 calls failed: UFFDIO_WRITEPROTECT without MODE_WP 1,234 times with EINVAL (an address or length that is",
+    ),
+    "eexist-asleep": (
+        lambda count: case(
+            waiting=waiting(count), pending=count, spans={Fact.EEXIST: [(0x1000, 0x1000 * (count + 1))]}
+        ),
+        "1 fault waits on pages of which UFFDIO_COPY, ZEROPAGE or CONTINUE said EEXIST, which wakes nobody: thread 200",
+        "1,234 faults wait on pages of which UFFDIO_COPY, ZEROPAGE or CONTINUE said EEXIST, which wakes nobody: thread",
+    ),
+    "signals": (fact("SIGNALLED"), "1 fault raised SIGBUS", "1,234 faults raised SIGBUS"),
     "cannot-wait": (fact("REFUSED"), "1 fault could not sleep", "1,234 faults could not sleep"),
     "pending": (
         lambda count: case(pending=count, waiting=waiting(min(count, 6))),
         "1 fault was not resolved when the trace ended: 1 thread sleeps in handle_userfault() for up to 2 s, at 1000.",
         "1,234 faults were not resolved when the trace ended: 6 threads sleep in handle_userfault() for up to 2 s,"
         " at 6000, 5000, 4000, 3000 and 2 more.",
+    ),
+    "killed-in-fault": (
+        lambda count: case(killed=killed(count)),
+        "1 fault ended because the thread was killed, after it had waited for up to 2 s; 1 of the messages was not",
+        "1,234 faults ended because the thread was killed, after it had waited for up to 2 s; 1,234 of the messages",
     ),
     "stale-protection": (
         lambda count: case(stale=count),
@@ -301,6 +340,13 @@ NEARLY: dict[str, list[Case]] = {
     ],
     "wp-dropped": [case(exposed=exposed(DISCARDED=3)), case(observed=3, MODE_REPLACED=3)],
     "undecided": [case(undecided=0)],
+    # Who sleeps elsewhere.
+    "answer-failed": [case(waiting=waiting(2), pending=2, failures=failing(Ioctl.COPY, 2, 5, 0x9000, 0xA000))],
+    "signals": [case(REFUSED=2)],
+    "eexist-asleep": [case(waiting=waiting(2), pending=2, EEXIST=1, spans={Fact.EEXIST: [(0x9000, 0xA000)]})],
+    "call-failed": [case(EAGAIN=3, EEXIST=4)],
+    # A program that ends, ends its threads wherever they are.
+    "killed-in-fault": [case(killed=killed(3, waited=999_999_999))],
     "content-dropped": [case(), case(ASYNC, drops={Dropped("fallocate", False): 3})],
     "armed-before-trace": [case(unarmed=3), case(before=True), case(ASYNC, before=True, unarmed=3)],
     "never-armed": [

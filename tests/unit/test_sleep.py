@@ -136,11 +136,57 @@ def test_pending_is_unknown_where_nobody_looked() -> None:
     assert told(events) == (None, [])
 
 
-def test_a_thread_that_died_in_its_fault_is_pending() -> None:
+def killed(events: Events) -> list[tuple[int, int, int]]:
+    """(tid, steps that it waited, whether its message was read) of each fault whose thread was killed."""
+    told(events)
+    (row,) = fed(events.array()).rows()
+    return [(fault.tid, (fault.until - fault.since) // STEP_NS, int(fault.read)) for fault in row.killed]
+
+
+def test_a_thread_that_was_killed_in_its_fault_sleeps_no_more() -> None:
     events = started()
     events.fault(1)
+    events.add(0)
     events.fault_return(died=True)
-    assert told(events) == (1, [])
+    events.fault(2, tid=THREAD + 1)
+    events.message(2, tid=THREAD + 1)
+    events.fault_return(tid=THREAD + 1, died=True)
+    events.add(0)
+    assert told(events) == (0, [])
+    assert killed(events) == [(THREAD, 2, 0), (THREAD + 1, 2, 1)]
+
+
+def test_a_process_that_ended_takes_its_threads_along() -> None:
+    # The returns were not seen.
+    events = started()
+    events.fault(1)
+    events.fault(2, tid=THREAD + 1)
+    events.wake(2, tid=THREAD + 1)
+    events.exit()
+    events.add(0)
+    assert told(events) == (0, [])
+    assert killed(events) == [(THREAD, 3, 0)]
+
+
+def test_another_process_waits_on_where_the_memory_went() -> None:
+    events = started()
+    events.fault(1)
+    events.owner, owner = THREAD + 50, events.owner
+    events.fault(2, tid=THREAD + 50)
+    events.owner = owner
+    events.exit()
+    assert told(events)[0] is None
+    assert killed(events) == [(THREAD, 2, 0)]
+
+
+def test_a_thread_that_was_served_before_it_was_killed_was_not_killed_in_its_fault() -> None:
+    events = started()
+    events.fault(1)
+    events.message(1)
+    events.wake(1)
+    events.fault_return(died=True)
+    assert told(events) == (0, [2])
+    assert killed(events) == []
 
 
 def test_a_died_thread_beside_an_unknown_one() -> None:

@@ -172,6 +172,7 @@ class FakeStream:
     def __init__(self, batches: list[Array]) -> None:
         self.batches = batches
         self.overwritten = 0
+        self.late = 0
         self.held = Events().array()
 
     def fetch(self) -> int:

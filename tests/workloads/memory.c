@@ -139,6 +139,7 @@ void populate_by_reading(struct range *r, size_t first, size_t pages)
 
 void discard(struct range *r, size_t first, size_t pages)
 {
+	truth_content_dropped(r, first, pages);
 	if (madvise(r->start + first * PAGE, pages * PAGE, MADV_DONTNEED))
 		fail("MADV_DONTNEED: %s", strerror(errno));
 	if (r->memory == MEMORY_ANON)

@@ -58,6 +58,14 @@ void stress(void);
 
 void missing_wp_copy_wp(void);
 void missing_wp_copy(void);
+void missing_wp_copy_read(void);
+void answered_by_copy(void);
+void answer_of_two(void);
+void hole_punched(void);
+void guard_installed(void);
+void ksm_unmerged(void);
+void move_holes(void);
+void huge_mode_dropped(void);
 void missing_wp_zeropage(void);
 void missing_wp_zeropage_read(void);
 void missing(void);

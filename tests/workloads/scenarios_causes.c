@@ -3,11 +3,18 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 
 #include "pagemap.h"
 #include "run.h"
 #include "scenarios.h"
+
+/* Since 6.13 (662df3e5c376). */
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
 
 /* What happens to a page of the mixed range. */
 enum fate {
@@ -71,7 +78,7 @@ void mixed(void)
 		else if (fate(i) == COPIED_LEFT || fate(i) == COPIED_WP_WRITTEN)
 			copy_page(r, i, fate(i) == COPIED_WP_WRITTEN);
 		else if (fate(i) == ZEROPAGED_WRITTEN || fate(i) == ZEROPAGED_LEFT)
-			zero_page(r, i, false);
+			zero_page(r, i);
 	}
 	thread_join(thread_start(touch_mixed, r));
 	point("written");
@@ -156,6 +163,7 @@ void shmem_discarded(void)
 	struct range *r = track_armed_shmem(PAGES, &m);
 
 	discard(r, 0, PAGES / 2);
+	truth_content_dropped(r, PAGES / 2, PAGES / 4);
 	if (madvise(r->start + PAGES / 2 * PAGE, PAGES / 4 * PAGE, MADV_REMOVE))
 		fail("MADV_REMOVE: %s", strerror(errno));
 	pagemap_expect(r, 0, PAGES, PAGES);
@@ -183,6 +191,9 @@ static void copy_over_markers(struct range *r, enum on_missing answer)
 	track(r, MODE_MISSING | MODE_WP, 0, &m);
 	point("registered");
 	arm_all(r);
+	/* The answer to a write lets the page go; the answer to a read only erases the marker. */
+	if (answer == COPY)
+		read_pages(r, 0, r->pages);
 	write_and_stop(r, &m);
 }
 
@@ -213,6 +224,8 @@ static void continue_over_markers(bool wp)
 		*(volatile char *)(other + i * PAGE) = 1;
 	point("populated");
 	arm_all(r);
+	if (!wp)
+		read_pages(r, 0, r->pages);
 	write_and_stop(r, &m);
 }
 
@@ -245,6 +258,97 @@ void move(void)
 	pagemap_expect(dst, 0, PAGES, 0);
 	pagemap_expect(src, 0, PAGES, PAGES / 2);
 	write_pages(src, 0, PAGES / 4);
+	point("written");
+	monitor_stop(&m);
+}
+
+/* Half of the source is holes, which move as holes: what arrives where, the result does not tell. */
+void move_holes(void)
+{
+	struct monitor m = {0};
+	struct range *dst = map_anon(PAGES);
+	char *src = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int uffd = uffd_open(UFFD_FEATURE_MOVE);
+	struct uffdio_move move = {
+		.dst = (unsigned long)dst->start,
+		.src = (unsigned long)src,
+		.len = PAGES * PAGE,
+		.mode = UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES,
+	};
+
+	uffd_register(uffd, UFFD_FEATURE_MOVE, dst, MODE_WP);
+	monitor_start(&m, uffd);
+	point("registered");
+	if (src == MAP_FAILED || (madvise(src, PAGES * PAGE, MADV_NOHUGEPAGE) && errno != EINVAL))
+		fail("the source: %s", strerror(errno));
+	for (size_t i = 0; i < PAGES; i += 2)
+		src[i * PAGE] = 1;
+	arm(dst, 0, PAGES);
+	point("armed");
+	truth_disarmed(dst, 0, PAGES);
+	truth_finding(dst, "undecided", PAGES);
+	if (ioctl(uffd, UFFDIO_MOVE, &move) || move.move != (int64_t)move.len)
+		fail("UFFDIO_MOVE: %s after %lld bytes", strerror(errno), (long long)move.move);
+	for (size_t i = 0; i < PAGES; i++)
+		*(volatile char *)(dst->start + i * PAGE) = 1;
+	point("written");
+	monitor_stop(&m);
+}
+
+/* Through a mapping that nobody watches: no event tells of it, and markers keep the protection. */
+void hole_punched(void)
+{
+	struct monitor m = {0};
+	char *other;
+	struct range *r = map_shmem(PAGES, &other);
+
+	track(r, MODE_WP, 0, &m);
+	populate(r, 0, PAGES);
+	point("populated");
+	arm_all(r);
+	truth_content_dropped(r, 0, PAGES / 2);
+	if (madvise(other, PAGES / 2 * PAGE, MADV_REMOVE))
+		fail("MADV_REMOVE: %s", strerror(errno));
+	pagemap_expect(r, 0, PAGES, PAGES);
+	write_and_stop(r, &m);
+}
+
+/* A guard region discards what was there, and leaves nothing behind. */
+void guard_installed(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
+
+	truth_content_dropped(r, 0, PAGES / 2);
+	if (madvise(r->start, PAGES / 2 * PAGE, MADV_GUARD_INSTALL))
+		unsupported("MADV_GUARD_INSTALL: %s", strerror(errno));
+	truth_emptied(r, 0, PAGES / 2, CAUSE_DISCARDED);
+	if (madvise(r->start, PAGES / 2 * PAGE, MADV_GUARD_REMOVE))
+		fail("MADV_GUARD_REMOVE: %s", strerror(errno));
+	write_and_stop(r, &m);
+}
+
+/* The protection stays in the page table, but the range is no longer asked for it. */
+void huge_mode_dropped(void)
+{
+	struct monitor m = {0};
+	struct range *r = map_huge(4 * PAGES_PER_HUGE);
+
+	track(r, MODE_WP, 0, &m);
+	point("registered");
+	populate(r, 0, r->pages);
+	if (huge_kb(r) != r->pages * PAGE / 1024)
+		fail("only %lu kB came as huge pages", huge_kb(r));
+	point("populated");
+	arm_all(r);
+	r = uffd_reregister(r, MODE_MISSING);
+	for (size_t block = 0; block < r->pages; block += PAGES_PER_HUGE) {
+		write_pages(r, block, 1);
+		truth_huge(r, block, block);
+		write_pages(r, block + 1, PAGES_PER_HUGE - 1);
+	}
+	if (huge_kb(r) != r->pages * PAGE / 1024)
+		fail("only %lu kB are huge pages still", huge_kb(r));
 	point("written");
 	monitor_stop(&m);
 }

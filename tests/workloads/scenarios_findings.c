@@ -72,7 +72,9 @@ void never_read(void)
 
 	start_writers(r, 0, SLEEPERS);
 	until_unread(r->uffd, SLEEPERS);
-	r->pending = SLEEPERS;
+	usleep(1500000);
+	r->killed = SLEEPERS;
+	truth_finding(r, "killed-in-fault", SLEEPERS);
 	truth_finding(r, "never-read", SLEEPERS);
 }
 
@@ -97,7 +99,9 @@ void monitor_fault(void)
 	write_pages(r, 0, SERVED);
 	point("written");
 	until_unread(r->uffd, 1);
-	r->pending = 1;
+	usleep(1500000);
+	r->killed = 1;
+	truth_finding(r, "killed-in-fault", 1);
 	truth_finding(r, "monitor-fault", 1);
 }
 

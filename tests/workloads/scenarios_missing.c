@@ -40,6 +40,52 @@ void missing_wp_copy(void)
 	armed_while_empty(COPY);
 }
 
+void missing_wp_copy_read(void)
+{
+	struct monitor m = {.missing = COPY};
+	struct range *r = track_missing(MODE_MISSING | MODE_WP, &m);
+
+	arm_all(r);
+	read_pages(r, 0, PAGES);
+	write_and_stop(r, &m);
+}
+
+/* Written again after MADV_DONTNEED: the monitor is told, and lets the page go with a copy. */
+void answered_by_copy(void)
+{
+	struct monitor m = {.missing = COPY};
+	struct range *r = track_missing(MODE_MISSING | MODE_WP, &m);
+
+	populate(r, 0, PAGES);
+	arm_all(r);
+	discard(r, 0, PAGES / 2);
+	write_and_stop(r, &m);
+}
+
+/* One answer fills two pages, of which the monitor has read of a write to the first only. */
+static bool answer_two(struct monitor *m, const struct uffd_msg *msg, struct range *r, size_t i)
+{
+	(void)m;
+	if (!r || msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP)
+		return false;
+	truth_disarmed(r, i, 2);
+	copy_pages(r, i, 2, false);
+	return true;
+}
+
+void answer_of_two(void)
+{
+	struct monitor m = {.on_message = answer_two};
+	struct range *r = track_missing(MODE_MISSING | MODE_WP, &m);
+
+	arm_all(r);
+	write_every(r, 0, PAGES, 2);
+	write_every(r, 1, PAGES - 1, 2);
+	point("written");
+	truth_finding(r, "undecided", PAGES / 2);
+	monitor_stop(&m);
+}
+
 void missing_wp_zeropage(void)
 {
 	armed_while_empty(ZEROPAGE);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/swap.h>
 #include <time.h>
 #include <unistd.h>
@@ -214,6 +215,31 @@ void ksm_unwritten(void)
 	/* One keeps its bit; which one, only pagemap could say. */
 	if (!kernel_tells_protection())
 		truth_finding(r, "exposed", MERGED - 1);
+	monitor_stop(&m);
+}
+
+/*
+ * Each page gets one of its own again, without the protection: up to 6.1 by a write
+ * fault that leaves it writable, so that no later write faults; since 6.2
+ * (6cce3314b928) unshared, and read-only.
+ */
+void ksm_unmerged(void)
+{
+	struct monitor m = {0};
+	struct range *r = merge_armed(&m);
+	struct rusage before, after;
+
+	if (madvise(r->start, r->pages * PAGE, MADV_UNMERGEABLE))
+		fail("MADV_UNMERGEABLE: %s", strerror(errno));
+	for (size_t i = 0; i < r->pages; i++) {
+		getrusage(RUSAGE_THREAD, &before);
+		*(volatile char *)(r->start + i * PAGE) = 1;
+		getrusage(RUSAGE_THREAD, &after);
+		if (r->page[i].dropped && after.ru_minflt == before.ru_minflt)
+			truth_blind(r, i, CAUSE_KSM_MERGE);
+		truth_written(r, i, 1, 1);
+	}
+	point("written");
 	monitor_stop(&m);
 }
 

@@ -164,7 +164,11 @@ void pending(void)
 	while (m.messages < SLEEPERS)
 		usleep(2000);
 	pagemap_expect(r, 0, PAGES, PAGES);
-	r->pending = SLEEPERS;
+	point("asleep");
+	/* So long that the end of the process is no accident of theirs. */
+	usleep(1500000);
+	r->killed = SLEEPERS;
+	truth_finding(r, "killed-in-fault", SLEEPERS);
 }
 
 /* One of several that each have ranges come and go under one userfaultfd. */

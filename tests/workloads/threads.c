@@ -13,7 +13,7 @@
 
 #define BATCH 16
 
-static void answer_missing(struct monitor *m, struct range *r, size_t i, bool write)
+static void answer_missing(struct monitor *m, struct range *r, size_t i)
 {
 	switch (m->missing) {
 	case COPY:
@@ -23,7 +23,7 @@ static void answer_missing(struct monitor *m, struct range *r, size_t i, bool wr
 		copy_page(r, i, true);
 		break;
 	case ZEROPAGE:
-		zero_page(r, i, write);
+		zero_page(r, i);
 		break;
 	}
 }
@@ -47,7 +47,7 @@ static void answer_fault(struct monitor *m, struct range *r, size_t i, uint64_t 
 	else if (flags & UFFD_PAGEFAULT_FLAG_MINOR)
 		continue_page(r, i, m->continue_wp);
 	else
-		answer_missing(m, r, i, flags & UFFD_PAGEFAULT_FLAG_WRITE);
+		answer_missing(m, r, i);
 }
 
 static void fault(struct monitor *m, const struct uffd_msg *msg)
@@ -62,9 +62,10 @@ static void fault(struct monitor *m, const struct uffd_msg *msg)
 	i = (address - r->start) / r->unit * (r->unit / PAGE);
 
 	if (flags & UFFD_PAGEFAULT_FLAG_WP)
-		truth_message(r, i, KIND_WP);
+		truth_message(r, i, KIND_WP, true);
 	else
-		truth_message(r, i, flags & UFFD_PAGEFAULT_FLAG_MINOR ? KIND_MINOR : KIND_MISSING);
+		truth_message(r, i, flags & UFFD_PAGEFAULT_FLAG_MINOR ? KIND_MINOR : KIND_MISSING,
+			      flags & UFFD_PAGEFAULT_FLAG_WRITE);
 	if (!m->on_message || !m->on_message(m, msg, r, i))
 		answer_fault(m, r, i, flags);
 	m->messages++;

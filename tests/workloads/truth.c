@@ -173,6 +173,7 @@ void truth_armed(struct range *r, size_t i, bool hole)
 	p->filled = false;
 	p->huge = false;
 	p->wp_read = false;
+	p->write_read = false;
 	p->dropped = CAUSE_NONE;
 	p->blind = CAUSE_NONE;
 	p->bare = hole;
@@ -221,6 +222,25 @@ void truth_dropped(struct range *r, size_t first, size_t pages, enum cause cause
 	}
 }
 
+void truth_content_dropped(struct range *r, size_t first, size_t pages)
+{
+	for (size_t i = first; i < first + pages; i++) {
+		const struct page *p = &r->page[i];
+		bool told = p->wp_read || p->write_read;
+
+		r->content_dropped += p->armed && !told && !p->written && !p->blind && !(p->bare && p->read);
+	}
+}
+
+void truth_unprotected_fill(struct range *r, size_t i, enum cause cause)
+{
+	truth_filled(r, i);
+	if (r->page[i].wp_read || r->page[i].write_read)
+		truth_disarmed(r, i, 1);
+	else
+		truth_blind(r, i, cause);
+}
+
 void truth_filled(struct range *r, size_t i)
 {
 	r->page[i].filled = true;
@@ -229,6 +249,8 @@ void truth_filled(struct range *r, size_t i)
 void truth_zeropaged(struct range *r, size_t i)
 {
 	r->page[i].filled = true;
+	if (r->page[i].wp_read || r->page[i].write_read)
+		truth_disarmed(r, i, 1);
 	r->page[i].dropped = CAUSE_ZEROPAGE;
 }
 
@@ -262,13 +284,15 @@ void truth_written(struct range *r, size_t first, size_t pages, size_t step)
 		r->page[i].written = true;
 }
 
-void truth_message(struct range *r, size_t i, enum kind kind)
+void truth_message(struct range *r, size_t i, enum kind kind, bool write)
 {
 	r->page[i].messages[kind]++;
 	for (size_t n = 0; n < r->unit / PAGE; n++) {
 		r->page[i + n].notified = true;
 		if (kind == KIND_WP)
 			r->page[i + n].wp_read = true;
+		if (write)
+			r->page[i + n].write_read = true;
 	}
 }
 

@@ -49,6 +49,7 @@ struct page {
 	bool filled; /* the monitor populated it, not a skipped fault */
 	bool huge; /* a write populated its whole huge page */
 	bool wp_read;
+	bool write_read; /* the monitor has read of a write here: a fill without protection lets the page go */
 	uint8_t dropped; /* enum cause: what took the protection away, the last of them */
 	uint8_t blind; /* enum cause */
 
@@ -84,8 +85,9 @@ struct range {
 	bool holes_of_parent; /* which of its pages were holes only the parent's arming knew */
 	uint64_t modes;
 	uint64_t features;
-	unsigned int pending;
+	unsigned int killed; /* faults whose threads the end of the process kills */
 	unsigned long marker_erased;
+	unsigned long content_dropped;
 	struct page *page;
 	struct declared *declared;
 	struct content *content; /* content.h */
@@ -114,13 +116,17 @@ void truth_unwatched(struct range *r, size_t first, size_t pages);
 void truth_emptied(struct range *r, size_t first, size_t pages, enum cause cause);
 /* The protection is gone, the pages are not. */
 void truth_dropped(struct range *r, size_t first, size_t pages, enum cause cause);
+/* What armed pages held is gone, though no message told of a write there. */
+void truth_content_dropped(struct range *r, size_t first, size_t pages);
 void truth_filled(struct range *r, size_t i);
+/* Filled without protection, for `cause`: blind, unless it answers a write that was read. */
+void truth_unprotected_fill(struct range *r, size_t i, enum cause cause);
 void truth_zeropaged(struct range *r, size_t i);
 void truth_blind(struct range *r, size_t i, enum cause cause);
 void truth_huge(struct range *r, size_t block, size_t written);
 void truth_read(struct range *r, size_t first, size_t pages);
 void truth_written(struct range *r, size_t first, size_t pages, size_t step);
-void truth_message(struct range *r, size_t i, enum kind kind);
+void truth_message(struct range *r, size_t i, enum kind kind, bool write);
 
 /*
  * Findings that do not follow from the counts; count 0: not compared. A declared

@@ -115,8 +115,6 @@ static const char *verdict(const struct range *r, const struct sums *s)
 		return "blind";
 	if (never_armed(r, s))
 		return "never-armed";
-	if (r->pending)
-		return "pending";
 	if (is_async(r))
 		return "async";
 	if (s->armed || s->notified)
@@ -154,11 +152,11 @@ static struct findings find(const struct range *r, const struct sums *s)
 	} derived[] = {
 		{"marker-erased", r->marker_erased, r->marker_erased},
 		{"never-armed", never_armed(r, s), 0},
-		{"pending", r->pending, r->pending},
 		{"async", is_async(r), 0},
 		{"holes-left", s->holes_left, s->holes_left},
 		{"exposed", s->exposed, s->exposed},
 		{"wp-dropped", s->wp_dropped, s->wp_dropped},
+		{"content-dropped", r->content_dropped && !is_async(r), r->content_dropped},
 	};
 	struct findings f = {.count = 0};
 
@@ -344,7 +342,7 @@ static void print_range(FILE *out, struct range *r)
 		fprintf(out, "%s\"%s\": %lu", comma, causes[k].name, s.causes[k]);
 		comma = ", ";
 	}
-	fprintf(out, "}}, \"pending\": %u, \"verdict\": \"%s\", ", r->pending, verdict(r, &s));
+	fprintf(out, "}}, \"pending\": 0, \"killed\": %u, \"verdict\": \"%s\", ", r->killed, verdict(r, &s));
 	print_findings(out, r, &s);
 	print_lost_runs(out, r);
 	print_protection(out, r);

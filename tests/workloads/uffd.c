@@ -156,7 +156,7 @@ void copy_pages(struct range *r, size_t i, size_t n, bool wp)
 		if (wp)
 			truth_armed(r, at, false);
 		else
-			truth_blind(r, at, CAUSE_COPY_WITHOUT_WP);
+			truth_unprotected_fill(r, at, CAUSE_COPY_WITHOUT_WP);
 		truth_filled(r, at);
 	}
 	if (ioctl(r->uffd, UFFDIO_COPY, &arg))
@@ -168,14 +168,12 @@ void copy_page(struct range *r, size_t i, bool wp)
 	copy_pages(r, i, r->unit / PAGE, wp);
 }
 
-/* The retry of a write makes the page writable; a read leaves it read-only. */
-void zero_page(struct range *r, size_t i, bool write_fault)
+/* The answer to a write lets the page go; else it stays read-only, and the next write shows. */
+void zero_page(struct range *r, size_t i)
 {
 	struct uffdio_zeropage arg = {.range = span(r, i, 1)};
 
 	truth_zeropaged(r, i);
-	if (write_fault)
-		truth_blind(r, i, CAUSE_ZEROPAGE);
 	if (ioctl(r->uffd, UFFDIO_ZEROPAGE, &arg))
 		fail("UFFDIO_ZEROPAGE: %s", strerror(errno));
 }
@@ -191,7 +189,7 @@ void continue_page(struct range *r, size_t i, bool wp)
 		if (wp)
 			truth_armed(r, at, false);
 		else
-			truth_blind(r, at, CAUSE_CONTINUE_WITHOUT_WP);
+			truth_unprotected_fill(r, at, CAUSE_CONTINUE_WITHOUT_WP);
 		truth_filled(r, at);
 	}
 	if (!ioctl(r->uffd, UFFDIO_CONTINUE, &arg))

@@ -28,6 +28,7 @@ struct uffdio_move {
 	int64_t move;
 };
 #define UFFDIO_MOVE _IOWR(UFFDIO, 0x05, struct uffdio_move)
+#define UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES 2
 #endif
 
 #define MODE_MISSING UFFDIO_REGISTER_MODE_MISSING
@@ -80,7 +81,7 @@ void wake(struct range *r, size_t i);
 void copy_page(struct range *r, size_t i, bool wp);
 /* One UFFDIO_COPY; at most a huge page's worth. */
 void copy_pages(struct range *r, size_t i, size_t n, bool wp);
-void zero_page(struct range *r, size_t i, bool write_fault);
+void zero_page(struct range *r, size_t i);
 void continue_page(struct range *r, size_t i, bool wp);
 void move_pages(struct range *dst, size_t i, struct range *src, size_t j, size_t n);
 

@@ -45,6 +45,8 @@
 
 /* include/linux/sched/signal.h. */
 #define SIGNAL_GROUP_EXIT 0x4
+/* include/linux/signal.h, sigmask(SIGKILL). */
+#define SIGKILL_PENDING (1UL << 8)
 
 /* include/linux/sched.h. */
 #define PF_EXITING 0x4
@@ -718,6 +720,9 @@ int on_fault(void *ctx, u64 vmf, u64 reason)
 	event.flags |= (area.flags & VM_UFFD_MISSING ? MODE_MISSING : 0) << MODES_SHIFT;
 	event.flags |= (area.flags & VM_UFFD_WP ? MODE_WP : 0) << MODES_SHIFT;
 	if (cannot_sleep(area.ctx, event.aux)) {
+		/* break_ksm() up to 6.1 asks and goes on: no access of anybody's has failed. */
+		if (unmerging.lookup(&tid))
+			return 0;
 		event.ret = 1;
 		emit_here(&event);
 		return 0;
@@ -741,9 +746,15 @@ int on_fault_return(void *ctx, u64 result)
 	if (!sleeper)
 		return 0;
 	event.ctx = sleeper->place.ctx;
-	/* A thread that dies in its fault was never served. */
+	/*
+	 * A thread that is killed in its fault was never served. SIGKILL is pending for
+	 * each thread of a process that dies, and for all but one at an exec.
+	 */
 	task = (u64)bpf_get_current_task();
-	event.kind = read32(read64(task + TASK_SIGNAL) + SIGNAL_FLAGS) & SIGNAL_GROUP_EXIT ? 1 : 0;
+	event.kind = read32(read64(task + TASK_SIGNAL) + SIGNAL_FLAGS) & SIGNAL_GROUP_EXIT ||
+				     read64(task + TASK_PENDING) & SIGKILL_PENDING
+			     ? 1
+			     : 0;
 	sleepers.delete(&tid);
 	emit_here(&event);
 	return 0;

@@ -52,6 +52,8 @@ def command(
     if not everybody and pid is None:
         raise click.UsageError("Missing argument 'PID': give a process, or --all for every userfaultfd.")
     preflight.check_privileges()
+    # Its PIDs would be others than ours.
+    preflight.check_namespaces()
     follow = Follow.ALL if everybody else Follow.FORKS if follow_forks else Follow.NOBODY
     options = Options(output, Backend(backend), duration, follow)
     process = None if pid is None else proc.process(pid)

@@ -43,7 +43,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
 @click.option(
     "--check",
     is_flag=True,
-    help="Exit with status 3 if writes were lost or cannot be seen, with 4 if that is not known (--compare: in AFTER).",
+    help="Exit with status 3 if writes were lost or cannot be seen, with 4 if that is not known, with 5 for any other"
+    " error found (--compare: in AFTER).",
 )
 @errors_in_one_line
 def command(
@@ -85,7 +86,12 @@ def command(
 
 
 def _status(report: dict[str, Any]) -> int:
-    return 3 if report["verdict"] in LOST else 4 if doubt(report) else 0
+    if report["verdict"] in LOST:
+        return 3
+    if doubt(report):
+        return 4
+    findings = [one for found in (*report["ranges"], *report["userfaultfds"]) for one in found["findings"]]
+    return 5 if any(finding["severity"] == "error" for finding in findings) else 0
 
 
 def _compare(before: Path, after: Path, form: str, options: TextOptions) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def check(backend: Backend, say: Say) -> Json:
     only_root = "" if root else _ONLY_ROOT
     said: dict[str, Json] = {}
     _, said["privileges"] = checks.ask(preflight.check_privileges)
+    _, said["namespaces"] = checks.ask(preflight.check_namespaces)
     _, said["programs"] = checks.ask(preflight.check_programs, only_root)
     _, said["kprobes"] = checks.ask(preflight.check_kprobes)
     module, answer = checks.ask(bcc.load)

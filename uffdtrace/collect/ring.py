@@ -14,7 +14,7 @@ _RECORD = np.dtype([("header", _HEADER), ("event", EVENT)])
 _BUSY = np.uint32(1 << 31)
 
 # An event has its time before it has its place: one that is older than this is complete.
-_SETTLE_NS = 100_000_000
+_SETTLE_NS = 200_000_000
 
 
 class Ring:
@@ -35,11 +35,14 @@ class Ring:
         self._consumer = np.frombuffer(consumer, dtype="<u8", count=1)
         self._producer = np.frombuffer(producer, dtype="<u8", count=1)
         self._data = np.frombuffer(producer, dtype=np.uint8, offset=page)
+        # The last look ended at a record that was not complete: what lies behind it is not known.
+        self.blocked = False
 
     def drain(self) -> Array:
         """A copy of every event that is complete, in the order in which they were reserved."""
         consumed = int(self._consumer[0])
         waiting = (int(self._producer[0]) - consumed) // _RECORD.itemsize
+        self.blocked = False
         if not waiting:
             return np.empty(0, dtype=EVENT)
         offset = consumed % self._size
@@ -48,13 +51,18 @@ class Ring:
         busy = np.flatnonzero(records["header"]["length"] & _BUSY)
         if busy.size:
             records = records[: busy[0]]
+            self.blocked = True
         events = records["event"].copy()
         self._consumer[0] = consumed + len(records) * _RECORD.itemsize
         return events
 
 
 class Slots:
-    """The messages' slots, `count` for each CPU (the maps `messages` and `heads`)."""
+    """The messages' slots, `count` for each CPU (the maps `messages` and `heads`).
+
+    The kernel writes a slot before it moves the head. The one that it writes next
+    may hold half of a message, so one slot less than there are can be relied on.
+    """
 
     def __init__(self, messages_fd: int, heads_fd: int, cpus: int, count: int) -> None:
         slots = mmap.mmap(messages_fd, _pages(cpus * count * EVENT.itemsize), mmap.MAP_SHARED, mmap.PROT_READ)
@@ -63,6 +71,7 @@ class Slots:
         self._heads = np.frombuffer(heads, dtype="<u8", count=cpus)
         self._tails = np.zeros(cpus, dtype=np.int64)
         self._count = count
+        self._sound = count - 1
         self.overwritten = 0
 
     def drain(self) -> Array:
@@ -70,10 +79,10 @@ class Slots:
         found: list[Array] = []
         for cpu in np.flatnonzero(self._heads.astype(np.int64) != self._tails).tolist():
             head, tail = int(self._heads[cpu]), int(self._tails[cpu])
-            events = self._slots[cpu][np.arange(max(tail, head - self._count), head) % self._count]
+            events = self._slots[cpu][np.arange(max(tail, head - self._sound), head) % self._count]
             # Whatever was written while we copied may have hit the oldest of them.
-            spoilt = max(0, int(self._heads[cpu]) - self._count - max(tail, head - self._count))
-            lost = max(0, head - self._count - tail) + min(spoilt, len(events))
+            spoilt = max(0, int(self._heads[cpu]) - self._sound - max(tail, head - self._sound))
+            lost = max(0, head - self._sound - tail) + min(spoilt, len(events))
             self.overwritten += lost
             found.append(events[spoilt:])
             self._tails[cpu] = head
@@ -91,6 +100,12 @@ class Stream:
         self._ring = ring
         self._slots = slots
         self.held = np.empty(0, dtype=EVENT)
+        # When (ns) the ring was last seen with nothing hidden behind an incomplete record.
+        self._clear = 0
+        # The time up to which events were handed on.
+        self._handed = 0
+        # Events that came after younger ones had been handed on: their order is lost.
+        self.late = 0
 
     @property
     def overwritten(self) -> int:
@@ -102,19 +117,27 @@ class Stream:
 
     def peek(self) -> Array:
         """What came just now; it stays in the stream."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         events = np.concatenate([self._ring.drain(), self._slots.drain()])
+        if not self._ring.blocked:
+            self._clear = now
+        self.late += int((events["time"] < self._handed).sum())
         self.push([events])
         return events
 
     def fetch(self) -> int:
-        """Hold what came; the time (ns) before which nothing is missing."""
-        horizon = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - _SETTLE_NS
+        """Hold what came; the time (ns) before which nothing is missing.
+
+        Whatever an incomplete record hides was put into the ring after the last look
+        at which there was none.
+        """
         self.peek()
-        return max(0, horizon)
+        return max(0, self._clear - _SETTLE_NS)
 
     def drain(self, horizon: int | None) -> Array:
         """The held events before `horizon`, in order of time; all of them if None, once nothing can come."""
         events = self.held[np.argsort(self.held["time"], kind="stable")]
         ready = len(events) if horizon is None else int(np.searchsorted(events["time"], np.uint64(horizon)))
         self.held = events[ready:].copy()
+        self._handed = max(self._handed, horizon or 0)
         return events[:ready]

@@ -27,7 +27,7 @@ from uffdtrace.kernel.symbols import Symbols
 from uffdtrace.model.diagnosis import Case
 from uffdtrace.model.events import EVENT, PAGE_SIZE
 from uffdtrace.model.model import Model
-from uffdtrace.model.report import Name, build
+from uffdtrace.model.report import FROM_EVENTS, Name, build
 from uffdtrace.trace.writer import Writer, check_path
 
 _POLL_S = 0.05
@@ -227,6 +227,9 @@ class Session:
         # Nothing more can come.
         self._dropped = sum(self._program.losses().values()) + stream.overwritten
         ending = self._ending(offered)
+        if stream.late:
+            self._say(f"{stream.late:,} events came too late to be put in order: what rests on events is a lower bound")
+            ending["doubtful"] = sorted({*ending["doubtful"], *FROM_EVENTS})
         trace["duration_s"] = round(time.monotonic() - began, 3)
         trace["stop_reason"] = self._stop.reason
         writer.done({**ending, "duration_s": trace["duration_s"], "stop_reason": self._stop.reason})

@@ -34,6 +34,7 @@ _MEMBERS = {
     "TASK_FLAGS": ("task_struct", "flags"),
     "TASK_LEADER": ("task_struct", "group_leader"),
     "TASK_COMM": ("task_struct", "comm"),
+    "TASK_PENDING": ("task_struct", "pending.signal"),
     "TASK_MM": ("task_struct", "mm"),
     "TASK_STACK": ("task_struct", "stack"),
     "SIGNAL_FLAGS": ("signal_struct", "flags"),

@@ -13,6 +13,15 @@ _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
 _PREEMPT = Path("/sys/kernel/debug/sched/preempt")
 
+_CMDLINE = Path("/proc/cmdline")
+_CONFIG = "/boot/config-{release}"
+_NAMESPACES = Path("/proc/self/ns")
+# include/linux/proc_ns.h, PROC_PID_INIT_INO and PROC_TIME_INIT_INO: the first namespaces' inodes.
+_FIRST = {
+    "pid": (4026531836, "PID namespace", "the kernel's numbers of processes are not the ones seen here"),
+    "time": (4026531834, "time namespace", "the kernel's clock is not the one seen here"),
+}
+
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _BPF_PROG_LOAD = 5
 _BPF_PROG_TYPE_KPROBE = 2
@@ -42,11 +51,40 @@ def preemption() -> bool | None:
         return False
     if "PREEMPT_DYNAMIC" not in version:
         return True
+    mode = _mode()
+    return None if mode is None else mode not in ("none", "voluntary")
+
+
+def _mode() -> str | None:
+    """The mode of a kernel that can change it: debugfs tells; where that is closed, as under lockdown, the boot did."""
     try:
-        found = re.search(r"\((\w+)\)", _PREEMPT.read_text())
+        running = re.search(r"\((\w+)\)", _PREEMPT.read_text())
+        return running.group(1) if running else None
+    except OSError:
+        pass
+    try:
+        asked = re.findall(r"(?:^|\s)preempt=(\w+)", _CMDLINE.read_text())
     except OSError:
         return None
-    return None if found is None else found.group(1) not in ("none", "voluntary")
+    # kernel/sched/core.c, setup_preempt_mode(): the last one counts, and what it does not know changes nothing.
+    known: list[str] = [mode for mode in asked if mode in _BUILT]
+    if known:
+        return known[-1]
+    try:
+        config = Path(_CONFIG.format(release=platform.release())).read_text()
+    except OSError:
+        return None
+    built = [mode for mode, line in _BUILT.items() if line in config.splitlines()]
+    return built[0] if built else None
+
+
+# kernel/Kconfig.preempt: exactly one of these is the mode that a kernel boots with.
+_BUILT = {
+    "none": "CONFIG_PREEMPT_NONE=y",
+    "voluntary": "CONFIG_PREEMPT_VOLUNTARY=y",
+    "lazy": "CONFIG_PREEMPT_LAZY=y",
+    "full": "CONFIG_PREEMPT=y",
+}
 
 
 def preemptible() -> bool:
@@ -106,6 +144,18 @@ def check_privileges() -> None:
         raise Refusal("tracing needs root: run it with sudo (uffdtrace report and inspect work without)")
 
 
+def check_namespaces() -> None:
+    """Raise Refusal in a PID or time namespace of our own: BPF programs see the machine's numbers and clock."""
+    for name, (first, kind, why) in _FIRST.items():
+        try:
+            inode = (_NAMESPACES / name).stat().st_ino
+        except FileNotFoundError:
+            continue  # Time namespaces came with 5.6 (769071ac9f20), and both can be left out of a kernel.
+        if inode != first:
+            remedy = "start the container with --pid=host" if name == "pid" else "leave it (nsenter --time -t 1)"
+            raise Refusal(f"this is a {kind} of its own, and {why}: trace from the host, or {remedy}")
+
+
 def check_programs() -> None:
     """Raise Refusal unless the kernel takes from us programs that read its memory."""
     failure, mode = try_program(), lockdown()
@@ -128,5 +178,6 @@ def check_kprobes() -> None:
 
 
 def check_tracing() -> None:
+    check_namespaces()
     check_programs()
     check_kprobes()

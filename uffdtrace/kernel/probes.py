@@ -161,6 +161,7 @@ TABLE: tuple[Row, ...] = (
         "huge-fault-returns",
         ("skipped",),
         (Candidate("do_huge_pmd_anonymous_page", "on_huge_fault_return", (), _RETURN),),
+        twice=True,
     ),
     Row("huge-writes", ("lost",), (Candidate("do_huge_pmd_wp_page", "on_huge_wp", ("vmf",)),)),
     Row(

@@ -24,6 +24,8 @@ LOST = VERDICTS[:2]
 
 # A fault that waits so long is felt by whoever runs there.
 SLOW_US = 50_000
+# Whoever is killed after such a wait may have been killed because of it.
+LONG_NS = 1_000_000_000
 # A retry or two is how EAGAIN is meant.
 EAGAIN_STORM = 8
 # Nothing can be tracked in so short a time.
@@ -129,7 +131,13 @@ class Case:
     @property
     def never_read(self) -> int:
         # A message that was not recorded would be missing here.
-        return (self.row.pending or 0) if self.whole and not self.userfaultfd.readers else 0
+        waited = (self.row.pending or 0) + self.killed
+        return waited if self.whole and not self.userfaultfd.readers else 0
+
+    @property
+    def killed(self) -> int:
+        """Faults that had waited for long when their threads were killed."""
+        return sum(fault.until - fault.since >= LONG_NS for fault in self.row.killed)
 
     @property
     def gap(self) -> int:

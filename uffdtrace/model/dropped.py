@@ -21,6 +21,8 @@ _ADVICE = {
 }
 _ADVISED = ("madvise", "process_madvise")
 DISCARDS = (Type.DISCARD, Type.ZAP)
+# What MADV_FREE frees stays until reclaim takes it, which nobody sees.
+_LATER = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,13 @@ def dropping(event: Array) -> Dropped:
     if call in _ADVISED:
         call = f"{call}({_ADVICE.get(advice, 'an advice that is not known')})"
     return Dropped(call, bool(event["kind"]))
+
+
+def at_once(events: Array) -> Array:
+    """Per DISCARD or ZAP event: whether the content is gone when the call returns."""
+    advised = np.isin(events["aux"], [number for number, call in _CALLS.items() if call in _ADVISED])
+    now: Array = ~(advised & (events["value"] == _LATER))
+    return now
 
 
 def by_call(events: Array, pages: Array) -> dict[Dropped, int]:

@@ -13,6 +13,7 @@ from uffdtrace.model.events import PAGE_SIZE, WRITEPROTECT_MODE_WP, Array, Ioctl
 
 _FILLS = np.array([Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE, Ioctl.MOVE], dtype=np.uint8)
 _MASK = ~(PAGE_SIZE - 1)
+_KNOWN = frozenset(int(kind) for kind in Ioctl)
 
 
 class Fact(Enum):
@@ -26,6 +27,8 @@ class Fact(Enum):
     GAP = "pages that a WRITEPROTECT passed over"
     MONITOR_FAULT = "faults of threads that read the userfaultfd"
     REFUSED = "faults that could not sleep"
+    SIGNALLED = "faults of user space under UFFD_FEATURE_SIGBUS"
+    FAILED = "calls that failed in another way"
     FORK = "forks that copied the range unwatched"
     MOVED_AWAY = "pages that mremap took out of the registration"
     GROWN = "pages that mremap added"
@@ -46,6 +49,12 @@ class Call:
     count: int
     error: str = ""
     spans: tuple[tuple[int, int], ...] = ()
+    # Of a call that failed: its number, its error, 1 for WRITEPROTECT with MODE_WP, and the addresses that it named.
+    failed: tuple[Ioctl, int, int, int, int] | None = None
+
+
+# Arms that fail, EAGAIN and EEXIST have findings of their own.
+_TOLD_ELSEWHERE = (-errno.EAGAIN, -errno.EEXIST)
 
 
 def calls(events: Array, size: int, index: Array, found: Array) -> Iterator[Call]:
@@ -65,8 +74,18 @@ def calls(events: Array, size: int, index: Array, found: Array) -> Iterator[Call
         (Fact.EEXIST, fills & (results["ret"] == -errno.EEXIST)),
         (Fact.EAGAIN, (results["ret"] == -errno.EAGAIN) & ~partial),
     ):
-        for one in index[hit].tolist():
-            yield Call(one, fact, 1)
+        for place in np.flatnonzero(hit).tolist():
+            span = (int(results["start"][place]) & _MASK, int(results["end"][place]))
+            yield Call(int(index[place]), fact, 1, spans=(span,) if fact is Fact.EEXIST else ())
+    told = np.isin(results["ret"], _TOLD_ELSEWHERE) & (fills | (results["ret"] == -errno.EAGAIN))
+    arming = (kinds == Ioctl.WRITEPROTECT) & (results["aux"] & np.uint64(WRITEPROTECT_MODE_WP) != 0)
+    # A REGISTER that failed has its place among those that succeed (Work.refused).
+    for place in np.flatnonzero(failed & ~told & ~arming & ~partial & (kinds != Ioctl.REGISTER)).tolist():
+        kind, error = int(kinds[place]), -int(results["ret"][place])
+        if kind in _KNOWN:
+            start, end = (0, 0) if kind == Ioctl.API else (int(results["start"][place]), int(results["end"][place]))
+            failure = (Ioctl(kind), error, 0, start, end)
+            yield Call(int(index[place]), Fact.FAILED, 1, failed=failure)
     arms = (kinds == Ioctl.WRITEPROTECT) & (results["aux"] & np.uint64(WRITEPROTECT_MODE_WP) != 0)
     arms &= results["ret"] != -errno.EAGAIN
     yield from _arms(events, index[arms], found[arms], failed[arms], length[arms])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from uffdtrace.model import facts, join
-from uffdtrace.model.dropped import DISCARDS, by_call
+from uffdtrace.model.dropped import DISCARDS, at_once, by_call
 from uffdtrace.model.events import (
     EVENT,
     MEMORY_MASK,
@@ -26,7 +26,7 @@ from uffdtrace.model.losses import Losses
 from uffdtrace.model.overlap import Overlaps
 from uffdtrace.model.pages import COUNTS, TOLD, UNPROTECTED_FILLS, Cause, Op
 from uffdtrace.model.ranges import ModelError, Range, page_bounds
-from uffdtrace.model.sleep import Ending, Sleepers
+from uffdtrace.model.sleep import Ending, Exit, Sleepers
 from uffdtrace.model.states import CHANGES, apply, exposed, having
 from uffdtrace.model.watched import EVERYWHERE, Userfaultfd, Watched
 from uffdtrace.model.work import EVIDENCE, EXPAND_PAGES, Work
@@ -36,6 +36,7 @@ _MOST_WAITING = 1 << 21
 _MOST_EXPANDED = 1 << 22
 _NO_HOLES = Feature.WP_UNPOPULATED | Feature.WP_ASYNC
 _FAULT_FLAG_RETRY_NOWAIT = 8
+_FAULT_FLAG_USER = 0x40
 _MOST_SPANS = 64
 # Per row of CHANGES: whether it counts a page as dropped.
 _DROPPED = CHANGES[:, COUNTS.index("dropped")] != 0
@@ -77,6 +78,9 @@ class Model:
             else:
                 row.pending = None if row.pending is None else row.pending + 1
                 row.waiting.append(fault)
+        for killed in self._sleepers.killed:
+            if killed.range_number >= 0:
+                self.ranges.all[killed.range_number].root().killed.append(killed)
         for number, ending in self._sleepers.left:
             if number < 0:
                 continue
@@ -154,9 +158,9 @@ class Model:
         self._run(work, begin, ready, numbers)
         self._holes(work, begin, ready, numbers)
         if self.watched.populated.late:
-            self.watched.populated.dropped(work.events[np.isin(work.events["type"], DISCARDS)])
+            self.watched.dropped(work.events[np.isin(work.events["type"], DISCARDS)])
         for call in facts.calls(events, ready, *ioctls):
-            self._wrong(int(numbers[call.index]), call)
+            self._wrong(int(numbers[call.index]), call, int(work.events["ctx"][call.index]))
         self._sleep(work.events, numbers)
 
     def _sleep(self, events: Array, numbers: Array) -> None:
@@ -268,19 +272,26 @@ class Model:
                 self.ranges.all[number[index]].root().note(Fact.MONITOR_FAULT)
         # Where a caller will not wait (KVM), a worker of its own comes again.
         refused = faults & ~slept & (events["aux"] & np.uint64(_FAULT_FLAG_RETRY_NOWAIT) == 0)
-        for one in number[refused].tolist():
-            self.ranges.all[one].root().note(Fact.REFUSED)
+        wanted = home.has(Feature.SIGBUS) & (events["aux"] & np.uint64(_FAULT_FLAG_USER) != 0)
+        for one, signal in zip(number[refused].tolist(), wanted[refused].tolist()):
+            self.ranges.all[one].root().note(Fact.SIGNALLED if signal else Fact.REFUSED)
 
     def _touched(self, ctx: int, event: Array) -> int:
         """Number of the first range that a call names anything of, or -1."""
         pieces = self.ranges.space(ctx).overlapping(int(event["start"]), int(event["end"]))
         return pieces[0].range_number if pieces else -1
 
-    def _wrong(self, number: int, call: facts.Call) -> None:
+    def _wrong(self, number: int, call: facts.Call, ctx: int) -> None:
         """A call that did not do what it was asked for."""
-        if number < 0:
+        if number < 0 or (call.failed and call.failed[0] is Ioctl.API):
+            # It names no range: it is told with its userfaultfd.
+            if call.failed and ctx in self.watched.current:
+                self.watched.current[ctx].failures.add(*call.failed)
             return
         row = self.ranges.all[number].root()
+        if call.failed:
+            row.failures.add(*call.failed)
+            return
         row.note(call.fact, call.count)
         if call.error:
             row.errors.add((call.fact, call.error))
@@ -338,7 +349,7 @@ class Model:
 
     def _dropped(self, home: Userfaultfd, events: Array, numbers: Array, pages: Array) -> None:
         """Armed pages whose content a DISCARD or ZAP dropped; a thread that reads the messages drops its own."""
-        others = ~np.isin(events["tid"], list(home.threads))
+        others = ~np.isin(events["tid"], list(home.threads)) & at_once(events)
         events, numbers, pages = events[others], numbers[others], pages[others]
         for number in np.unique(numbers).tolist():
             row, mine = self.ranges.all[number].root(), numbers == number
@@ -373,7 +384,10 @@ class Model:
         if kind == Type.USERFAULTFD:
             self.watched.seen(ctx, start, end, int(event["aux"]))
         elif kind == Type.EXIT:
-            for home in self.watched.of_memory(ctx):
+            homes = self.watched.of_memory(ctx)
+            owners = tuple({home.owner for home in homes if home.owner})
+            self._sleepers.exits.append(Exit(int(event["time"]), tuple(home.ctx for home in homes), owners))
+            for home in homes:
                 self.watched.forget(home.ctx, int(event["time"]))
             self.watched.unmapped(ctx)
             self.watched.populated.gone(ctx)
@@ -424,9 +438,13 @@ class Model:
             # A page or a marker bears the protection that was found: it is no hole.
             self._slice(ctx, start, end, Op.ARM_FULL, event)
             self.watched.before(ctx, start, end)
+        elif index in work.refused:
+            self.watched.home(ctx).failures.add(Ioctl.REGISTER, work.refused[index], 0, start, end)
         elif kind == Type.IOCTL and int(event["kind"]) == Ioctl.REGISTER:
             self.watched.home(ctx).callers.add(int(event["tgid"]))
             modes = Mode(int(work.mode[index]) & 7)
+            # A REGISTER that had failed there was tried again.
+            self.watched.home(ctx).failures.forgive(Ioctl.REGISTER, first, last)
             self.watched.register(ctx, first, last, modes, int(event["time"]))
             self.watched.called(event, first, last, modes)
         elif kind == Type.IOCTL and int(event["kind"]) == Ioctl.UNREGISTER:

@@ -21,8 +21,9 @@ class Late:
     more: bool
     # MISSING had been registered there before, and was withdrawn meanwhile: a tracker's reset.
     again: bool
-    # The range, once REGISTER has succeeded.
+    # The range, once REGISTER has succeeded, and the time (ns) of that call.
     range_number: int = -1
+    time: int = 0
     # What was not dropped since, as bytes [start, end).
     kept: list[tuple[int, int]] = field(default_factory=list)
 
@@ -51,7 +52,7 @@ class Populated:
     _registered: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
     def present(self, event: Array, mm: int, standing: bool) -> None:
-        """PRESENT: `standing` where MISSING is registered there already, so that its pages may have sent messages."""
+        """PRESENT: `standing` where something is registered there: its pages may have sent messages, or will."""
         start, end = int(event["start"]), int(event["end"])
         self._asked.pop(int(event["tid"]), None)
         pages = min(int(event["value"]), (end - start) // PAGE_SIZE)
@@ -67,6 +68,7 @@ class Populated:
         # The call after may be another one, where this one's record was dropped.
         if late is None or late.ctx != event["ctx"] or late.start != event["start"] or late.end != event["end"]:
             return None
+        late.time = int(event["time"])
         self.late.append(late)
         return late
 
@@ -83,13 +85,6 @@ class Populated:
     def gone(self, mm: int) -> None:
         """The address space is gone; its address will be another's."""
         self._registered.pop(mm, None)
-
-    def dropped(self, events: Array) -> None:
-        """Pages that are dropped (DISCARD, ZAP) are populated no more, and what comes after is told."""
-        for event in events:
-            for late in self.late:
-                if late.ctx == event["ctx"]:
-                    late.drop(int(event["start"]), int(event["end"]))
 
     def _was_registered(self, mm: int, start: int, end: int) -> bool:
         intervals = self._registered.get(mm, [])

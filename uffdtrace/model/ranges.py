@@ -14,8 +14,9 @@ import numpy as np
 from uffdtrace.model.dropped import Dropped
 from uffdtrace.model.events import PAGE_SIZE, Array, Kind, Memory, Mode
 from uffdtrace.model.facts import Fact
+from uffdtrace.model.failures import Failures
 from uffdtrace.model.pages import COUNTS, EVER_ARMED, NOTIFIED, WIDTH, Cause, Op
-from uffdtrace.model.sleep import Waiting
+from uffdtrace.model.sleep import Killed, Waiting
 from uffdtrace.model.states import CHANGES, apply_range, having
 
 # User addresses end here with five-level page tables; more no trace can claim.
@@ -53,6 +54,8 @@ class Range:
     errors: set[tuple[Fact, str]] = field(default_factory=set)
     spans: dict[Fact, list[tuple[int, int]]] = field(default_factory=dict)
     waiting: list[Waiting] = field(default_factory=list)
+    killed: list[Killed] = field(default_factory=list)
+    failures: Failures = field(default_factory=Failures)
     # Pages that stood unprotected, not yet lost, at the end, by Cause.
     exposed: Array = field(default_factory=lambda: np.zeros(len(Cause), dtype=np.int64))
     # Time (ns) of the first registration; what a name belongs to.
@@ -106,6 +109,8 @@ class Range:
         for fact, spans in other.spans.items():
             self.spans[fact] = self.spans.get(fact, []) + spans
         self.waiting += other.waiting
+        self.killed += other.killed
+        self.failures.absorb(other.failures)
         self.exposed += other.exposed
         self.born = min(self.born, other.born)
         self.changes += other.changes

@@ -14,6 +14,7 @@ from uffdtrace.model.model import Model
 from uffdtrace.model.pages import Cause
 from uffdtrace.model.ranges import Range
 from uffdtrace.model.rules import findings
+from uffdtrace.model.rules_calls import userfaultfd_findings
 from uffdtrace.model.watched import Userfaultfd
 
 SCHEMA = "uffdtrace-report/1"
@@ -94,6 +95,7 @@ def _range(case: Case, name: str | None, runs: list[dict[str, Any]], most_runs: 
         "faults": _kinds(row.faults),
         "pending": row.pending,
         "waiting": _waiting(row, case.end),
+        "killed": len(row.killed),
         "skipped": {name: known(row.count(name)) for name in _SKIPPED},
         "lost": {
             "observed": known(row.count("observed")),
@@ -138,6 +140,7 @@ def _userfaultfd(home: Userfaultfd) -> dict[str, Any]:
         "forked_from": None if home.parent is None else home.parent.number,
         "events": {event.name.lower(): home.events.get(event, 0) for event in UffdEvent},
         "monitor_pids": sorted(home.readers or home.callers),
+        "findings": userfaultfd_findings(home),
         "before_trace": None
         if home.before is None
         else {"unread": home.before[0], "waiting": home.before[1], "threads": sorted(set(home.slept))},
@@ -171,7 +174,7 @@ def use_counters(model: Model, counters: list[list[int]]) -> bool:
 
 
 # What rests on events alone, so that a dropped event makes it a lower bound.
-_FROM_EVENTS = ("armed_pages", "holes", "notified_pages", "pending", "skipped", "lost", "dropped")
+FROM_EVENTS = ("armed_pages", "holes", "notified_pages", "pending", "skipped", "lost", "dropped")
 
 
 def build(
@@ -197,7 +200,7 @@ def build(
     lower = list(ending.get("doubtful", ()))
     dropped = ending.get("events_dropped")
     if dropped:
-        lower += _FROM_EVENTS
+        lower += FROM_EVENTS
         if not use_counters(model, ending.get("counters", [])):
             lower += ["messages", "faults"]
     missed: int | None = None

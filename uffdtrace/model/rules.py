@@ -6,12 +6,13 @@ import re
 
 from uffdtrace.model.diagnosis import Case
 from uffdtrace.model.rule import Rule
+from uffdtrace.model.rules_calls import CALL_RULES
 from uffdtrace.model.rules_loss import LOSS_RULES
 from uffdtrace.model.rules_memory import MEMORY_RULES
 from uffdtrace.model.rules_monitor import FASTER, MONITOR_RULES
 
 SEVERITIES = ("error", "warning", "note")
-RULES: tuple[Rule, ...] = (*LOSS_RULES, *MONITOR_RULES, *MEMORY_RULES)
+RULES: tuple[Rule, ...] = (*LOSS_RULES, *CALL_RULES, *MONITOR_RULES, *MEMORY_RULES)
 
 
 def _count(number: int, unit: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uffdtrace.model.diagnosis import EAGAIN_STORM, SLOW_US, Case
+from uffdtrace.model.diagnosis import EAGAIN_STORM, LONG_NS, SLOW_US, Case
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.latency import readable
 from uffdtrace.model.rule import Rule, Words, fact
@@ -35,6 +35,8 @@ def _events(case: Case) -> str:
 
 def _waiting(case: Case) -> str:
     faults = sorted(case.row.waiting, key=lambda fault: fault.since)
+    if not faults:
+        return f"the threads were killed after they had waited {_killed(case)}"
     threads = len({fault.tid for fault in faults})
     addresses = ", ".join(f"{fault.address:x}" for fault in faults[:_MOST_NAMED])
     more = f" and {len(faults) - _MOST_NAMED:,} more" if len(faults) > _MOST_NAMED else ""
@@ -45,6 +47,14 @@ def _waiting(case: Case) -> str:
         f"{threads:,} thread{'' if threads == 1 else 's'} sleep{'s' if threads == 1 else ''} in handle_userfault() for"
         f" up to {longest}, at {addresses}{more}{of_these}"
     )
+
+
+def _killed(case: Case) -> str:
+    killed = [fault for fault in case.row.killed if fault.until - fault.since >= LONG_NS]
+    longest = readable(max((fault.until - fault.since for fault in killed), default=0) / 1000)
+    unread = sum(not fault.read for fault in killed)
+    of_these = f"; {unread:,} of the messages {'was' if unread == 1 else 'were'} not even read" if unread else ""
+    return f"for up to {longest}{of_these}"
 
 
 def _phases(case: Case) -> str:
@@ -114,7 +124,7 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "error",
         lambda case: case.never_read,
         "faults wait, and nobody reads the userfaultfd",
-        "{count} {wait} for the monitor, and nobody read a message from this userfaultfd: {waiting}.",
+        "{count} waited for the monitor, and nobody read a message from this userfaultfd: {waiting}.",
         "start the thread that reads the userfaultfd before the first UFFDIO_WRITEPROTECT, and see that it has the"
         " right descriptor",
         unit="faults",
@@ -157,7 +167,7 @@ MONITOR_RULES: tuple[Rule, ...] = (
         fact(Fact.REFUSED),
         "accesses that cannot wait for the monitor failed, without a message",
         "{count} could not sleep, so the access failed (SIGBUS, EFAULT or EIO) and no message was sent: writes through"
-        " /proc/PID/mem, ptrace and futexes, kernel accesses under UFFD_USER_MODE_ONLY, all under"
+        " /proc/PID/mem, ptrace and futexes, and the kernel's own accesses under UFFD_USER_MODE_ONLY or"
         " UFFD_FEATURE_SIGBUS.",
         "touch such pages before they are armed, open the userfaultfd without UFFD_USER_MODE_ONLY if the kernel writes"
         " to them, or handle the error",
@@ -172,6 +182,16 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "see that the monitor reads every message and answers each with UFFDIO_WRITEPROTECT, COPY, CONTINUE or WAKE",
         unit="faults",
         words={"waiting": _waiting},
+    ),
+    Rule(
+        "killed-in-fault",
+        "warning",
+        lambda case: case.killed,
+        "threads were killed while they waited for the monitor",
+        "{count} ended because the thread was killed, after it had waited {killed}.",
+        "see why the monitor did not answer: whether it reads every message, and whether it still ran",
+        unit="faults",
+        words={"killed": _killed},
     ),
     Rule(
         "stale-protection",
@@ -194,15 +214,6 @@ MONITOR_RULES: tuple[Rule, ...] = (
         " thread that should read it never ends",
         unit="calls",
         words={"events": _events},
-    ),
-    Rule(
-        "eexist",
-        "warning",
-        fact(Fact.EEXIST),
-        "UFFDIO_COPY, ZEROPAGE or CONTINUE found a page already there",
-        "{count} failed with EEXIST: the page was there already, nothing was copied and no protection was set.",
-        "on EEXIST wake the range with UFFDIO_WAKE, and UFFDIO_WRITEPROTECT the page if it must be protected",
-        unit="calls",
     ),
     Rule(
         "partial-copy",
@@ -267,6 +278,16 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "The userfaultfd uses UFFD_FEATURE_WP_ASYNC: the kernel resolves write faults itself and sends no message, by"
         " design.",
         "read written pages with ioctl(PAGEMAP_SCAN)",
+    ),
+    Rule(
+        "signals",
+        "note",
+        fact(Fact.SIGNALLED),
+        "UFFD_FEATURE_SIGBUS: signals instead of messages, by design",
+        "{count} raised SIGBUS in the thread that made the access, and no message was sent: UFFD_FEATURE_SIGBUS asks"
+        " for that.",
+        "handle SIGBUS in every thread that touches the range",
+        unit="faults",
     ),
     Rule(
         "repeated-messages",

@@ -48,6 +48,28 @@ class Waiting:
     unknown: bool
 
 
+@dataclass(frozen=True)
+class Killed:
+    """A fault whose thread was killed before anybody resolved it: it waited from `since` to `until` (ns)."""
+
+    range_number: int
+    address: int
+    tid: int
+    kind: Kind
+    since: int
+    until: int
+    read: bool
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The memory that these userfaultfds watch went at `time` (ns), and the threads of its process before it."""
+
+    time: int
+    contexts: tuple[int, ...]
+    owners: tuple[int, ...]
+
+
 class Sleepers:
     """Matches each fault with its message, its wake-up and its return, thread by thread.
 
@@ -60,6 +82,9 @@ class Sleepers:
         self._open_ranges = np.empty(0, dtype=np.int64)
         # Of the batch that is fed next.
         self.endings: list[Ending] = []
+        self.exits: list[Exit] = []
+        # Faults of threads that were killed in them.
+        self.killed: list[Killed] = []
         # Range number of each fault that was asleep when its registration ended.
         self.left: list[tuple[int, Ending]] = []
 
@@ -90,17 +115,20 @@ class Sleepers:
         began = times[faults]
         read = _first(segments, times, events["type"] == Type.MESSAGE, count)
         woken = _first(segments, times, events["type"] == Type.WAKE, count)
-        # A thread that dies in its fault was not served: it stays, as proof.
         returned = _first(segments, times, (events["type"] == Type.FAULT_RETURN) & (events["kind"] == 0), count)
+        died = _first(segments, times, (events["type"] == Type.FAULT_RETURN) & (events["kind"] == 1), count)
         tids = events["tid"][faults]
         superseded = np.r_[tids[1:] == tids[:-1], False] if count else np.zeros(0, bool)
-        over = (returned != 0) | superseded
+        died = self._exited(events[faults], died, (returned != 0) | (woken != 0) | superseded)
+        over = (returned != 0) | superseded | (died != 0)
+        # Who is dead is woken no more: what says so is another thread of that number's.
+        woken, returned = (np.where((died != 0) & (end > died), 0, end) for end in (woken, returned))
+        self._note_killed(events[faults], numbers[faults], died, read, (woken != 0) | (returned != 0))
         # The return of one that was woken may still come.
         done = over | (woken != 0) if final else over
         keep = ~done[segments] if count else np.zeros(len(events), bool)
         self._open, self._open_ranges = events[keep], numbers[keep]
         if self.endings:
-            died = _first(segments, times, (events["type"] == Type.FAULT_RETURN) & (events["kind"] == 1), count)
             next_one = np.where(superseded, np.r_[began[1:], 0] if count else began, 0)
             until = next_one
             for end in (died, returned, woken):
@@ -130,20 +158,42 @@ class Sleepers:
             self.left += [(number, ending) for number in numbers[hit].tolist()]
         self.endings = []
 
+    def _exited(self, faults: Array, died: Array, over: Array) -> Array:
+        """When each thread died in its fault, 0 for none: seen, or because its process's memory went."""
+        for end in self.exits:
+            hit = np.isin(faults["ctx"], end.contexts) & np.isin(faults["tgid"], end.owners)
+            hit &= ~over & (died == 0) & (faults["time"] < end.time)
+            died = np.where(hit, end.time, died)
+        self.exits = []
+        return died
+
+    def _note_killed(self, faults: Array, numbers: Array, died: Array, read: Array, served: Array) -> None:
+        for index in np.flatnonzero((died != 0) & ~served).tolist():
+            fault = faults[index]
+            self.killed.append(
+                Killed(
+                    int(numbers[index]),
+                    int(fault["start"]) & ~(PAGE_SIZE - 1),
+                    int(fault["tid"]),
+                    Kind(int(fault["kind"]) % len(Kind)),
+                    int(fault["time"]),
+                    int(died[index]),
+                    bool(read[index]),
+                )
+            )
+
     def pending(self, asleep: set[int], looked_at: set[int]) -> list[Waiting]:
         """The faults that nobody resolved, after the last batch was fed as `final`.
 
         `looked_at` are the tgids that still lived at the end, `asleep` their
-        threads that were seen in handle_userfault(). Of a process that was gone
-        by then, a thread's return tells that it died in its fault.
+        threads that were seen in handle_userfault().
         """
-        died = set(self._open["tid"][self._open["type"] == Type.FAULT_RETURN].tolist())
         read = set(self._open["tid"][self._open["type"] == Type.MESSAGE].tolist())
         found = []
         for index in np.flatnonzero(self._open["type"] == Type.FAULT).tolist():
             fault = self._open[index]
             tid, alive = int(fault["tid"]), int(fault["tgid"]) in looked_at
-            if tid not in (asleep if alive else died) and (alive or tid in died):
+            if alive and tid not in asleep:
                 continue
             found.append(
                 Waiting(
@@ -153,7 +203,7 @@ class Sleepers:
                     Kind(int(fault["kind"]) % len(Kind)),
                     int(fault["time"]),
                     tid in read,
-                    unknown=not alive and tid not in died,
+                    unknown=not alive,
                 )
             )
         return found

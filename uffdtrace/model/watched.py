@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from uffdtrace.model.events import MEMORY_MASK, PAGE_SIZE, Array, Feature, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
+from uffdtrace.model.failures import Failures
 from uffdtrace.model.pages import ARMED, COUNTS, DOUBT, Op
 from uffdtrace.model.populated import Populated
 from uffdtrace.model.ranges import Piece, Range, Ranges, page_bounds
@@ -53,6 +54,8 @@ class Userfaultfd:
     events: dict[UffdEvent, int] = field(default_factory=dict)
     # The one that its memory was forked from.
     parent: Userfaultfd | None = None
+    # Calls that failed and named no range.
+    failures: Failures = field(default_factory=Failures)
     # The thread that forks, while it may wait for the monitor to read of it.
     forker: int | None = None
 
@@ -267,9 +270,8 @@ class Watched:
     def present(self, event: Array) -> None:
         """PRESENT: what is there already of that which a thread is about to register."""
         ctx = int(event["ctx"])
-        pieces = self.ranges.space(ctx).overlapping(int(event["start"]), int(event["end"]))
-        standing = any(self.ranges.row_of(piece).modes & Mode.MISSING for piece in pieces)
-        self.populated.present(event, self.home(ctx).mm, standing)
+        standing = self.ranges.space(ctx).overlapping(int(event["start"]), int(event["end"]))
+        self.populated.present(event, self.home(ctx).mm, bool(standing))
 
     def called(self, event: Array, start: int, end: int, modes: Mode) -> None:
         """A REGISTER has succeeded, and what it registered is a range."""
@@ -279,6 +281,16 @@ class Watched:
             late.range_number = self.ranges.space(ctx).overlapping(start, end)[0].range_number
         if modes & Mode.MISSING:
             self.populated.remember(self.home(ctx).mm, start, end)
+
+    def dropped(self, events: Array) -> None:
+        """Pages that are dropped (DISCARD, ZAP) are populated no more, and what comes after is told."""
+        for late in self.populated.late:
+            row = self.ranges.all[late.range_number].root()
+            # The kernel uses the userfaultfd's address again, and a program its addresses.
+            ends = [time for time in (self.home_of(row).gone, row.withdrawn) if time is not None]
+            mine = (events["ctx"] == late.ctx) & (events["time"] > late.time)
+            for event in events[mine & (events["time"] <= min(ends, default=EVERYWHERE))]:
+                late.drop(int(event["start"]), int(event["end"]))
 
     def _replace(self, ctx: int, piece: Piece, modes: Mode) -> None:
         """Registered again with other modes: what was armed goes on in the new range."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,7 +142,7 @@ class Work:
         for part in overlaps.feed(self._acts(ioctls, protects), until):
             self.doubts.setdefault(int(part["index"]), []).append((int(part["start"]), int(part["end"])))
         doubtful = np.zeros(size, dtype=bool)
-        doubtful[list(self.doubts)] = True
+        doubtful[[*self.doubts, *self.refused]] = True
         self.barrier = (
             doubtful
             | np.isin(types, _STRUCTURAL)
@@ -245,6 +246,11 @@ class Work:
         # The return read the arguments again: they may not have been in memory when the call began.
         self.mode = np.zeros(len(self.events), dtype=np.uint64)
         self.mode[index] = results["aux"]
+
+        # A REGISTER that failed, by its index, with its errno.
+        refused = (kinds == Ioctl.REGISTER) & (results["ret"] < 0) & (results["ret"] != -errno.EAGAIN)
+        errors = -results["ret"][refused].astype(np.int64)
+        self.refused = dict(zip(index[refused].tolist(), errors.tolist()))
 
         done = results["value"]
         for kind, op, armed_by in _FILLS:

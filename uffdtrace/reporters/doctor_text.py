@@ -18,6 +18,7 @@ _WORDS = {True: "yes", False: "no", None: "?"}
 _STYLES = {True: "green", False: "bold red", None: "yellow"}
 _CHECKS = {
     "privileges": "root",
+    "namespaces": "namespaces",
     "programs": "BPF programs",
     "kprobes": "kprobes",
     "bcc": "BCC",

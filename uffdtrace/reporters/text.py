@@ -101,6 +101,17 @@ def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool, file:
             console.print(Text(f"`{reading(file, '--pages')}` lists the addresses of the lost pages.\n"))
 
 
+def _of_no_range(console: Console, report: dict[str, Any]) -> None:
+    """Findings about calls that named no range."""
+    for home in report["userfaultfds"]:
+        for finding in home["findings"]:
+            severity = finding["severity"]
+            whose = f"userfaultfd {home['id']}" + (f" of process {home['owner_pid']}" if home["owner_pid"] else "")
+            console.print(Text.assemble((severity, STYLES.get(severity, "")), f" [{finding['id']}] with {whose}"))
+            console.print(Padding(Text(printable(plain(finding["message"], console))), (0, 0, 0, 4)))
+            console.print(Padding(Text("Remedy: " + printable(plain(finding["remedy"], console))), (0, 0, 1, 4)))
+
+
 def _before(console: Console, report: dict[str, Any]) -> None:
     """Who slept already when the trace began: in no count."""
     found = [home["before_trace"] for home in report["userfaultfds"] if home["before_trace"]]
@@ -228,6 +239,7 @@ def render(report: dict[str, Any], stream: TextIO, options: TextOptions = DEFAUL
         _others(console, others, trace["file"])
     if children := not_followed(report):
         console.print(children + "\n")
+    _of_no_range(console, report)
     _before(console, report)
     _losses(console, report)
     verdict = report["verdict"]

@@ -1,0 +1,98 @@
+"""Calls that failed: told with their range, or with their userfaultfd where they named none."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from unit.events import BASE, CTX, Events, fed
+
+from uffdtrace.model.events import Ioctl, Mode
+from uffdtrace.model.failures import Failures, meaning
+from uffdtrace.model.rules_calls import userfaultfd_findings
+
+
+def started(modes: int = Mode.WP | Mode.MISSING) -> Events:
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 8, int(modes))
+    return events
+
+
+def of_range(events: Events) -> list[str]:
+    (row,) = fed(events.array()).rows()
+    return [str(failure) for failure in row.failures.all()]
+
+
+def of_userfaultfd(events: Events) -> list[dict[str, object]]:
+    (home,) = fed(events.array()).userfaultfds
+    return userfaultfd_findings(home)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE, Ioctl.MOVE, Ioctl.POISON, Ioctl.WAKE, Ioctl.UNREGISTER],
+)
+def test_a_call_that_fails_is_told_with_its_range(kind: Ioctl) -> None:
+    events = started()
+    for _ in range(50):
+        events.ioctl(kind, 4, 2, value=-errno.ENOENT, ret=-errno.ENOENT)
+    (said,) = of_range(events)
+    assert said.startswith(f"UFFDIO_{kind.name} 50 times with ENOENT")
+    assert said.endswith(f"at {BASE + 0x4000:x}-{BASE + 0x6000:x}")
+    assert of_userfaultfd(events) == []
+
+
+def test_a_release_that_fails() -> None:
+    events = started()
+    events.ioctl(Ioctl.WRITEPROTECT, 1, 1, 0, ret=-errno.EINVAL)
+    (said,) = of_range(events)
+    assert said.startswith("UFFDIO_WRITEPROTECT without MODE_WP once with EINVAL (an address or length")
+
+
+@pytest.mark.parametrize("error", [errno.EAGAIN, errno.EEXIST])
+def test_what_has_a_finding_of_its_own_is_not_told_twice(error: int) -> None:
+    events = started()
+    events.copy(1, done=0, ret=-error)
+    assert of_range(events) == []
+
+
+def test_a_register_that_fails_leaves_memory_that_nobody_watches() -> None:
+    events = started()
+    events.register(100, 50, Mode.WP, ret=-errno.EBUSY)
+    (found,) = of_userfaultfd(events)
+    assert (found["id"], found["severity"], found["pages"]) == ("register-failed", "error", 1)
+    assert "UFFDIO_REGISTER once with EBUSY (a mapping there is registered with another userfaultfd)" in str(
+        found["message"]
+    )
+
+
+def test_a_register_that_succeeds_at_the_second_try_is_no_error() -> None:
+    events = started()
+    events.register(100, 50, Mode.WP | Mode.MINOR, ret=-errno.EINVAL)
+    events.register(100, 50, Mode.WP)
+    assert of_userfaultfd(events) == []
+
+
+def test_calls_that_name_no_range() -> None:
+    events = started()
+    events.copy(100, 4, done=0, ret=-errno.ENOENT)
+    events.ioctl(Ioctl.API, 0, 0, ret=-errno.EINVAL)
+    assert [(found["id"], found["severity"]) for found in of_userfaultfd(events)] == [
+        ("call-failed", "warning"),
+        ("api-refused", "note"),
+    ]
+
+
+def test_a_million_failures_are_one() -> None:
+    failures = Failures()
+    for number in range(1000):
+        failures.add(Ioctl.COPY, errno.ENOENT, 0, CTX + number, CTX + number + 1)
+    (failure,) = failures.all()
+    assert (failure.count, len(failure.places)) == (1000, 4)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Ioctl if kind is not Ioctl.WAKE])
+def test_the_errors_that_people_meet_have_a_meaning(kind: Ioctl) -> None:
+    assert meaning(kind, errno.EINVAL) and meaning(kind, errno.EFAULT)
+    assert meaning(kind, errno.ENOTTY) == ""
