@@ -74,12 +74,9 @@ def _look(process: proc.Process) -> dict[str, Any]:
     spans, notes = _known(spans, method == "PAGEMAP_SCAN")
     spans, unreadable = _shared(spans, pid)
     if unreadable:
-        they = (
-            "process may map the same memory, but its mappings"
-            if unreadable == 1
-            else ("processes may map the same memory, but their mappings")
-        )
-        notes.append(f"{unreadable:,} other {they} could not be read: that needs root.")
+        whose = "process may map the same memory, but its" if unreadable == 1 else "processes may map it too, but their"
+        root = "" if preflight.is_root() else ": that needs root"
+        notes.append(f"{unreadable:,} other {whose} mappings could not be read{root}.")
     return build(
         {
             "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
