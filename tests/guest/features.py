@@ -130,7 +130,6 @@ SCENARIOS = (
     "adjacent",
     "half",
     "arm-failed",
-    "huge-mode-dropped",
     "huge-moved",
     "huge-remapped",
     "huge-remapped-event",
@@ -215,7 +214,8 @@ NOT_BY_CONTENT = frozenset(
         # Nobody is told, by design.
         "wp-async",
         "wp-async-file",
-        # It is moved away, or registered no more.
+        # It is moved away, let go, or registered no more.
+        "move-holes",
         "remapped",
         "huge-remapped",
         "stale-unregister",

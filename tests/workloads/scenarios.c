@@ -124,7 +124,6 @@ const struct scenario scenarios[] = {
 	{"adjacent", adjacent},
 	{"half", half},
 	{"arm-failed", arm_failed},
-	{"huge-mode-dropped", huge_mode_dropped},
 	{"huge-moved", huge_moved},
 	{"huge-remapped", huge_remapped},
 	{"huge-remapped-event", huge_remapped_event},

@@ -157,7 +157,6 @@ void unregistered_after(void);
 void cannot_wait(void);
 void user_mode_only(void);
 void sigbus_feature(void);
-void huge_mode_dropped(void);
 void huge_moved(void);
 void huge_remapped(void);
 void huge_remapped_event(void);

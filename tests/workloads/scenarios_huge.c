@@ -38,21 +38,6 @@ static struct range *track_armed_huge(uint64_t features, struct monitor *m)
 	return r;
 }
 
-/* One fault makes the whole huge page writable. */
-void huge_mode_dropped(void)
-{
-	struct monitor m = {0};
-	struct range *r = uffd_reregister(track_armed_huge(0, &m), MODE_MISSING);
-
-	for (size_t block = 0; block < BIG - PAGES_PER_HUGE; block += PAGES_PER_HUGE) {
-		write_pages(r, block, 1);
-		truth_huge(r, block, block);
-	}
-	write_pages(r, 1, PAGES_PER_HUGE - 1);
-	point("written");
-	monitor_stop(&m);
-}
-
 /* The source is empty then: the next write there populates a huge page. */
 void huge_moved(void)
 {
