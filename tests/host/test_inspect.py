@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import io
 import json
 import os
@@ -147,6 +148,37 @@ def test_a_fault_that_waits() -> None:
         assert (found["verdict"], found["asleep"]) == ("pending", [tid])
         assert (found["userfaultfds"][0]["unread"], found["userfaultfds"][0]["waiting"]) == (1, 1)
         assert "1 fault waiting, 1 unread" in text(found) and str(tid) in text(found)
+
+
+@pytest.mark.parametrize(("call", "event"), [("munmap", "unmap"), ("madvise", "remove"), ("mremap", "remap")])
+def test_an_event_that_nobody_reads(call: str, event: str) -> None:
+    def prepare() -> list[int]:
+        fd = userfaultfd(Feature.EVENT_UNMAP | Feature.EVENT_REMOVE | Feature.EVENT_REMAP)
+        start = mapping(16 * PAGE)
+        register(fd, start, 16 * PAGE, MISSING)
+
+        def wait() -> None:
+            if call == "munmap":
+                libc.munmap(ctypes.c_void_p(start + 8 * PAGE), ctypes.c_size_t(8 * PAGE))
+            elif call == "madvise":
+                libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(8 * PAGE), 4)
+            else:
+                # MREMAP_MAYMOVE | MREMAP_FIXED onto what nobody uses.
+                to = mapping(8 * PAGE)
+                size = ctypes.c_size_t(8 * PAGE)
+                libc.mremap(ctypes.c_void_p(start), size, size, 3, ctypes.c_void_p(to))
+
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        while not proc.asleep_in_event(os.getpid()):
+            time.sleep(0.01)
+        return [start, fd, thread.native_id or 0]
+
+    with child(prepare) as (pid, _, _, tid):
+        found = look(pid)
+        assert found["asleep_in_events"] == [{"tid": tid, "call": call, "event": event}]
+        assert (found["verdict"], found["asleep"]) == ("pending", [])
+        assert f"Thread {tid} sleeps in {call} until UFFD_EVENT_{event.upper()}" in " ".join(text(found).split())
 
 
 def test_names_are_harmless() -> None:

@@ -131,6 +131,24 @@ def test_who_sleeps_is_told_without_the_right_to_read_stacks(child: Child) -> No
     )
 
 
+def test_an_event_wait_is_told_by_its_stack_or_wchan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the wait is inlined its caller stands first; wchan names one function only."""
+    stacks = {
+        1: ["userfaultfd_event_wait_completion", "dup_fctx", "dup_userfaultfd_complete"],
+        2: ["mremap_userfaultfd_complete", "__do_sys_mremap"],
+        3: ["userfaultfd_event_wait_completion"],
+        4: ["handle_userfault", "do_anonymous_page", "userfaultfd_remove"],
+        5: ["futex_wait"],
+        6: [],
+    }
+    monkeypatch.setattr(proc, "_threads", lambda pid: list(stacks))
+    monkeypatch.setattr(proc, "_slept_in", lambda pid, tid: stacks[tid])
+    monkeypatch.setattr(proc, "_state", lambda tid: "D")
+    sleepers = [(sleeper.tid, sleeper.call, sleeper.event) for sleeper in proc.asleep_in_event(1)]
+    assert sleepers == [(1, "fork", "fork"), (2, "mremap", "remap"), (3, None, None)]
+    assert proc.asleep_in_fault(1) == [4]
+
+
 @need_wp
 def test_nobody_sleeps_in_a_fault(child: Child) -> None:
     assert proc.asleep_in_fault(child.pid) == []

@@ -15,7 +15,17 @@ from unit.reports import HOSTILE
 
 from uffdtrace.cli import main
 from uffdtrace.model.events import PAGE_SIZE, Feature, Mode
-from uffdtrace.model.inspection import VERDICTS, Elsewhere, Holder, Span, Userfaultfd, build, join, verdict
+from uffdtrace.model.inspection import (
+    VERDICTS,
+    Elsewhere,
+    EventSleeper,
+    Holder,
+    Span,
+    Userfaultfd,
+    build,
+    join,
+    verdict,
+)
 from uffdtrace.reporters import inspection_text
 
 SCHEMA = json.loads(Path(inspection_text.__file__).with_name("inspect.schema.json").read_text())
@@ -43,7 +53,12 @@ def span(
     )
 
 
-def made(*spans: Span, userfaultfds: tuple[Userfaultfd, ...] = (), asleep: tuple[int, ...] = ()) -> dict[str, Any]:
+def made(
+    *spans: Span,
+    userfaultfds: tuple[Userfaultfd, ...] = (),
+    asleep: tuple[int, ...] = (),
+    in_events: tuple[EventSleeper, ...] = (),
+) -> dict[str, Any]:
     found = build(
         {"at": "2026-01-01T00:00:00Z", "kernel": "6.12", "arch": "x86_64", "method": "pagemap", "uffdtrace": "1"},
         {"pid": 10, "comm": "tracker", "cmdline": []},
@@ -52,6 +67,7 @@ def made(*spans: Span, userfaultfds: tuple[Userfaultfd, ...] = (), asleep: tuple
         asleep,
         [],
         whole=True,
+        in_events=in_events,
     )
     jsonschema.validate(found, SCHEMA, format_checker=jsonschema.FormatChecker())
     return found
@@ -136,6 +152,20 @@ def test_faults_that_wait(
     found = made(span(4, 0, 0, 0), userfaultfds=userfaultfds, asleep=asleep)
     assert (found["verdict"], found["ranges"][0]["verdict"]) == ("pending", "ok")
     assert "Verdict: pending" in text(found, monkeypatch)
+
+
+def test_events_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_events = (EventSleeper(11, "munmap", "unmap"), EventSleeper(12, None, None))
+    found = made(span(4, 0, 0, 0), userfaultfds=(held(10),), in_events=in_events)
+    assert (found["verdict"], found["ranges"][0]["verdict"]) == ("pending", "ok")
+    written = " ".join(text(found, monkeypatch).split())
+    assert "Thread 11 sleeps in munmap until UFFD_EVENT_UNMAP is read from the userfaultfd." in written
+    assert "Thread 12 sleeps until an event is read from the userfaultfd." in written
+
+
+def test_many_events_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = made(span(4, 0, 0, 0), in_events=tuple(EventSleeper(tid, "fork", "fork") for tid in range(1_300)))
+    assert " more threads sleep until an event is read" in text(found, monkeypatch)
 
 
 def test_faults_that_wait_elsewhere_are_not_its_own() -> None:

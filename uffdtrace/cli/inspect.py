@@ -19,7 +19,7 @@ from uffdtrace.kernel import offers, preflight, proc, sharing
 from uffdtrace.kernel.pagemap import Pagemap
 from uffdtrace.kernel.preflight import Refusal
 from uffdtrace.model.events import Mode
-from uffdtrace.model.inspection import Elsewhere, Holder, Span, Userfaultfd, build
+from uffdtrace.model.inspection import Elsewhere, EventSleeper, Holder, Span, Userfaultfd, build
 from uffdtrace.reporters.options import Color, TextOptions
 
 
@@ -91,6 +91,7 @@ def _look(process: proc.Process) -> dict[str, Any]:
         proc.asleep_in_fault(pid),
         notes,
         whole=preflight.is_root(),
+        in_events=[EventSleeper(**asdict(sleeper)) for sleeper in proc.asleep_in_event(pid)],
     )
 
 

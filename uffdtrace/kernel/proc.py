@@ -199,28 +199,64 @@ def asleep_in_fault(pid: int) -> list[int]:
     Told by their kernel stacks; who may not read those asks wchan, which before
     5.16 (bc9bbb81730e) may stay silent about a thread.
     """
-    return [tid for tid in _threads(pid) if _slept_in(pid, tid) == "handle_userfault" and _state(tid) in ("S", "D")]
+    return [
+        tid for tid in _threads(pid) if _slept_in(pid, tid)[:1] == ["handle_userfault"] and _state(tid) in ("S", "D")
+    ]
 
 
-def _slept_in(pid: int, tid: int) -> str:
-    """The function in which a thread waits; of one that runs the answer is worthless."""
+# The callers of userfaultfd_event_wait_completion(), which may be inlined into them (fs/userfaultfd.c): the
+# system call that waits, and the event that the monitor has to read.
+_EVENT_CALLERS = {
+    "userfaultfd_unmap_complete": ("munmap", "unmap"),
+    "userfaultfd_remove": ("madvise", "remove"),
+    "mremap_userfaultfd_complete": ("mremap", "remap"),
+    "dup_userfaultfd_complete": ("fork", "fork"),
+}
+_EVENT_WAIT = "userfaultfd_event_wait_completion"
+
+
+@dataclass(frozen=True)
+class EventSleeper:
+    """A thread that sleeps until an event is read; `call` and `event` None where only wchan could be asked."""
+
+    tid: int
+    call: str | None
+    event: str | None
+
+
+def asleep_in_event(pid: int) -> list[EventSleeper]:
+    """Threads that sleep until a monitor has read of their munmap, madvise, mremap or fork."""
+    sleepers = []
+    for tid in _threads(pid):
+        frames = _slept_in(pid, tid)
+        if not frames or frames[0] not in (_EVENT_WAIT, *_EVENT_CALLERS) or _state(tid) not in ("S", "D"):
+            continue
+        # dup_fctx() may stand between the two.
+        callers = (_EVENT_CALLERS[frame] for frame in frames[:3] if frame in _EVENT_CALLERS)
+        sleepers.append(EventSleeper(tid, *next(callers, (None, None))))
+    return sleepers
+
+
+def _slept_in(pid: int, tid: int) -> list[str]:
+    """The functions in which a thread waits, innermost first; of one that runs the answer is worthless."""
     place = PROC / str(pid) / "task" / str(tid)
     try:
-        # "[<0>] handle_userfault+0x1f4/0x5a0", innermost first, without the scheduler's functions.
-        return (place / "stack").read_text().partition("+")[0].rpartition(" ")[2]
+        # "[<0>] handle_userfault+0x1f4/0x5a0", without the scheduler's functions.
+        lines = (place / "stack").read_text().splitlines()
+        return [line.partition("+")[0].rpartition(" ")[2] for line in lines]
     except (FileNotFoundError, ProcessLookupError):
         if place.exists():
             return _wchan(place)  # CONFIG_STACKTRACE is off
-        return ""
+        return []
     except PermissionError:
         return _wchan(place)
 
 
-def _wchan(place: Path) -> str:
+def _wchan(place: Path) -> list[str]:
     try:
-        return (place / "wchan").read_text()
+        return [(place / "wchan").read_text()]
     except (FileNotFoundError, ProcessLookupError):
-        return ""
+        return []
 
 
 def _state(tid: int) -> str | None:

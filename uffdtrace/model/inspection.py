@@ -8,7 +8,7 @@ lost. So there is no lost-writes here, and never-armed is `unprotected`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from uffdtrace.model.events import PAGE_SIZE, Feature, Mode
@@ -77,6 +77,15 @@ class Userfaultfd:
     unread: int | None
     waiting: int | None
     holders: tuple[Holder, ...]
+
+
+@dataclass(frozen=True)
+class EventSleeper:
+    """A thread that sleeps in `call` until the monitor reads `event`; both None where not known."""
+
+    tid: int
+    call: str | None
+    event: str | None
 
 
 def _add(one: int | None, other: int | None) -> int | None:
@@ -184,12 +193,14 @@ def build(
     asleep: Sequence[int],
     notes: Sequence[str],
     whole: bool,
+    in_events: Sequence[EventSleeper] = (),
 ) -> dict[str, Any]:
     """`inspection` and `process` go in as they are.
 
     `userfaultfds` are all that were found on the machine, `whole` if every
     process could be searched; `asleep` are the process's threads in
-    handle_userfault(); `notes` say what could not be known.
+    handle_userfault(), `in_events` those that wait for an event to be read;
+    `notes` say what could not be known.
     """
     ranges = join(spans)
     pid = process["pid"]
@@ -197,7 +208,7 @@ def build(
     # Elsewhere they matter only where something must watch this memory.
     elsewhere = list(userfaultfds) if ranges and not own else []
     verdicts = [verdict(span) for span in ranges]
-    if asleep or any(found.waiting for found in own):
+    if asleep or in_events or any(found.waiting for found in own):
         verdicts.append("pending")
     if own and not ranges:
         verdicts.append("unknown")
@@ -208,6 +219,7 @@ def build(
         "userfaultfds": [_userfaultfd(found) for found in own],
         "elsewhere": [_userfaultfd(found) for found in elsewhere],
         "asleep": list(asleep),
+        "asleep_in_events": [asdict(sleeper) for sleeper in in_events],
         "ranges": [_range(span) for span in ranges],
         "notes": [*notes, *_notes(ranges, own, elsewhere, pid, whole)],
         "verdict": min(verdicts, key=VERDICTS.index) if verdicts else "idle",

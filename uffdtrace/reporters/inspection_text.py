@@ -18,7 +18,7 @@ from uffdtrace.reporters.words import add, addresses, noun, number, printable
 _STYLES = {**STYLES, "unprotected": "red", "unknown": "yellow"}
 _MEANING = {
     "unprotected": "registered for write protection, but no page is protected",
-    "pending": "faults wait for the monitor",
+    "pending": "threads wait for the monitor",
     "unknown": "the page tables do not decide",
     "async": "the kernel resolves write faults itself (WP_ASYNC)",
     "ok": "nothing can be written without its message",
@@ -114,9 +114,16 @@ def render(found: dict[str, Any], stream: TextIO, options: TextOptions = DEFAULT
         tids = ", ".join(map(str, found["asleep"][:MOST_RANGES])) + (", ..." if found["asleep"][MOST_RANGES:] else "")
         count = noun(len(found["asleep"]), "thread")
         console.print(Text(f"{count} asleep in a fault: {tids}; at which address only a trace can tell."))
+    for sleeper in found["asleep_in_events"][:MOST_RANGES]:
+        what = (
+            f"in {sleeper['call']} until UFFD_EVENT_{sleeper['event'].upper()}" if sleeper["call"] else "until an event"
+        )
+        console.print(Text(f"Thread {sleeper['tid']} sleeps {what} is read from the userfaultfd."))
+    if more := found["asleep_in_events"][MOST_RANGES:]:
+        console.print(Text(f"{noun(len(more), 'more thread')} sleep until an event is read."))
     for note in found["notes"]:
         console.print(Text(printable(note)))
-    if any(found[key] for key in ("userfaultfds", "elsewhere", "asleep", "notes")):
+    if any(found[key] for key in ("userfaultfds", "elsewhere", "asleep", "asleep_in_events", "notes")):
         console.print()
     verdict = found["verdict"]
     beside = ", but for its other mappings" if any(one["mapped_elsewhere"] for one in ranges) else ""
