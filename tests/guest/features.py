@@ -118,6 +118,8 @@ SCENARIOS = (
     "cannot-wait",
     "user-mode-only",
     "sigbus-feature",
+    "answer-failed",
+    "eexist-asleep",
     "holes-left",
     "rearmed-holes",
     "eagain-storm",

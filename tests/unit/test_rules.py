@@ -218,11 +218,11 @@ FIRES: dict[str, tuple[Callable[[int], Case], str, str]] = {
         lambda count: case(
             waiting=waiting(count), pending=count, failures=failing(Ioctl.COPY, 2, 50, 0x1000, 0x5000000)
         ),
-        "1 fault waits where a call that should have answered failed: thread 200 at 1000. What failed: UFFDIO_COPY 50"
-        " times with ENOENT (the addresses are not all inside one mapping that is registered with this userfaultfd), at"
-        " 1000-5000000.",
-        "1,234 faults wait where a call that should have answered failed: thread 200 at 1000, thread 201 at 2000,"
-        " thread 202 at 3000, thread 203 at 4000 and 1,230 more.",
+        "1 fault was left asleep where a call that should have answered failed: thread 200 at 1000. What failed:"
+        " UFFDIO_COPY 50 times with ENOENT (the addresses are not all inside one mapping that is registered with this"
+        " userfaultfd), at 1000-5000000.",
+        "1,234 faults were left asleep where a call that should have answered failed: thread 200 at 1000, thread 201"
+        " at 2000, thread 202 at 3000, thread 203 at 4000 and 1,230 more.",
     ),
     "call-failed": (
         lambda count: case(failures=failing(Ioctl.WRITEPROTECT, 22, count, 0x1010, 0x2010)),
@@ -233,8 +233,10 @@ FIRES: dict[str, tuple[Callable[[int], Case], str, str]] = {
         lambda count: case(
             waiting=waiting(count), pending=count, spans={Fact.EEXIST: [(0x1000, 0x1000 * (count + 1))]}
         ),
-        "1 fault waits on pages of which UFFDIO_COPY, ZEROPAGE or CONTINUE said EEXIST, which wakes nobody: thread 200",
-        "1,234 faults wait on pages of which UFFDIO_COPY, ZEROPAGE or CONTINUE said EEXIST, which wakes nobody: thread",
+        "1 fault was left asleep on pages of which UFFDIO_COPY, ZEROPAGE or CONTINUE said EEXIST, which wakes nobody:"
+        " thread 200",
+        "1,234 faults were left asleep on pages of which UFFDIO_COPY, ZEROPAGE or CONTINUE said EEXIST, which wakes"
+        " nobody: thread",
     ),
     "signals": (fact("SIGNALLED"), "1 fault raised SIGBUS", "1,234 faults raised SIGBUS"),
     "cannot-wait": (fact("REFUSED"), "1 fault could not sleep", "1,234 faults could not sleep"),

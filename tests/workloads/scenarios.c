@@ -112,6 +112,8 @@ const struct scenario scenarios[] = {
 	{"cannot-wait", cannot_wait},
 	{"user-mode-only", user_mode_only},
 	{"sigbus-feature", sigbus_feature},
+	{"answer-failed", answer_failed},
+	{"eexist-asleep", eexist_asleep},
 	{"holes-left", holes_left},
 	{"rearmed-holes", rearmed_holes},
 	{"eagain-storm", eagain_storm},

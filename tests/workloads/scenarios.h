@@ -169,6 +169,8 @@ void huge_paged_out(void);
 void huge_collapsed(void);
 void huge_ksm_merged(void);
 void huge_unpopulated(void);
+void answer_failed(void);
+void eexist_asleep(void);
 void holes_left(void);
 void rearmed_holes(void);
 

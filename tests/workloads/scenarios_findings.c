@@ -285,7 +285,83 @@ void sigbus_feature(void)
 	}
 	truth_written(r, 0, REFUSED, 1);
 	point("written");
-	truth_finding(r, "cannot-wait", 0);
+	truth_finding(r, "signals", REFUSED);
+}
+
+#define TOO_MUCH 4
+
+/* The last chunk: longer than what is left of the mapping. */
+static bool copy_too_much(struct monitor *m, const struct uffd_msg *msg, struct range *r, size_t i)
+{
+	static char source[TOO_MUCH * PAGE];
+	struct uffdio_copy arg = {
+		.dst = (unsigned long)r->start + (i + 2 - TOO_MUCH) * PAGE,
+		.src = (unsigned long)source,
+		.len = TOO_MUCH * PAGE,
+	};
+
+	(void)m;
+	(void)msg;
+	for (int tries = 0; tries < TOO_MUCH; tries++)
+		if (!ioctl(r->uffd, UFFDIO_COPY, &arg) || errno != ENOENT)
+			fail("UFFDIO_COPY beyond the mapping: %s", strerror(errno));
+	return true;
+}
+
+static struct range *left_asleep(struct monitor *m, size_t page)
+{
+	struct range *r = map_anon(SOME);
+
+	track(r, MODE_MISSING, 0, m);
+	point("registered");
+	work[0] = (struct work){.range = r, .first = page, .pages = 1};
+	thread_start(touch, &work[0]);
+	until_read(m, 1);
+	usleep(1500000);
+	r->killed = 1;
+	truth_finding(r, "killed-in-fault", 1);
+	return r;
+}
+
+/* Returns with the thread still asleep in its fault. */
+void answer_failed(void)
+{
+	static struct monitor m = {.on_message = copy_too_much};
+	struct range *r = left_asleep(&m, SOME - 1);
+
+	truth_finding(r, "answer-failed", 1);
+	truth_finding(r, "call-failed", TOO_MUCH);
+}
+
+/* The page is there, and the second copy, which was to wake the thread, says so and does not. */
+static bool copy_twice(struct monitor *m, const struct uffd_msg *msg, struct range *r, size_t i)
+{
+	static char source[PAGE];
+	struct uffdio_copy arg = {
+		.dst = (unsigned long)r->start + i * PAGE,
+		.src = (unsigned long)source,
+		.len = PAGE,
+		.mode = UFFDIO_COPY_MODE_DONTWAKE,
+	};
+
+	(void)m;
+	(void)msg;
+	if (ioctl(r->uffd, UFFDIO_COPY, &arg))
+		fail("UFFDIO_COPY: %s", strerror(errno));
+	arg.mode = 0;
+	if (!ioctl(r->uffd, UFFDIO_COPY, &arg) || errno != EEXIST)
+		fail("the second UFFDIO_COPY: %s", strerror(errno));
+	return true;
+}
+
+/* Returns with the thread still asleep in its fault. */
+void eexist_asleep(void)
+{
+	static struct monitor m = {.on_message = copy_twice};
+	struct range *r = left_asleep(&m, 3);
+
+	truth_finding(r, "eexist-asleep", 1);
+	truth_finding(r, "eexist", 1);
 }
 
 /* What is lost once it is written, and has not been yet. */

@@ -25,10 +25,10 @@ Sleeper = tuple[int, int]
 
 
 def _asleep_in(case: Case, places: list[tuple[int, int]]) -> list[Sleeper]:
-    """(address, thread) of the faults that wait in these spans [start, end)."""
+    """(address, thread) of the faults that wait in these spans [start, end), or did until their threads were killed."""
     return sorted(
         (fault.address, fault.tid)
-        for fault in case.row.waiting
+        for fault in (*case.row.waiting, *case.row.killed)
         if any(low <= fault.address < high for low, high in places)
     )
 
@@ -59,8 +59,9 @@ CALL_RULES: tuple[Rule, ...] = (
         "answer-failed",
         "error",
         lambda case: len(_asleep(case)),
-        "faults wait where the calls that should have answered them failed",
-        "{count} {wait} where a call that should have answered failed: {sleepers}. What failed: {failures}.",
+        "faults were left asleep where the calls that should have answered them failed",
+        "{count} {were} left asleep where a call that should have answered failed: {sleepers}. What failed:"
+        " {failures}.",
         "check the result of every UFFDIO call, and answer again with what its error asks for: nobody is woken by a"
         " call that failed",
         unit="faults",
@@ -73,9 +74,9 @@ CALL_RULES: tuple[Rule, ...] = (
         "eexist-asleep",
         "error",
         lambda case: len(_asleep_beside_a_page(case)),
-        "faults wait on pages that were there already when a call was to fill them",
-        "{count} {wait} on pages of which UFFDIO_COPY, ZEROPAGE or CONTINUE said EEXIST, which wakes nobody:"
-        " {sleepers}.",
+        "faults were left asleep on pages that were there already when a call was to fill them",
+        "{count} {were} left asleep on pages of which UFFDIO_COPY, ZEROPAGE or CONTINUE said EEXIST, which wakes"
+        " nobody: {sleepers}.",
         "on EEXIST wake the range with UFFDIO_WAKE: the page is there, and the thread only has to look again",
         unit="faults",
         words={"sleepers": lambda case: _named(_asleep_beside_a_page(case))},
