@@ -7,6 +7,7 @@ from uffdtrace.model.events import PAGE_SIZE, Ioctl
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.failures import Failure, Failures
 from uffdtrace.model.rule import Rule, fact
+from uffdtrace.model.sleep import Killed, Waiting
 from uffdtrace.model.watched import Userfaultfd
 
 _MOST_NAMED = 4
@@ -26,10 +27,9 @@ Sleeper = tuple[int, int]
 
 def _asleep_in(case: Case, places: list[tuple[int, int]]) -> list[Sleeper]:
     """(address, thread) of the faults that wait in these spans [start, end), or did until their threads were killed."""
+    faults: list[Waiting | Killed] = [*case.row.waiting, *case.row.killed]
     return sorted(
-        (fault.address, fault.tid)
-        for fault in (*case.row.waiting, *case.row.killed)
-        if any(low <= fault.address < high for low, high in places)
+        (fault.address, fault.tid) for fault in faults if any(low <= fault.address < high for low, high in places)
     )
 
 
