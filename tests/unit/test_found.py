@@ -476,6 +476,15 @@ def test_who_sleeps_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == [(OWNER, 0), (OWNER, OWNER + 1), (OWNER, OWNER + 2), (STRANGER, 0)]
 
 
+def test_who_waits_at_the_end_for_an_event_to_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    sleepers = [proc.EventSleeper(7, "munmap", "unmap"), proc.EventSleeper(8, None, None)]
+    monkeypatch.setattr(proc, "is_alive", lambda pid: True)
+    monkeypatch.setattr(proc, "asleep_in_fault", lambda pid: [])
+    monkeypatch.setattr(proc, "asleep_in_event", lambda pid: sleepers)
+    said = [event[0] for event in found.asleep([OWNER]) if event["type"][0] == Type.EVENT_ASLEEP]
+    assert [(int(one["tgid"]), int(one["tid"]), int(one["kind"])) for one in said] == [(OWNER, 7, 0x16), (OWNER, 8, 0)]
+
+
 def test_closed_in_the_round_in_which_it_turned_up(machine: Machine, late: Uffd) -> None:
     machine.use(late, MONITOR)
     machine.close(MONITOR, 9)

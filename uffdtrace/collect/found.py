@@ -19,7 +19,7 @@ import numpy as np
 from uffdtrace.collect.program import Program
 from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import offers, proc
-from uffdtrace.model.events import EVENT, Array, Ioctl, Mode, Type
+from uffdtrace.model.events import EVENT, Array, Ioctl, Mode, Type, UffdEvent
 from uffdtrace.model.report import Name
 
 # Events whose tgid acts on a userfaultfd, or is its memory's.
@@ -242,10 +242,13 @@ def _comm(event: Array) -> str:
 
 
 def asleep(owners: list[int]) -> list[Array]:
-    """ASLEEP events for the threads of these processes that sleep in a fault now."""
+    """ASLEEP events for the threads of these processes that sleep in a fault now, EVENT_ASLEEP for an event."""
     own = []
     for owner in owners:
         if proc.is_alive(owner):
             own.append(_event(Type.ASLEEP, tgid=owner))
             own += [_event(Type.ASLEEP, tid=tid, tgid=owner) for tid in proc.asleep_in_fault(owner)]
+            for sleeper in proc.asleep_in_event(owner):
+                kind = UffdEvent[sleeper.event.upper()] if sleeper.event else 0
+                own.append(_event(Type.EVENT_ASLEEP, tid=sleeper.tid, tgid=owner, kind=kind))
     return own

@@ -174,7 +174,8 @@ def verdict(case: Case) -> str:
         return "blind"
     if case.never_armed:
         return "never-armed"
-    if row.pending:
+    # Of these the range is not known: munmap may have taken it away already.
+    if row.pending or case.userfaultfd.event_waits or case.userfaultfd.still_asleep:
         return "pending"
     if case.asynchronous and case.wp:
         return "async"

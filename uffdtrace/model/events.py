@@ -64,6 +64,7 @@ class Type(IntEnum):
     ASLEEP = 130
     WAITERS_FOUND = 131
     SLEEPER_FOUND = 132
+    EVENT_ASLEEP = 133
 
 
 # Meaning of the fields that differ per type; `ctx` is the kernel's
@@ -119,6 +120,8 @@ FIELDS = {
     Type.WAITERS_FOUND: "faults of the userfaultfd found at attach: aux=messages not read yet, value=threads not woken",
     Type.SLEEPER_FOUND: "tid of process tgid slept in handle_userfault at attach",
     Type.ASLEEP: "tid still slept in handle_userfault when the trace ended",
+    Type.EVENT_ASLEEP: "tid slept until the monitor reads an event when the trace ended: kind=UffdEvent,"
+    " 0 where it is not known which",
 }
 
 

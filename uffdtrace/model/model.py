@@ -28,6 +28,7 @@ from uffdtrace.model.pages import COUNTS, TOLD, UNPROTECTED_FILLS, Cause, Op
 from uffdtrace.model.ranges import ModelError, Range, page_bounds
 from uffdtrace.model.sleep import Ending, Exit, Sleepers
 from uffdtrace.model.states import CHANGES, apply, exposed, having
+from uffdtrace.model.waits import Waits
 from uffdtrace.model.watched import EVERYWHERE, Userfaultfd, Watched
 from uffdtrace.model.work import EVIDENCE, EXPAND_PAGES, Work
 
@@ -58,6 +59,7 @@ class Model:
         self._sleepers = Sleepers()
         self._overlaps = Overlaps()
         self._asleep: set[int] = set()
+        self._waits = Waits()
         self._looked_at: set[int] = set()
 
     def feed(self, events: Array) -> None:
@@ -78,6 +80,7 @@ class Model:
             else:
                 row.pending = None if row.pending is None else row.pending + 1
                 row.waiting.append(fault)
+        self._waits.finish(self.watched, self._asleep)
         for killed in self._sleepers.killed:
             if killed.range_number >= 0:
                 self.ranges.all[killed.range_number].root().killed.append(killed)
@@ -166,6 +169,7 @@ class Model:
     def _sleep(self, events: Array, numbers: Array) -> None:
         seen = events[events["type"] == Type.ASLEEP]
         self._asleep.update(seen["tid"].tolist())
+        self._waits.feed(events)
         self._looked_at.update(seen["tgid"].tolist())
         self._served(*self._sleepers.feed(events, numbers))
 
@@ -424,6 +428,7 @@ class Model:
             if ctx in self.watched.current and what in list(UffdEvent):
                 seen = self.watched.current[ctx].events
                 seen[UffdEvent(what)] = seen.get(UffdEvent(what), 0) + 1
+                self._waits.began(self.watched.current[ctx], event)
         elif kind == Type.WAITERS_FOUND:
             self.watched.home(ctx).before = (int(event["aux"]), int(event["value"]))
         elif kind == Type.SLEEPER_FOUND:

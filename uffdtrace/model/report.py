@@ -15,6 +15,7 @@ from uffdtrace.model.pages import Cause
 from uffdtrace.model.ranges import Range
 from uffdtrace.model.rules import findings
 from uffdtrace.model.rules_calls import userfaultfd_findings
+from uffdtrace.model.rules_waits import waiting_findings
 from uffdtrace.model.watched import Userfaultfd
 
 SCHEMA = "uffdtrace-report/1"
@@ -129,7 +130,7 @@ def _processes(
     return [found[pid] for pid in sorted(found) if pid in wanted]
 
 
-def _userfaultfd(home: Userfaultfd) -> dict[str, Any]:
+def _userfaultfd(home: Userfaultfd, end: int) -> dict[str, Any]:
     names = None
     if home.features is not None:
         names = [feature.name for feature in Feature if home.features & feature]
@@ -140,10 +141,24 @@ def _userfaultfd(home: Userfaultfd) -> dict[str, Any]:
         "forked_from": None if home.parent is None else home.parent.number,
         "events": {event.name.lower(): home.events.get(event, 0) for event in UffdEvent},
         "monitor_pids": sorted(home.readers or home.callers),
-        "findings": userfaultfd_findings(home),
+        "asleep_in_events": [
+            {
+                "tid": wait.tid,
+                "event": wait.event.name.lower() if wait.event else None,
+                "for_s": None if wait.since is None else round((end - wait.since) / 1e9, 6),
+                "reads": wait.reads,
+            }
+            for wait in home.event_waits
+        ],
+        "findings": [*waiting_findings(home, end), *userfaultfd_findings(home)],
         "before_trace": None
         if home.before is None
-        else {"unread": home.before[0], "waiting": home.before[1], "threads": sorted(set(home.slept))},
+        else {
+            "unread": home.before[0],
+            "waiting": home.before[1],
+            "threads": sorted(set(home.slept)),
+            "still_asleep": home.still_asleep,
+        },
     }
 
 
@@ -219,6 +234,8 @@ def build(
         case = Case(row, home, ending.get("features_offered"), whole, model.last, others)
         ranges.append(_range(case, _name(row, home, names), lost.get(row.number, []), most_runs))
     verdicts = [found["verdict"] for found in ranges]
+    if any(home.event_waits or home.still_asleep for home in model.userfaultfds):
+        verdicts.append("pending")
     return {
         "schema": SCHEMA,
         "trace": trace,
@@ -231,7 +248,7 @@ def build(
             "lower_bounds": sorted(set(lower)),
         },
         "processes_not_searched": max((look.unreadable for look in looks), default=None),
-        "userfaultfds": [_userfaultfd(home) for home in model.userfaultfds],
+        "userfaultfds": [_userfaultfd(home, model.last) for home in model.userfaultfds],
         "ranges": ranges,
         "verdict": min(verdicts, key=VERDICTS.index) if verdicts else "idle",
     }

@@ -31,6 +31,20 @@ class Copied:
     no_holes: bool
 
 
+@dataclass(frozen=True)
+class EventWait:
+    """A thread that slept until `event` is read when the trace ended.
+
+    `event` is None where it is not known, `since` (ns) where it is before the
+    trace; `reads` where the thread itself reads the userfaultfd.
+    """
+
+    tid: int
+    event: UffdEvent | None
+    since: int | None
+    reads: bool
+
+
 @dataclass
 class Userfaultfd:
     """One descriptor; `mm` identifies the address space it watches."""
@@ -50,6 +64,9 @@ class Userfaultfd:
     before: tuple[int, int] | None = None
     # Threads of its process that slept in a fault then, whichever userfaultfd was to be told.
     slept: list[int] = field(default_factory=list)
+    # Those of them that slept in it still when the trace ended.
+    still_asleep: list[int] = field(default_factory=list)
+    event_waits: list[EventWait] = field(default_factory=list)
     # What the kernel had the monitor read, by UffdEvent.
     events: dict[UffdEvent, int] = field(default_factory=dict)
     # The one that its memory was forked from.

@@ -32,7 +32,7 @@ _MEANING = {
     "lost-writes": "writes to armed pages were lost",
     "blind": "armed pages became writable with nothing left to see",
     "never-armed": "registered for write protection, but never armed",
-    "pending": "faults wait for the monitor",
+    "pending": "threads wait for the monitor",
     "async": "the kernel resolves write faults itself (WP_ASYNC)",
     "ok": "no lost write was seen",
     "idle": "nothing happened while we watched",
@@ -102,7 +102,7 @@ def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool, file:
 
 
 def _of_no_range(console: Console, report: dict[str, Any]) -> None:
-    """Findings about calls that named no range."""
+    """Findings about calls that named no range, and threads that wait in none."""
     for home in report["userfaultfds"]:
         for finding in home["findings"]:
             severity = finding["severity"]
@@ -119,7 +119,8 @@ def _before(console: Console, report: dict[str, Any]) -> None:
     if waiting:
         console.print(
             f"{waiting:,} thread{'s' if waiting > 1 else ''} slept in faults already when the trace began, with"
-            f" {unread:,} of the messages not read yet. These faults are in no count, messages read since are."
+            f" {unread:,} of the messages not read yet. These faults are not counted;"
+            " their messages are, if the monitor read them after the trace began."
         )
         threads = sorted({tid for one in found for tid in one["threads"]})
         some = ", ".join(map(str, threads[:_MOST_THREADS])) + ", ..." * (len(threads) > _MOST_THREADS)

@@ -1,0 +1,73 @@
+"""Findings about threads that wait for a userfaultfd's monitor, in no range of it."""
+
+from __future__ import annotations
+
+from uffdtrace.model.events import UffdEvent
+from uffdtrace.model.latency import readable
+from uffdtrace.model.watched import EventWait, Userfaultfd
+
+# Whoever waits for less may be answered in a moment: the trace has to end at some time.
+_LONG_NS = 1_000_000_000
+_MOST_NAMED = 4
+_CALLS = {UffdEvent.UNMAP: "munmap", UffdEvent.REMOVE: "madvise", UffdEvent.REMAP: "mremap", UffdEvent.FORK: "fork"}
+
+
+def _named(parts: list[str], joint: str) -> str:
+    more = len(parts) - _MOST_NAMED
+    return joint.join([*parts[:_MOST_NAMED], *([f"{more:,} more"] if more > 0 else [])])
+
+
+def _threads(count: int, singular: str, plural: str) -> str:
+    return f"{count:,} thread{'' if count == 1 else 's'} {singular if count == 1 else plural}"
+
+
+def _wait(wait: EventWait, end: int) -> str:
+    what = f"thread {wait.tid} in {_CALLS[wait.event]}" if wait.event else f"thread {wait.tid}"
+    until = f" until UFFD_EVENT_{wait.event.name} is read" if wait.event else ""
+    since = "since before the trace" if wait.since is None else f"for {readable((end - wait.since) / 1000)}"
+    return f"{what}{until}, {since}" + (", though it is itself a thread that reads the userfaultfd" * wait.reads)
+
+
+def _finding(name: str, count: int, message: str, remedy: str) -> dict[str, object]:
+    return {
+        "id": name,
+        "severity": "error",
+        "pages": count,
+        "unit": "threads",
+        "message": message,
+        "remedy": remedy,
+    }
+
+
+def waiting_findings(home: Userfaultfd, end: int) -> list[dict[str, object]]:
+    """Findings about who waited for this userfaultfd when the trace ended, at `end` (ns), in the form of the report."""
+    found = []
+    long = [wait for wait in home.event_waits if wait.since is None or end - wait.since >= _LONG_NS]
+    if long:
+        remedy = "read the userfaultfd whenever poll() says so, and hold no lock there that a thread may hold which"
+        remedy += " unmaps, discards, moves or forks."
+        if any(wait.reads for wait in long):
+            remedy = "let no thread that reads the userfaultfd unmap, discard, move or fork the memory that it watches."
+        found.append(
+            _finding(
+                "event-unread",
+                len(long),
+                f"{_threads(len(long), 'sleeps', 'sleep')} until the monitor reads an event:"
+                f" {_named([_wait(wait, end) for wait in long], '; ')}.",
+                remedy,
+            )
+        )
+    if home.still_asleep:
+        count = len(home.still_asleep)
+        tids = _named([str(tid) for tid in home.still_asleep], ", ")
+        found.append(
+            _finding(
+                "asleep-throughout",
+                count,
+                f"{_threads(count, 'slept in a fault', 'slept in faults')} when the trace began and when it ended,"
+                f" with no other fault seen between: {tids}.",
+                "see what the monitor waits for: its stack tells (gdb, or /proc/PID/task/*/stack); it must answer every"
+                " fault with UFFDIO_WRITEPROTECT, COPY, CONTINUE or WAKE.",
+            )
+        )
+    return found

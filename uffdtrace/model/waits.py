@@ -1,0 +1,63 @@
+"""Threads that wait for the monitor without a fault of this trace: for an event to be read, or since before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from uffdtrace.model.events import Array, Feature, Type, UffdEvent
+from uffdtrace.model.watched import EventWait, Userfaultfd, Watched
+
+
+@dataclass(frozen=True)
+class _Began:
+    """Thread began to wait at `time` (ns) until the monitor of `home` reads an event of this kind."""
+
+    home: Userfaultfd
+    event: UffdEvent
+    time: int
+
+
+class Waits:
+    """Matches who was seen asleep when the trace ended with what is known of how that began."""
+
+    def __init__(self) -> None:
+        # By thread: it waits for one event at a time.
+        self._began: dict[int, _Began] = {}
+        self._asleep: list[tuple[int, int, int]] = []
+        # Threads that faulted in the trace: what they sleep in now is not what they slept in before it.
+        self._faulted: set[int] = set()
+
+    def began(self, home: Userfaultfd, event: Array) -> None:
+        """An EVENT of the kernel's."""
+        self._began[int(event["tid"])] = _Began(home, UffdEvent(int(event["kind"])), int(event["time"]))
+
+    def feed(self, events: Array) -> None:
+        """Take a batch (dtype EVENT)."""
+        types = events["type"]
+        for index in np.flatnonzero(types == Type.EVENT_ASLEEP).tolist():
+            event = events[index]
+            self._asleep.append((int(event["tid"]), int(event["tgid"]), int(event["kind"])))
+        self._faulted.update(np.unique(events["tid"][types == Type.FAULT]).tolist())
+
+    def finish(self, watched: Watched, in_faults: set[int]) -> None:
+        """Tell each userfaultfd who waits for it; `in_faults` are threads that slept in a fault at the end."""
+        for tid, tgid, kind in self._asleep:
+            event = UffdEvent(kind) if kind in list(UffdEvent) else None
+            began = self._began.get(tid)
+            # Of a wait that is over another event may be what the thread's stack tells of.
+            if began is not None and event in (None, began.event) and began.home.gone is None:
+                began.home.event_waits.append(EventWait(tid, began.event, began.time, tid in began.home.threads))
+                continue
+            # Before the trace. The stack does not tell which userfaultfd it is.
+            homes = [
+                home
+                for home in watched.current.values()
+                if home.owner == tgid and (event is None or home.has(Feature[f"EVENT_{event.name}"]))
+            ]
+            if len(homes) == 1:
+                homes[0].event_waits.append(EventWait(tid, event, None, tid in homes[0].threads))
+        for home in watched.current.values():
+            if home.before is not None and home.before[1]:
+                home.still_asleep = sorted((set(home.slept) & in_faults) - self._faulted)
