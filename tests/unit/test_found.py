@@ -476,6 +476,11 @@ def test_who_sleeps_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == [(OWNER, 0), (OWNER, OWNER + 1), (OWNER, OWNER + 2), (STRANGER, 0)]
 
 
+def test_which_readers_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc, "has_ended", lambda tid: tid == 8)
+    assert [int(event["tid"][0]) for event in found.readers_gone({7, 8})] == [8]
+
+
 def test_who_waits_at_the_end_for_an_event_to_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     sleepers = [proc.EventSleeper(7, "munmap", "unmap"), proc.EventSleeper(8, None, None)]
     monkeypatch.setattr(proc, "is_alive", lambda pid: True)

@@ -149,6 +149,37 @@ def test_a_thread_that_did_not(how: str) -> None:
     assert (home["before_trace"]["still_asleep"], ids(home)) == ([], [])
 
 
+# ---- the monitor is gone -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alive", [False, True])
+@pytest.mark.parametrize("waits_on", [False, True])
+def test_the_threads_that_read_have_ended(alive: bool, waits_on: bool) -> None:
+    events = started()
+    for at, reader in ((0, 901), (1, 902)):
+        events.fault(at, tid=THREAD + at)
+        events.message(at, tid=THREAD + at, reader=reader)
+        if at or not waits_on:
+            events.wake(at, tid=THREAD + at)
+            events.fault_return(tid=THREAD + at)
+    for reader in (901,) if alive else (901, 902):
+        events.add(Type.READER_GONE, tid=reader)
+    events.add(Type.ASLEEP, tgid=events.owner)
+    if waits_on:
+        events.asleep(THREAD)
+    (home,) = homes(events)
+    assert ids(home) == (["monitor-gone"] if waits_on and not alive else [])
+
+
+def test_words_of_a_monitor_that_is_gone() -> None:
+    home = Userfaultfd(0, 1, threads={901: 5}, readers_ended=True)
+    (finding,) = waiting_findings(home, 0, 1)
+    assert str(finding["message"]).startswith("1 thread waits for a monitor that is gone")
+    (finding,) = waiting_findings(home, 0, 1234)
+    assert str(finding["message"]).startswith("1,234 threads wait for a monitor that is gone")
+    assert (finding["severity"], waiting_findings(home, 0)) == ("warning", [])
+
+
 # ---- words -----------------------------------------------------------------------
 
 

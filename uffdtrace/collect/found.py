@@ -252,3 +252,8 @@ def asleep(owners: list[int]) -> list[Array]:
                 kind = UffdEvent[sleeper.event.upper()] if sleeper.event else 0
                 own.append(_event(Type.EVENT_ASLEEP, tid=sleeper.tid, tgid=owner, kind=kind))
     return own
+
+
+def readers_gone(tids: set[int]) -> list[Array]:
+    """READER_GONE events for those of these threads that have ended."""
+    return [_event(Type.READER_GONE, tid=tid) for tid in sorted(tids) if proc.has_ended(tid)]

@@ -217,6 +217,7 @@ class Session:
             writer.looks(self._sharing.look(self._model))
             if self._show is not None:
                 self._progress(self._show, began)
+        stream.push(found.readers_gone({tid for home in self._model.userfaultfds for tid in home.threads}))
         stream.push(found.asleep(sorted(self._registrations.owners | ({pid} if pid else set()))))
         writer.looks(self._sharing.look(self._model, last=True))
         self._say(f"detaching {len(self._program.attachments)} probes")

@@ -273,6 +273,11 @@ def _ended(tid: int) -> bool:
     return _state(tid) in (None, "Z", "X")
 
 
+def has_ended(tid: int) -> bool:
+    """Whether a thread of any process is gone, or waits to be reaped."""
+    return _ended(tid)
+
+
 def living_thread(pid: int) -> int:
     """The first thread, or where that has ended, taking its view of memory and files along, one that has not."""
     return next((tid for tid in [pid, *_threads(pid)] if not _ended(tid)), pid)

@@ -65,6 +65,7 @@ class Type(IntEnum):
     WAITERS_FOUND = 131
     SLEEPER_FOUND = 132
     EVENT_ASLEEP = 133
+    READER_GONE = 134
 
 
 # Meaning of the fields that differ per type; `ctx` is the kernel's
@@ -122,6 +123,7 @@ FIELDS = {
     Type.ASLEEP: "tid still slept in handle_userfault when the trace ended",
     Type.EVENT_ASLEEP: "tid slept until the monitor reads an event when the trace ended: kind=UffdEvent,"
     " 0 where it is not known which",
+    Type.READER_GONE: "tid, which had read messages, had ended when the trace ended",
 }
 
 

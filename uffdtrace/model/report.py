@@ -130,7 +130,7 @@ def _processes(
     return [found[pid] for pid in sorted(found) if pid in wanted]
 
 
-def _userfaultfd(home: Userfaultfd, end: int) -> dict[str, Any]:
+def _userfaultfd(home: Userfaultfd, end: int, pending: int) -> dict[str, Any]:
     names = None
     if home.features is not None:
         names = [feature.name for feature in Feature if home.features & feature]
@@ -150,7 +150,7 @@ def _userfaultfd(home: Userfaultfd, end: int) -> dict[str, Any]:
             }
             for wait in home.event_waits
         ],
-        "findings": [*waiting_findings(home, end), *userfaultfd_findings(home)],
+        "findings": [*waiting_findings(home, end, pending), *userfaultfd_findings(home)],
         "before_trace": None
         if home.before is None
         else {
@@ -233,6 +233,7 @@ def build(
         others = of_range(row, home, looks)
         case = Case(row, home, ending.get("features_offered"), whole, model.last, others)
         ranges.append(_range(case, _name(row, home, names), lost.get(row.number, []), most_runs))
+    pending = [row for row in model.rows() if row.pending]
     verdicts = [found["verdict"] for found in ranges]
     if any(home.event_waits or home.still_asleep for home in model.userfaultfds):
         verdicts.append("pending")
@@ -248,7 +249,14 @@ def build(
             "lower_bounds": sorted(set(lower)),
         },
         "processes_not_searched": max((look.unreadable for look in looks), default=None),
-        "userfaultfds": [_userfaultfd(home, model.last) for home in model.userfaultfds],
+        "userfaultfds": [
+            _userfaultfd(
+                home,
+                model.last,
+                sum(row.pending or 0 for row in pending if model.userfaultfd_of(row) is home),
+            )
+            for home in model.userfaultfds
+        ],
         "ranges": ranges,
         "verdict": min(verdicts, key=VERDICTS.index) if verdicts else "idle",
     }

@@ -39,8 +39,11 @@ def _finding(name: str, count: int, message: str, remedy: str) -> dict[str, obje
     }
 
 
-def waiting_findings(home: Userfaultfd, end: int) -> list[dict[str, object]]:
-    """Findings about who waited for this userfaultfd when the trace ended, at `end` (ns), in the form of the report."""
+def waiting_findings(home: Userfaultfd, end: int, faults: int = 0) -> list[dict[str, object]]:
+    """Findings about who waited for this userfaultfd when the trace ended, at `end` (ns), in the form of the report.
+
+    `faults` of its ranges were pending.
+    """
     found = []
     long = [wait for wait in home.event_waits if wait.since is None or end - wait.since >= _LONG_NS]
     if long:
@@ -69,5 +72,22 @@ def waiting_findings(home: Userfaultfd, end: int) -> list[dict[str, object]]:
                 "see what the monitor waits for: its stack tells (gdb, or /proc/PID/task/*/stack); it must answer every"
                 " fault with UFFDIO_WRITEPROTECT, COPY, CONTINUE or WAKE.",
             )
+        )
+    waiting = faults + len(home.event_waits) + len(home.still_asleep)
+    if waiting and home.readers_ended:
+        readers = [str(tid) for tid in sorted(home.threads)]
+        found.append(
+            {
+                **_finding(
+                    "monitor-gone",
+                    waiting,
+                    f"{_threads(waiting, 'waits', 'wait')} for a monitor that is gone: every thread that read this"
+                    f" userfaultfd in the trace had ended when the trace ended ({_named(readers, ', ')}).",
+                    "find out why the reading thread ended; close the userfaultfd or UFFDIO_UNREGISTER when the monitor"
+                    " stops, and start another where it failed.",
+                ),
+                # A monitor may read each message in a thread of its own, and start the next one in a moment.
+                "severity": "warning",
+            }
         )
     return found

@@ -28,6 +28,7 @@ class Waits:
         self._asleep: list[tuple[int, int, int]] = []
         # Threads that faulted in the trace: what they sleep in now is not what they slept in before it.
         self._faulted: set[int] = set()
+        self._gone: set[int] = set()
 
     def began(self, home: Userfaultfd, event: Array) -> None:
         """An EVENT of the kernel's."""
@@ -39,6 +40,7 @@ class Waits:
         for index in np.flatnonzero(types == Type.EVENT_ASLEEP).tolist():
             event = events[index]
             self._asleep.append((int(event["tid"]), int(event["tgid"]), int(event["kind"])))
+        self._gone.update(events["tid"][types == Type.READER_GONE].tolist())
         self._faulted.update(np.unique(events["tid"][types == Type.FAULT]).tolist())
 
     def finish(self, watched: Watched, in_faults: set[int]) -> None:
@@ -59,5 +61,6 @@ class Waits:
             if len(homes) == 1:
                 homes[0].event_waits.append(EventWait(tid, event, None, tid in homes[0].threads))
         for home in watched.current.values():
+            home.readers_ended = bool(home.threads) and self._gone.issuperset(home.threads)
             if home.before is not None and home.before[1]:
                 home.still_asleep = sorted((set(home.slept) & in_faults) - self._faulted)

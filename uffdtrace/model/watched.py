@@ -67,6 +67,8 @@ class Userfaultfd:
     # Those of them that slept in it still when the trace ended.
     still_asleep: list[int] = field(default_factory=list)
     event_waits: list[EventWait] = field(default_factory=list)
+    # Every thread that was seen reading had ended when the trace ended.
+    readers_ended: bool = False
     # What the kernel had the monitor read, by UffdEvent.
     events: dict[UffdEvent, int] = field(default_factory=dict)
     # The one that its memory was forked from.
