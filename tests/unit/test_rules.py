@@ -393,6 +393,14 @@ NEARLY: dict[str, list[Case]] = {
 }
 
 
+def test_nobody_read_before_the_threads_were_killed() -> None:
+    found = told(case(readers=set(), killed=killed(2, waited=100_000_000)))
+    assert found["never-read"]["pages"] == 2
+    assert "the threads were killed after they had waited for up to" in found["never-read"]["message"]
+    # The program ended before any monitor could have read.
+    assert "never-read" not in told(case(readers=set(), killed=killed(2, waited=99_999_999)))
+
+
 def test_every_rule_is_here_once() -> None:
     assert len(BY_ID) == len(RULES)
     assert set(FIRES) == set(NEARLY) == set(BY_ID)

@@ -131,13 +131,17 @@ class Case:
     @property
     def never_read(self) -> int:
         # A message that was not recorded would be missing here.
-        waited = (self.row.pending or 0) + self.killed
+        # A monitor that had so long, and read nothing at all, was not about to read.
+        waited = (self.row.pending or 0) + self._killed_after(TRIED_NS)
         return waited if self.whole and not self.userfaultfd.readers else 0
 
     @property
     def killed(self) -> int:
         """Faults that had waited for long when their threads were killed."""
-        return sum(fault.until - fault.since >= LONG_NS for fault in self.row.killed)
+        return self._killed_after(LONG_NS)
+
+    def _killed_after(self, wait_ns: int) -> int:
+        return sum(fault.until - fault.since >= wait_ns for fault in self.row.killed)
 
     @property
     def gap(self) -> int:

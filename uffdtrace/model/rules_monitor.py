@@ -50,7 +50,7 @@ def _waiting(case: Case) -> str:
 
 
 def _killed(case: Case) -> str:
-    killed = [fault for fault in case.row.killed if fault.until - fault.since >= LONG_NS]
+    killed = [fault for fault in case.row.killed if fault.until - fault.since >= LONG_NS] or case.row.killed
     longest = readable(max((fault.until - fault.since for fault in killed), default=0) / 1000)
     unread = sum(not fault.read for fault in killed)
     of_these = f"; {unread:,} of the messages {'was' if unread == 1 else 'were'} not even read" if unread else ""
