@@ -382,3 +382,37 @@ def test_a_kernel_without_time_namespaces_has_one_clock(monkeypatch: pytest.Monk
     monkeypatch.setattr(preflight, "_NAMESPACES", tmp_path)
     monkeypatch.setitem(preflight._FIRST, "pid", ((tmp_path / "pid").stat().st_ino, "", ""))
     preflight.check_namespaces()
+
+
+class RingOf:
+    """A BTF that knows one member's type."""
+
+    def __init__(self, lock: str) -> None:
+        self.lock = lock
+
+    def member_type(self, structure: str, member: str) -> str | None:
+        return self.lock if (structure, member) == ("bpf_ringbuf", "spinlock") else None
+
+
+@pytest.mark.parametrize(
+    ("version", "lock", "refused"),
+    [
+        ("#1 SMP PREEMPT_RT Debian 6.1.176-1", "spinlock_t", True),
+        ("#1 SMP PREEMPT_RT Debian 6.12.107-1", "raw_spinlock_t", False),
+        ("#1 SMP PREEMPT_DYNAMIC Debian 6.1.176-1", "spinlock_t", False),
+    ],
+)
+def test_a_ring_that_sleeps_is_refused(monkeypatch: pytest.MonkeyPatch, version: str, lock: str, refused: bool) -> None:
+    monkeypatch.setattr(preflight.platform, "version", lambda: version)
+    btf: Any = RingOf(lock)
+    if not refused:
+        preflight.check_ring(btf)
+        return
+    with pytest.raises(preflight.Refusal, match="real-time") as caught:
+        preflight.check_ring(btf)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_last_resort_says_what_it_costs() -> None:
+    (row,) = [row for row in TABLE if row.name == "messages"]
+    assert [bool(candidate.caveat) for candidate in row.candidates] == [False, False, True]

@@ -145,7 +145,7 @@ def _row(row: Row, attachment: Attachment | None, problem: str | None) -> Json:
         "required": row.required,
         "numbers": list(row.numbers),
         "problem": problem,
-        "exception": (kind and attachment and attachment.exception) or None,
+        "exception": (kind and attachment and (attachment.exception or attachment.candidate.caveat)) or None,
     }
 
 
@@ -160,6 +160,7 @@ class _Kernel:
         self._guessed = not root and backend is Backend.AUTO and preflight.preemption() is None
 
     def plan(self) -> list[Attachment]:
+        preflight.check_ring(self.btf)
         return probes.plan(self.btf, self.symbols, self._backend, self._preemptible)
 
     def rows(self, planned: list[Attachment] | None) -> list[Json]:

@@ -91,6 +91,7 @@ def load(options: Options, say: Say) -> Program:
     module = bcc.load()
     symbols = Symbols()
     with Btf() as btf:
+        preflight.check_ring(btf)
         attachments = probes.plan(btf, symbols, options.backend, preflight.preemptible())
         defines = layout.defines(btf, symbols)
     if options.follow is not Follow.NOBODY:
@@ -98,6 +99,8 @@ def load(options: Options, say: Say) -> Program:
             say(f"{name}: no function of this kernel can be probed: children with EVENT_FORK are not followed")
         defines[options.follow.value] = 1
     for attachment in attachments:
+        if attachment.candidate.caveat:
+            say(f"{attachment.row.name}: {attachment.place}: {attachment.candidate.caveat}")
         if attachment.exception and options.backend is not probes.Backend.AUTO:
             say(f"{attachment.row.name}: kprobe on {attachment.place}: {attachment.exception}")
     say("compiling the BPF program")

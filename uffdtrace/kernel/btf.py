@@ -189,6 +189,12 @@ class Btf:
                         return bits // 8 + found[0], found[1]
         return None
 
+    def member_type(self, structure: str, member: str) -> str | None:
+        """Name of a member's type as it was declared (`spinlock_t`), None where there is no such member."""
+        head = self._find(structure, _KIND_STRUCT, _KIND_UNION, _KIND_TYPEDEF)
+        found = None if head is None else self._member(head, member)
+        return None if found is None else self._name(int(self._type(found[1]).name_off))
+
     def size(self, structure: str) -> int | None:
         """Size in bytes of a struct, union or typedef of one, None where there is none."""
         head = self._find(structure, _KIND_STRUCT, _KIND_UNION, _KIND_TYPEDEF)

@@ -9,6 +9,8 @@ import platform
 import re
 from pathlib import Path
 
+from uffdtrace.kernel.btf import Btf
+
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
 _PREEMPT = Path("/sys/kernel/debug/sched/preempt")
@@ -154,6 +156,19 @@ def check_namespaces() -> None:
         if inode != first:
             remedy = "start the container with --pid=host" if name == "pid" else "leave it (nsenter --time -t 1)"
             raise Refusal(f"this is a {kind} of its own, and {why}: trace from the host, or {remedy}")
+
+
+def check_ring(btf: Btf) -> None:
+    """Raise Refusal where our programs could sleep while they may not: in the BPF ring buffer's lock, on PREEMPT_RT.
+
+    There a spinlock_t sleeps; it is a raw_spinlock_t since "bpf: Use raw_spinlock_t in
+    ringbuf" (8b62645b09f8, 6.12, and in 6.11.5).
+    """
+    if "PREEMPT_RT" in platform.version() and btf.member_type("bpf_ringbuf", "spinlock") == "spinlock_t":
+        raise Refusal(
+            "this real-time kernel may sleep in the BPF ring buffer's lock, where it must not: boot Linux 6.12 or"
+            " newer, or a kernel without PREEMPT_RT"
+        )
 
 
 def check_programs() -> None:

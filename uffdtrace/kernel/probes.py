@@ -42,6 +42,8 @@ class Candidate:
     parameters: tuple[str, ...] = ()
     where: Where = Where.ENTRY
     within: str = ""
+    # What whoever traces by it must know.
+    caveat: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,14 @@ TABLE: tuple[Row, ...] = (
             # ->read_iter since 6.10 (40f45fe8eb7e).
             Candidate("add_wait_queue", "on_message", ("wq_entry",), Where.CALL, "userfaultfd_read_iter"),
             Candidate("add_wait_queue", "on_message", ("wq_entry",), Where.CALL, "userfaultfd_read"),
-            # Sees every poll on the machine: the last resort.
-            Candidate("add_wait_queue", "on_message", ("wq_entry",)),
+            # The last resort.
+            Candidate(
+                "add_wait_queue",
+                "on_message",
+                ("wq_entry",),
+                caveat="its call in the read of a userfaultfd was not found in /proc/kcore: the probe runs for every"
+                " poll on this machine, and slows them",
+            ),
         ),
     ),
     Row("wakes", ("pending", "latency_us"), (Candidate("userfaultfd_wake_function", "on_wake", ("wq", "key")),)),
