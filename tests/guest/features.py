@@ -205,11 +205,12 @@ NOT_BY_CONTENT = frozenset(
         "idle",
         "copy-wp-read-only",
         "sigbus-feature",
+        "answer-failed",
+        "eexist-asleep",
         # Every page is armed again, or by calls that shall fail or leave gaps.
         "two-rounds",
         "rounds-of-holes",
         "rearmed-holes",
-        "stress",
         "gap",
         "adjacent",
         "half",
@@ -227,6 +228,9 @@ NOT_BY_CONTENT = frozenset(
         "swapped-before-arm",
     )
 )
+
+# Threads at random: whether some page is armed once only is chance.
+BY_CONTENT_BY_CHANCE = frozenset(("stress",))
 
 # Scenarios that end with pages of which the events tell whether they are protected, for belief.py
 # to hold against pagemap: lost ones, mostly. Of what the monitor released they do not tell.
@@ -263,6 +267,7 @@ COMPARED = frozenset(
         "move",
         "ksm-merge",
         "ksm-unwritten",
+        "ksm-unmerged",
         "remapped-kept",
         "fork-followed",
         "exec",
