@@ -268,6 +268,7 @@ COMPARED = frozenset(
         "ksm-merge",
         "ksm-unwritten",
         "ksm-unmerged",
+        "guard-installed",
         "remapped-kept",
         "fork-followed",
         "exec",
