@@ -212,7 +212,6 @@ NOT_BY_CONTENT = frozenset(
         "rounds-of-holes",
         "rearmed-holes",
         "gap",
-        "adjacent",
         "half",
         # Nobody is told, by design.
         "wp-async",
@@ -229,8 +228,9 @@ NOT_BY_CONTENT = frozenset(
     )
 )
 
-# Threads at random: whether some page is armed once only is chance.
-BY_CONTENT_BY_CHANCE = frozenset(("stress",))
+# Whether some page is armed once only is chance (threads at random), or the kernel's: where
+# UFFDIO_WRITEPROTECT takes one mapping at a time, it is called again for each.
+BY_CONTENT_BY_CHANCE = frozenset(("stress", "adjacent"))
 
 # Scenarios that end with pages of which the events tell whether they are protected, for belief.py
 # to hold against pagemap: lost ones, mostly. Of what the monitor released they do not tell.
