@@ -179,7 +179,6 @@ _SINCE_5_10 = {
     "continue-marker",
     "user-mode-only",
     # MADV_COLLAPSE (6.1).
-    "huge-collapsed",
 }
 ABSENT: dict[str, frozenset[str]] = {
     "bullseye": frozenset(_SINCE_6_12 | _SINCE_6_1 | _SINCE_5_10),

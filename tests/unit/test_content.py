@@ -32,6 +32,13 @@ def test_a_page_that_changed_without_a_message_is_lost() -> None:
     assert said == "range 0: 1 pages changed without a message and are not lost, from 0x3000"
 
 
+def test_a_report_that_knows_of_no_loss_claims_none() -> None:
+    made = Comparison()
+    true = {"changed_unannounced": [["0x1000", "0x2000"]], "unchanged": []}
+    compare_content({"lost": {"runs": None}, "findings": []}, true, "range 0", made)
+    assert made.differences == []
+
+
 def test_what_is_undecided_may_be_either() -> None:
     assert outcome([], [1], [], "undecided") == []
     assert outcome([], [1], [], "exposed") != []
