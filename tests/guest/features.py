@@ -178,7 +178,6 @@ _SINCE_5_10 = {
     "hugetlb-copy-marker",
     "continue-marker",
     "user-mode-only",
-    # MADV_COLLAPSE (6.1).
 }
 ABSENT: dict[str, frozenset[str]] = {
     "bullseye": frozenset(_SINCE_6_12 | _SINCE_6_1 | _SINCE_5_10),
