@@ -5,7 +5,7 @@ from __future__ import annotations
 from guest.features import SAME_AS_AUTO
 from guest.results import Guest
 
-TWICE = ["fault-returns", "ioctl-returns", "protection-returns"]
+TWICE = ["fault-returns", "ioctl-returns", "protection-returns", "huge-fault-returns", "huge-write-returns"]
 
 
 def test_auto_attaches_the_same_as_the_kind_that_is_not_run(guest: Guest) -> None:
