@@ -264,6 +264,11 @@ def test_both_kinds_where_either_may_lose() -> None:
     assert [one.fentry for one in served(preemptible=True, wanted=Backend.KPROBE)["fault-returns"]] == [False]
 
 
+def test_a_struct_by_value_takes_no_second_kind() -> None:
+    (one,) = served(preemptible=True, by_value=("change_protection",))["protection-returns"]
+    assert not one.fentry
+
+
 def test_the_reader_before_6_10(calls: dict[str, int]) -> None:
     calls.clear()
     calls["userfaultfd_read"] = 0x44

@@ -7,7 +7,7 @@ decides kprobe or fentry for each. Presence decides, never a version.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 from uffdtrace.kernel.btf import Btf
@@ -309,8 +309,12 @@ def plan_row(row: Row, btf: Btf, symbols: Symbols, wanted: Backend, preemptible:
     for candidate in row.candidates:
         attachment = _serve(row, candidate, btf, symbols, wanted, preemptible)
         if attachment is not None:
-            twice = row.twice and wanted is Backend.AUTO and preemptible
-            return [attachment, replace(attachment, fentry=True)] if twice else [attachment]
+            if not (row.twice and wanted is Backend.AUTO and preemptible):
+                return [attachment]
+            # change_protection() takes a struct by value in 5.10 and 6.1, which fentry refuses: it has
+            # a kretprobe alone there, and the returns that the kernel counts as missed are reported.
+            second = _serve(row, candidate, btf, symbols, Backend.FENTRY, preemptible)
+            return [attachment, second] if second is not None and second.fentry else [attachment]
     functions = " or ".join(dict.fromkeys(candidate.function for candidate in row.candidates))
     raise ProbeError(
         f"this kernel has no function {functions} that can be probed"
