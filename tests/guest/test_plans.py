@@ -5,7 +5,15 @@ from __future__ import annotations
 from guest.features import SAME_AS_AUTO
 from guest.results import Guest
 
-TWICE = ["fault-returns", "ioctl-returns", "protection-returns", "huge-fault-returns", "huge-write-returns"]
+TWICE = [
+    "fault-returns",
+    "ioctl-returns",
+    "protection-returns",
+    "huge-fault-returns",
+    "huge-write-returns",
+    "zap-returns",
+    "hugetlb-zap-returns",
+]
 
 
 def test_auto_attaches_the_same_as_the_kind_that_is_not_run(guest: Guest) -> None:

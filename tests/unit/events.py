@@ -260,9 +260,19 @@ class Events:
         """By madvise(MADV_DONTNEED), unless it says another call."""
         self._page_event(Type.DISCARD, at, pages, kind=int(told), aux=call, value=advice)
 
-    def zap(self, at: int, pages: int = 1, call: int = 285, advice: int = 0) -> None:
+    def zap(self, at: int, pages: int = 1, call: int = 285, advice: int = 0, tid: int | None = None) -> None:
         """By fallocate(), unless it says another call."""
-        self._page_event(Type.ZAP, at, pages, aux=call, value=advice)
+        self.zap_call(at, pages, call, advice, tid)
+        self.zap_return(tid)
+
+    def zap_call(self, at: int, pages: int = 1, call: int = 285, advice: int = 0, tid: int | None = None) -> None:
+        tid = self.thread if tid is None else tid
+        self.add(
+            Type.ZAP, **self._span(at, pages), flags=self._flags(), tid=tid, tgid=self.owner, aux=call, value=advice
+        )
+
+    def zap_return(self, tid: int | None = None) -> None:
+        self.add(Type.ZAP_RETURN, tid=self.thread if tid is None else tid, tgid=self.owner)
 
     def unmerged(self, at: int) -> None:
         self._page_event(Type.UNMERGED, at)

@@ -26,6 +26,7 @@ PAGES = 24
 MODES = (Mode.WP, Mode.WP, Mode.WP, Mode.WP | Mode.MISSING, Mode.MISSING)
 MAPPER = 300
 FORKER = 400
+ZAPPER = 500
 # Of each its own threads and monitor.
 MOST_USERFAULTFDS = 9
 
@@ -142,6 +143,7 @@ class History:
         self._calls: dict[int, tuple[Ioctl, int, int, int, int, int | None, Uffd]] = {}
         self._remap: tuple[Uffd, int, int, int, int] | None = None
         self._fork: Fork | None = None
+        self._zapping: set[int] = set()
         for home in self._all:
             self._announce(home)
         # Both watch something from the start, or half the steps would be idle.
@@ -170,6 +172,7 @@ class History:
             self._begin(name, home, at, length, variant)
         elif name == "return":
             self._return(home.monitor + variant % 2)
+            self._zapped(ZAPPER + variant % 2)
             self._moved()
             self._forked()
         elif name in ("failing", "arm part"):
@@ -286,7 +289,12 @@ class History:
         elif name == "discard":
             self.events.discard(at, length)
         elif name == "zap":
-            self.events.zap(at, length)
+            # The return may come later, or be lost to the next call.
+            tid = ZAPPER + variant % 2
+            self.events.zap_call(at, length, tid=tid)
+            self._zapping.add(tid)
+            if variant > 4:
+                self._zapped(tid)
         elif name == "unmerged":
             self.events.unmerged(at)
         elif name == "merged":
@@ -297,6 +305,11 @@ class History:
             self.events.fork(at, length, watched=variant > 5)
         elif name == "event":
             self.events.event(list(UffdEvent)[variant % 4])
+
+    def _zapped(self, tid: int) -> None:
+        if tid in self._zapping:
+            self._zapping.remove(tid)
+            self.events.zap_return(tid)
 
     # ---- calls ---------------------------------------------------------------
 

@@ -11,6 +11,12 @@ from unit.reference_page import Descriptor, Page, Range, Sleeper
 from uffdtrace.model.events import MREMAP_DONTUNMAP, PAGE_SIZE, Array, Feature, Ioctl, MessageFlag, Mode, Type
 
 EVIDENCE = (Type.FRESH_PAGE, Type.ZERO_PAGE, Type.UNPROTECTED_WRITE, Type.UNMERGED)
+RETURNS = {
+    Type.IOCTL: Type.IOCTL_RETURN,
+    Type.PROTECT: Type.PROTECT_RETURN,
+    Type.REMAP: Type.REMAP_RETURN,
+    Type.ZAP: Type.ZAP_RETURN,
+}
 FILLS = (Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE, Ioctl.MOVE)
 EEXIST, EAGAIN = -17, -11
 RETRY_NOWAIT = 8
@@ -68,9 +74,18 @@ class Reference:
         call = self.records[index]["type"]
         for later in range(index + 1, len(self.records)):
             event = self.records[later]
-            if event["tid"] == self.records[index]["tid"] and event["type"] in (call, call + 1):
-                return later if event["type"] == call + 1 else None
+            if event["tid"] == self.records[index]["tid"] and event["type"] in (call, RETURNS[call]):
+                return later if event["type"] == RETURNS[call] else None
         return None
+
+    def _over(self, index: int) -> float:
+        """Index of the return of the call at `index`: its own where that was lost, none where it still runs."""
+        call, end = self.records[index], self._result(index)
+        again = any(
+            later["tid"] == call["tid"] and later["type"] in (call["type"], RETURNS[call["type"]])
+            for later in self.records[index + 1 :]
+        )
+        return float("inf") if not again else index if end is None else end
 
     def _undecided(self) -> set[int]:
         found: set[int] = set()
@@ -91,18 +106,14 @@ class Reference:
         """Index of each act on pages and of its end, the event, the pages, and what it leaves of them."""
         found: list[tuple[int, float, Event, range, str]] = []
         for index, event in enumerate(self.records):
-            end = self._result(index)
             if event["type"] == Type.PROTECT:
-                own = [
-                    later
-                    for later in self.records[index + 1 :]
-                    if later["tid"] == event["tid"] and later["type"] in (Type.PROTECT, Type.PROTECT_RETURN)
-                ]
-                over = float("inf") if not own else end if end is not None else index
-                found.append((index, over, event, numbers(event), "armed" if event["kind"] else "released"))
-            elif event["type"] in (Type.DISCARD, Type.ZAP):
+                left = "armed" if event["kind"] else "released"
+                found.append((index, self._over(index), event, numbers(event), left))
+            elif event["type"] == Type.ZAP:
+                found.append((index, self._over(index), event, numbers(event), "emptied"))
+            elif event["type"] == Type.DISCARD:
                 found.append((index, index, event, numbers(event), "emptied"))
-            elif event["type"] == Type.IOCTL and end is not None:
+            elif event["type"] == Type.IOCTL and (end := self._result(index)) is not None:
                 result = self.records[end]
                 if result["kind"] in FILLS and result["value"] > 0:
                     pages = numbers(result, result["value"])

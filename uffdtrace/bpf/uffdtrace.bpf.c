@@ -133,6 +133,8 @@ BPF_HASH(ioctl_calls, u32, struct ioctl_call, 16384);
 BPF_HASH(protect_calls, u32, u64, 16384);
 BPF_HASH(sleepers, u32, struct sleeper, 65536);
 BPF_HASH(merges, u32, u64, 64);
+/* Threads that drop the entries of an area, with its userfaultfd. */
+BPF_HASH(zapping, u32, u64, 16384);
 /* Threads in do_huge_pmd_wp_page(), with the address of their fault. */
 BPF_HASH(huge_writes, u32, struct huge_write, 16384);
 /* Threads in break_ksm(), with the page: ksmd, and who calls madvise(MADV_UNMERGEABLE). */
@@ -1186,6 +1188,7 @@ static __always_inline void name_call(struct event *event)
 
 static __always_inline int dropped(u32 type, u64 vma, u64 start, u64 end, u64 wanted_flags)
 {
+	u32 tid = bpf_get_current_pid_tgid();
 	struct event event = {.type = type, .start = start, .end = end};
 	struct area area;
 
@@ -1196,6 +1199,8 @@ static __always_inline int dropped(u32 type, u64 vma, u64 start, u64 end, u64 wa
 	/* userfaultfd_remove() waits until the monitor has read of it. */
 	event.kind = type == EVENT_DISCARD && read32(area.ctx + CTX_FEATURES) & FEATURE_EVENT_REMOVE ? 1 : 0;
 	name_call(&event);
+	if (type == EVENT_ZAP && zapping.update(&tid, &area.ctx))
+		lose(LOSS_MAP_FULL);
 	emit_here(&event);
 	return 0;
 }
@@ -1221,6 +1226,21 @@ int on_zap(void *ctx, u64 vma, u64 address, u64 size)
 int on_hugetlb_zap(void *ctx, u64 vma, u64 start, u64 end)
 {
 	return dropped(EVENT_ZAP, vma, start, end, VM_UFFD_WP);
+}
+
+/* Until here an entry may have been there still: what else acts on it meanwhile has no order with the drop. */
+int on_zap_return(void *ctx)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	u64 *uffd = zapping.lookup(&tid);
+	struct event event = {.type = EVENT_ZAP_RETURN};
+
+	if (!uffd)
+		return 0;
+	event.ctx = *uffd;
+	zapping.delete(&tid);
+	emit_here(&event);
+	return 0;
 }
 
 static __always_inline int unmapped(u64 mm, u64 start, u64 end)

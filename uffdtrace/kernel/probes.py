@@ -199,10 +199,27 @@ TABLE: tuple[Row, ...] = (
         required=False,
     ),
     Row(
+        "zap-returns",
+        ("lost",),
+        (
+            Candidate("zap_vma_range_batched", "on_zap_return", (), _RETURN),
+            Candidate("zap_page_range_single", "on_zap_return", (), _RETURN),
+        ),
+        required=False,
+        twice=True,
+    ),
+    Row(
         "hugetlb-zaps",
         ("dropped",),
         (Candidate("unmap_hugepage_range", "on_hugetlb_zap", ("vma", "start", "end")),),
         required=False,
+    ),
+    Row(
+        "hugetlb-zap-returns",
+        ("lost",),
+        (Candidate("unmap_hugepage_range", "on_zap_return", (), _RETURN),),
+        required=False,
+        twice=True,
     ),
     # break_ksm() is a write fault without a write up to 6.1.
     Row("unmerges", ("lost",), (Candidate("break_ksm", "on_unmerge", ("vma", "addr")),), required=False),

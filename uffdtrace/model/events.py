@@ -58,6 +58,7 @@ class Type(IntEnum):
     PRESENT = 36
     PROCESS_NAME = 37
     AREA_REGISTERED = 38
+    ZAP_RETURN = 39
     # From the collector, not from the kernel:
     RANGE_FOUND = 128
     PAGES_FOUND = 129
@@ -96,6 +97,7 @@ FIELDS = {
     Type.DISCARD: "madvise drops start..end; flags=Memory, kind=1 if a REMOVE event tells the monitor,"
     " aux=number of the system call that does it (0 where not known), value=its advice, for madvise",
     Type.ZAP: "the entries of start..end are dropped, by whatever call; otherwise as DISCARD",
+    Type.ZAP_RETURN: "they are gone",
     Type.HUGE_WRITE: "a write made the huge page start..end, present and not protected, writable; aux=fault address",
     Type.UNMERGED: "KSM gave start..end a page of its own again, writable, though nobody wrote",
     Type.UNMAP: "ctx=mm: munmap of start..end",

@@ -135,9 +135,10 @@ class Model:
         ioctls = join.returns_of(events, Type.IOCTL, Type.IOCTL_RETURN)
         protects = join.returns_of(events, Type.PROTECT, Type.PROTECT_RETURN)
         remaps = join.returns_of(events, Type.REMAP, Type.REMAP_RETURN)
+        zaps = join.returns_of(events, Type.ZAP, Type.ZAP_RETURN)
         ready = len(events)
         if not final and ready < _MOST_WAITING:
-            for index, found in (ioctls, protects, remaps):
+            for index, found in (ioctls, protects, remaps, zaps):
                 waiting = index[found == join.OPEN]
                 if waiting.size:
                     ready = min(ready, int(waiting[0]))
@@ -146,7 +147,7 @@ class Model:
         if not ready:
             return
         self.last = max(self.last, int(events["time"][:ready].max()))
-        work = Work(events, ready, ioctls, protects, remaps, self._overlaps)
+        work = Work(events, ready, ioctls, protects, remaps, zaps, self._overlaps)
         self.lost_returns += work.lost_returns
         if work.unmaps and self._first_unseen(work.events) is None:
             work.pass_over(self.watched.registered())

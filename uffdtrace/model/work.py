@@ -64,7 +64,8 @@ _STRUCTURAL = np.array(
 # After these more may be registered than before.
 _REGISTERING = np.array([Type.USERFAULTFD, Type.FORKED, Type.REMAP, Type.RANGE_FOUND], dtype=np.uint8)
 _RESULTS = np.array(
-    [Type.IOCTL_RETURN, Type.PROTECT_RETURN, Type.REMAP_RETURN, Type.WAKE, Type.FAULT_RETURN], dtype=np.uint8
+    [Type.IOCTL_RETURN, Type.PROTECT_RETURN, Type.REMAP_RETURN, Type.ZAP_RETURN, Type.WAKE, Type.FAULT_RETURN],
+    dtype=np.uint8,
 )
 _DISCARDS = np.array([Type.DISCARD, Type.ZAP], dtype=np.uint8)
 # Calls that put pages into a range, and what they do where their mode does not protect.
@@ -123,6 +124,7 @@ class Work:
         ioctls: tuple[Array, Array],
         protects: tuple[Array, Array],
         remaps: tuple[Array, Array],
+        zaps: tuple[Array, Array],
         overlaps: Overlaps,
     ) -> None:
         self.events = events[:size]
@@ -136,10 +138,11 @@ class Work:
         self._protections(*protects)
         self._registered = self._calls(*ioctls)
         self.remaps = self._remaps(*remaps)
+        self.lost_returns += int((zaps[1][zaps[0] < size] == join.LOST).sum())
         # By index of the later of two calls that overlapped: the spans [start, end) where they did.
         self.doubts: dict[int, list[tuple[int, int]]] = {}
         until = int(self.events["time"].max())
-        for part in overlaps.feed(self._acts(ioctls, protects), until):
+        for part in overlaps.feed(self._acts(ioctls, protects, zaps), until):
             self.doubts.setdefault(int(part["index"]), []).append((int(part["start"]), int(part["end"])))
         doubtful = np.zeros(size, dtype=bool)
         doubtful[[*self.doubts, *self.refused]] = True
@@ -265,12 +268,12 @@ class Work:
                 self.op[index[some][holes & (self.op[index[some]] == Op.MOVE)]] = Op.MOVE_MAYBE
         return registered
 
-    def _acts(self, ioctls: tuple[Array, Array], protects: tuple[Array, Array]) -> Array:
+    def _acts(self, *calls: tuple[Array, Array]) -> Array:
         """What acts on pages in this batch, with the time of its return (dtype overlap.ACT)."""
         size = len(self.events)
         effect = _EFFECT[self.op]
         returned = self.events["time"].copy()
-        for index, found in (ioctls, protects):
+        for index, found in calls:
             inside = index < size
             index, found = index[inside], found[inside]
             seen = found >= 0
