@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
+import containers
 import criu
 import handoff
 import programs
@@ -332,6 +333,8 @@ def main() -> None:
         steps["compare"] = lambda: trace_both(guest)
         steps["refused-pid"] = lambda: refuse_no_such_process(guest)
         steps["refused-command"] = lambda: refuse_no_such_command(guest)
+        for name, program in containers.STEPS.items():
+            steps[name] = lambda program=program: program(guest)  # type: ignore[misc]
 
     for name, step in steps.items():
         if name not in arguments.without and to_do(guest, name):

@@ -120,10 +120,14 @@ TABLE: tuple[Row, ...] = (
         ),
     ),
     Row("wakes", ("pending", "latency_us"), (Candidate("userfaultfd_wake_function", "on_wake", ("wq", "key")),)),
-    Row("ioctls", ("armed_pages", "lost"), (Candidate("userfaultfd_ioctl", "on_ioctl", ("file", "cmd", "arg")),)),
+    Row(
+        "ioctls",
+        ("armed_pages", "holes", "lost"),
+        (Candidate("userfaultfd_ioctl", "on_ioctl", ("file", "cmd", "arg")),),
+    ),
     Row(
         "ioctl-returns",
-        ("armed_pages", "lost"),
+        ("armed_pages", "holes", "lost"),
         (Candidate("userfaultfd_ioctl", "on_ioctl_return", (), _RETURN),),
         twice=True,
     ),

@@ -1,0 +1,42 @@
+"""A process in a container is traced from the host, and from inside uffdtrace says why it cannot."""
+
+from __future__ import annotations
+
+import pytest
+from guest.compare import compare, owned_ranges
+from guest.results import Guest
+from guest.test_lifecycle import since_attach
+
+pytestmark = pytest.mark.once
+
+
+def test_attach_from_the_host(guest: Guest) -> None:
+    step, trace = guest.step("container-attach"), guest.trace("container-attach")
+    assert (step["exit_status"], step["workload_exit_status"]) == (0, 0), trace.stderr
+    assert step["inside"] != step["outside"], "it was in no PID namespace of its own: this proves nothing"
+    truth = trace.truth["seed"]
+    assert truth["pid"] == step["inside"]
+    known = [since_attach(found, guest.suite, armed=False) for found in truth["ranges"]]
+    outcome = compare(trace.report, {**truth, "pid": step["outside"], "ranges": known})
+    assert not outcome.differences, outcome.differences
+
+
+def test_run_of_a_container(guest: Guest) -> None:
+    assert guest.step("container-run")["exit_status"] == 0, guest.trace("container-run").stderr
+    trace = guest.trace("container-run")
+    truth = trace.truth["seed"]
+    (outside,) = {home["owner_pid"] for home in trace.report["userfaultfds"]}
+    assert outside != truth["pid"] and not owned_ranges(trace.report, truth["pid"])
+    outcome = compare(trace.report, {**truth, "pid": outside})
+    assert not outcome.differences, outcome.differences
+
+
+@pytest.mark.parametrize("verb", ["attach", "run"])
+@pytest.mark.parametrize(("namespace", "remedy"), [("pid", "--pid=host"), ("time", "nsenter --time -t 1")])
+def test_namespaces_are_refused(guest: Guest, verb: str, namespace: str, remedy: str) -> None:
+    answer = guest.step(f"refused-{namespace}-namespace")[verb]
+    (line,) = answer["stderr"].splitlines()
+    assert answer["exit_status"] == 1
+    assert line.startswith("uffdtrace: ") and remedy in line
+    # It is refused before a file is made.
+    assert not answer["left"]
