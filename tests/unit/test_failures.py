@@ -9,6 +9,7 @@ from unit.events import BASE, CTX, Events, fed
 
 from uffdtrace.model.events import Ioctl, Mode
 from uffdtrace.model.failures import Failures, meaning
+from uffdtrace.model.model import Model
 from uffdtrace.model.rules_calls import userfaultfd_findings
 
 
@@ -96,3 +97,19 @@ def test_a_million_failures_are_one() -> None:
 def test_the_errors_that_people_meet_have_a_meaning(kind: Ioctl) -> None:
     assert meaning(kind, errno.EINVAL) and meaning(kind, errno.EFAULT)
     assert meaning(kind, errno.ENOTTY) == ""
+
+
+@pytest.mark.parametrize("batch", [1, 1000])
+def test_a_userfaultfd_that_closed_keeps_its_failures(batch: int) -> None:
+    """The kernel gives its address to the next one at once, in the same batch or another."""
+    events = Events()
+    events.userfaultfd()
+    events.ioctl(Ioctl.WAKE, 4, 1, ret=-errno.EINVAL)
+    events.release_descriptor()
+    events.userfaultfd()
+    model = Model()
+    everything = events.array()
+    for begin in range(0, len(everything), batch):
+        model.feed(everything[begin : begin + batch])
+    model.finish()
+    assert [len(home.failures.all()) for home in model.userfaultfds] == [1, 0]

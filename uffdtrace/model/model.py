@@ -164,7 +164,7 @@ class Model:
         if self.watched.populated.late:
             self.watched.dropped(work.events[np.isin(work.events["type"], DISCARDS)])
         for call in facts.calls(events, ready, *ioctls):
-            self._wrong(int(numbers[call.index]), call, int(work.events["ctx"][call.index]))
+            self._wrong(int(numbers[call.index]), call, int(work.homes[call.index]))
         self._sleep(work.events, numbers)
 
     def _sleep(self, events: Array, numbers: Array) -> None:
@@ -244,6 +244,7 @@ class Model:
         for lost in np.flatnonzero((types == Type.IOCTL) & (number < 0)).tolist():
             number[lost] = self._touched(home.ctx, events[lost])
         numbers[chosen] = number
+        work.homes[chosen] = home.number
         known = number >= 0
         self._describe(events[known], number[known])
         messages = types == Type.MESSAGE
@@ -286,12 +287,12 @@ class Model:
         pieces = self.ranges.space(ctx).overlapping(int(event["start"]), int(event["end"]))
         return pieces[0].range_number if pieces else -1
 
-    def _wrong(self, number: int, call: facts.Call, ctx: int) -> None:
-        """A call that did not do what it was asked for."""
+    def _wrong(self, number: int, call: facts.Call, home: int) -> None:
+        """A call that did not do what it was asked for; `home` is -1 where its userfaultfd was not seen."""
         if number < 0 or (call.failed and call.failed[0] is Ioctl.API):
             # It names no range: it is told with its userfaultfd.
-            if call.failed and ctx in self.watched.current:
-                self.watched.current[ctx].failures.add(*call.failed)
+            if call.failed and home >= 0:
+                self.userfaultfds[home].failures.add(*call.failed)
             return
         row = self.ranges.all[number].root()
         if call.failed:

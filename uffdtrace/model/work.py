@@ -133,6 +133,8 @@ class Work:
         self.op = np.zeros(size, dtype=np.uint8)
         self.start = self.events["start"] & _PAGE_MASK
         self.pages = np.ones(size, dtype=np.int64)
+        # The number of each event's userfaultfd, once the model has come to it: its address is soon another's.
+        self.homes = np.full(size, -1, dtype=np.int64)
         self.lost_returns = 0
         self._own_pages(types)
         self._protections(*protects)
