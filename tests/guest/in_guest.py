@@ -17,13 +17,13 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
 import containers
 import criu
 import handoff
+import hangs
 import programs
 from steps import (
     FINISH_SECONDS,
@@ -32,8 +32,8 @@ from steps import (
     Result,
     attached,
     finish,
-    first_line,
     go_on,
+    standing,
     started,
     until,
     until_ready,
@@ -179,14 +179,6 @@ def kill(guest: Guest) -> Result:
     }
 
 
-@contextlib.contextmanager
-def standing(guest: Guest, scenario: str, point: str, truth: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """The workload, stopped at a point of a scenario's life, and the scenario's process."""
-    target = [guest.workload, "run", "--only", scenario, "--stop-at", point, "--out", truth]
-    with started(guest, target, subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE) as workload:
-        yield workload, json.loads(first_line(workload, FINISH_SECONDS))["pid"]
-
-
 def attach(guest: Guest, scenario: str, point: str, name: str) -> Result:
     """Attach to a tracker that stands at a point of its life, then let it go on."""
     with standing(guest, scenario, point, guest.path(f"truth-{name}.jsonl")) as (workload, pid):
@@ -320,7 +312,7 @@ def main() -> None:
     steps["kill"] = lambda: kill(guest)
     steps["attach-armed"] = lambda: attach(guest, "seed", "armed", "attach-armed")
     steps["attach-all"] = lambda: attach_all(guest)
-    for name, program in {**handoff.STEPS, **programs.STEPS, **criu.STEPS}.items():
+    for name, program in {**handoff.STEPS, **hangs.STEPS, **programs.STEPS, **criu.STEPS}.items():
         steps[name] = lambda program=program: program(guest)  # type: ignore[misc]
     steps["pending"] = lambda: pending(guest)
     steps["attach-interrupted"] = lambda: stopped(guest, "attach-interrupted", interrupt=True)

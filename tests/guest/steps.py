@@ -6,6 +6,7 @@ Only the standard library, as for all that runs in a guest.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import select
@@ -112,3 +113,11 @@ def first_line(process: subprocess.Popen[str], seconds: float) -> str:
     if not select.select([process.stdout], [], [], seconds)[0]:
         raise RuntimeError(f"the workload said nothing for {seconds:.0f} s")
     return process.stdout.readline()
+
+
+@contextlib.contextmanager
+def standing(guest: Guest, scenario: str, point: str, truth: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The workload, stopped at a point of a scenario's life, and the scenario's process."""
+    target = [guest.workload, "run", "--only", scenario, "--stop-at", point, "--out", truth]
+    with started(guest, target, subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE) as workload:
+        yield workload, json.loads(first_line(workload, FINISH_SECONDS))["pid"]

@@ -119,6 +119,7 @@ def test_attach_says_who_slept_already(guest: Guest) -> None:
     assert len(home["before_trace"]["threads"]) == 64
     assert [found["messages"] for found in ranges] == [found["messages"] for found in truth]
     assert [found["pending"] for found in ranges] == [0]
+    assert (home["before_trace"]["served"], home["before_trace"]["still_asleep"]) == (64, [])
     # Also on 5.10, which does not tell what was armed: each of them was told and released.
     assert [found["lost"]["observed"] for found in ranges] == [0]
 

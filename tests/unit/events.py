@@ -209,6 +209,13 @@ class Events:
         told = {"tgid": self.monitor, "value": reader, "flags": self._flags()}
         self.add(Type.MESSAGE, start=page(at), aux=aux, kind=kind, tid=tid, **told)
 
+    def fault_found(
+        self, at: int, tid: int = THREAD, read: bool = True, kind: Kind = Kind.WP, write: bool = True
+    ) -> None:
+        """In a queue of the userfaultfd when the trace began."""
+        aux = int(MessageFlag.WRITE if write else 0) | {Kind.MISSING: 0, Kind.WP: 2, Kind.MINOR: 4}[kind]
+        self.add(Type.FAULT_FOUND, start=page(at), aux=aux, kind=kind, value=int(read), tid=tid, tgid=self.owner)
+
     def wake(self, at: int, tid: int = THREAD) -> None:
         self.add(Type.WAKE, start=page(at), tid=tid, tgid=self.owner)
 

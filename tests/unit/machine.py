@@ -50,6 +50,8 @@ class Uffd:
     owner: int
     unread: int = 0
     waiting: int = 0
+    # Threads in its queues; the kernel tells of them where it shows the descriptor.
+    queue: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -108,6 +110,8 @@ class Machine:
         if uffd is None:
             return None
         self.send(Type.USERFAULTFD, ctx=uffd.ctx, start=uffd.mm, aux=uffd.owner, tgid=os.getpid())
+        for tid in uffd.queue:
+            self.send(Type.FAULT_FOUND, ctx=uffd.ctx, tid=tid, tgid=uffd.owner)
         return proc.Fdinfo(0, uffd.unread, uffd.waiting)
 
     def _shown(self, pid: int) -> list[Mapping]:

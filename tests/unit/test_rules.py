@@ -203,9 +203,9 @@ FIRES: dict[str, tuple[Callable[[int], Case], str, str]] = {
     ),
     "never-read": (
         lambda count: case(pending=count, readers=set(), waiting=waiting(1, read=False)),
-        "1 fault waited for the monitor, and nobody read a message from this userfaultfd: 1 thread sleeps in"
-        " handle_userfault() for up to 2 s, at 1000; 1 of the messages was not even read.",
-        "1,234 faults waited for the monitor, and nobody read a message from this userfaultfd:",
+        "1 fault waited for the monitor, and nobody read a message from this userfaultfd in the trace: 1 thread sleeps"
+        " in handle_userfault() for up to 2 s, at 1000; 1 of the messages was not even read.",
+        "1,234 faults waited for the monitor, and nobody read a message from this userfaultfd in the trace:",
     ),
     "monitor-fault": (fact("MONITOR_FAULT"), "1 fault came from a thread", "1,234 faults came from a thread"),
     "closed-with-waiters": (fact("CLOSED"), "1 fault was asleep when", "1,234 faults were asleep when"),

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.events import STEP_NS, THREAD, Events, counts, fed
 
-from uffdtrace.model.events import Array, Kind
+from uffdtrace.model.events import Array, Kind, Mode, Type
+from uffdtrace.model.facts import Fact
 from uffdtrace.model.sleep import TOTAL
 
 
@@ -298,3 +299,101 @@ def test_every_fault_of_a_storm_has_its_wait(count: int) -> None:
     for number in range(count):
         events.served(number % 8)
     assert told(events) == (0, [2] * count)
+
+
+# ---- faults from before the trace --------------------------------------------------
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_one_that_waits_since_before_the_trace(read: bool) -> None:
+    events = started()
+    events.fault_found(1, read=read)
+    events.asleep(THREAD)
+    assert told(events) == (1, [])
+    (row,) = fed(events.array()).rows()
+    assert [(fault.since, fault.read, fault.kind) for fault in row.waiting] == [(None, read, Kind.WP)]
+
+
+def test_one_whose_message_is_read_in_the_trace() -> None:
+    events = started()
+    events.fault_found(1, read=False)
+    events.message(1)
+    events.asleep(THREAD)
+    (row,) = fed(events.array()).rows()
+    assert [fault.read for fault in row.waiting] == [True]
+
+
+def test_one_that_is_served_in_the_trace_has_no_latency() -> None:
+    events = started()
+    events.fault_found(1)
+    events.wake(1)
+    assert told(events) == (0, [])
+    (home,) = fed(events.array()).userfaultfds
+    assert home.served_later == 1
+
+
+def test_what_is_known_better_is_not_found() -> None:
+    """The queue was looked at after the thread's fault had begun in the trace."""
+    events = started()
+    events.fault(1)
+    events.fault_found(1, read=False)
+    events.message(1)
+    events.wake(1)
+    events.fault_return()
+    assert told(events) == (0, [3])
+
+
+def test_a_thread_that_was_served_and_faults_again() -> None:
+    events = started()
+    events.fault_found(1)
+    events.wake(1)
+    events.served(2)
+    assert told(events) == (0, [2])
+
+
+def test_one_that_was_answered_unseen_is_not_pending() -> None:
+    """Between the look and the first event that was recorded."""
+    events = started()
+    events.fault_found(1)
+    events.asleep(0)
+    assert told(events) == (0, [])
+
+
+def test_one_that_sleeps_still_is_not_told_twice() -> None:
+    events = started()
+    events.add(Type.WAITERS_FOUND, aux=0, value=1)
+    events.add(Type.SLEEPER_FOUND, tid=THREAD, tgid=events.owner)
+    events.fault_found(1)
+    events.asleep(THREAD)
+    model = fed(events.array())
+    (row,), (home,) = model.rows(), model.userfaultfds
+    assert (row.pending, home.listed, home.still_asleep) == (1, [THREAD], [])
+
+
+def test_one_whose_userfaultfd_is_closed() -> None:
+    events = started()
+    events.fault_found(1)
+    events.release_descriptor()
+    events.wake(1)
+    (row,) = fed(events.array()).rows()
+    assert row.facts[Fact.CLOSED] == 1
+
+
+@pytest.mark.parametrize("answer", ["copy", "release"])
+def test_an_answer_to_one_loses_nothing(answer: str) -> None:
+    """The monitor had read of the write: without protection is how it lets the page go."""
+    events = Events()
+    events.userfaultfd()
+    events.range_found(0, 8, Mode.WP | Mode.MISSING, tells=True)
+    events.pages_found(0, 8)
+    events.fault_found(1)
+    if answer == "copy":
+        events.copy(1)
+    else:
+        events.release(1, 1)
+    (row,) = fed(events.array()).rows()
+    assert row.count("blind") == row.count("observed") == 0
+    # Beside it nobody was told.
+    events.copy(3)
+    (row,) = fed(events.array()).rows()
+    assert row.count("blind") == 1

@@ -518,14 +518,70 @@ static __always_inline void emit_present(struct event *call, u64 mm)
 
 /* ---- descriptors and ioctls ---------------------------------------------- */
 
+static __always_inline void fault_entry(u64 entry, struct event *event)
+{
+	u64 fault = entry - UWQ_WQ;
+	u64 task;
+
+	event->ctx = read64(fault + UWQ_CTX);
+	event->aux = read64(fault + UWQ_MSG + 8);
+	event->start = read64(fault + UWQ_MSG + 16);
+	task = read64(entry + WQE_PRIVATE);
+	event->tid = read32(task + TASK_PID);
+}
+
+static __always_inline u8 message_kind(u64 flags)
+{
+	return flags & MESSAGE_FLAG_WP ? KIND_WP : flags & MESSAGE_FLAG_MINOR ? KIND_MINOR : KIND_MISSING;
+}
+
+/* Of each queue of a userfaultfd: the loop below must have an end. */
+#define MOST_WAITERS 512
+
+/*
+ * Who waits in a queue of a userfaultfd since before the trace. It is read without
+ * the queue's lock: an entry that goes meanwhile leads elsewhere, so the walk ends
+ * where an entry is not this userfaultfd's.
+ */
+static __always_inline void emit_waiters(u64 uffd, u64 head, u32 type, bool read)
+{
+	u64 next = read64(head);
+	struct event event;
+	u64 entry, task;
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < MOST_WAITERS; i++) {
+		entry = next - WQE_ENTRY;
+		if (next == head || read64(entry - UWQ_WQ + UWQ_CTX) != uffd)
+			break;
+		__builtin_memset(&event, 0, sizeof(event));
+		event.type = type;
+		fault_entry(entry, &event);
+		if (type == EVENT_FAULT_FOUND) {
+			event.kind = message_kind(event.aux);
+			event.value = read;
+		} else {
+			event.kind = read32(entry - UWQ_WQ + UWQ_MSG) & 0xff;
+		}
+		task = read64(entry + WQE_PRIVATE);
+		event.tgid = read32(task + TASK_TGID);
+		emit(&event);
+		next = read64(next);
+	}
+}
+
 int on_fdinfo(void *ctx, u64 m, u64 file)
 {
 	struct event event = {};
+	u64 uffd = read64(file + FILE_PRIVATE);
 
 	if ((u32)(bpf_get_current_pid_tgid() >> 32) != COLLECTOR)
 		return 0;
-	describe(&event, read64(file + FILE_PRIVATE));
+	describe(&event, uffd);
 	emit_here(&event);
+	emit_waiters(uffd, uffd + CTX_READ_FAULTS, EVENT_FAULT_FOUND, true);
+	emit_waiters(uffd, uffd + CTX_UNREAD_FAULTS, EVENT_FAULT_FOUND, false);
+	emit_waiters(uffd, uffd + CTX_UNREAD_EVENTS, EVENT_EVENT_FOUND, false);
 	return 0;
 }
 
@@ -762,18 +818,6 @@ int on_fault_return(void *ctx, u64 result)
 	return 0;
 }
 
-static __always_inline void fault_entry(u64 entry, struct event *event)
-{
-	u64 fault = entry - UWQ_WQ;
-	u64 task;
-
-	event->ctx = read64(fault + UWQ_CTX);
-	event->aux = read64(fault + UWQ_MSG + 8);
-	event->start = read64(fault + UWQ_MSG + 16);
-	task = read64(entry + WQE_PRIVATE);
-	event->tid = read32(task + TASK_PID);
-}
-
 /*
  * userfaultfd_ctx_read() moves a fault from the pending to the read queue, once
  * for each message, with add_wait_queue(): at its call there, else in itself.
@@ -802,7 +846,7 @@ int on_message(void *ctx, u64 entry)
 	}
 	event.type = EVENT_MESSAGE;
 	fault_entry(entry, &event);
-	event.kind = event.aux & MESSAGE_FLAG_WP ? KIND_WP : event.aux & MESSAGE_FLAG_MINOR ? KIND_MINOR : KIND_MISSING;
+	event.kind = message_kind(event.aux);
 	event.value = (u32)id;
 	sleeper = sleepers.lookup(&event.tid);
 	event.flags = sleeper ? sleeper->memory : 0;
@@ -1229,7 +1273,7 @@ int on_hugetlb_zap(void *ctx, u64 vma, u64 start, u64 end)
 }
 
 /* Until here an entry may have been there still: what else acts on it meanwhile has no order with the drop. */
-int on_zap_return(void *ctx)
+int on_zap_return(void *ctx, u64 result)
 {
 	u32 tid = bpf_get_current_pid_tgid();
 	u64 *uffd = zapping.lookup(&tid);

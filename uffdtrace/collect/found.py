@@ -22,6 +22,8 @@ from uffdtrace.kernel import offers, proc
 from uffdtrace.model.events import EVENT, Array, Ioctl, Mode, Type, UffdEvent
 from uffdtrace.model.report import Name
 
+# Who waits in the queues of a userfaultfd that is looked at.
+_QUEUED = (Type.FAULT_FOUND, Type.EVENT_FOUND)
 # Events whose tgid acts on a userfaultfd, or is its memory's.
 _ACTORS = (Type.IOCTL, Type.MESSAGE, Type.PROCESS, Type.RANGE_FOUND)
 
@@ -55,6 +57,8 @@ class LookBack:
         self._program = program
         self._stream = stream
         self._looked: dict[int, _Look] = {}
+        # Who waited when the trace began: FAULT_FOUND and EVENT_FOUND.
+        self._queued: list[Array] = []
 
     def start(self, pid: int | None) -> list[Name]:
         """Have every userfaultfd that `pid` holds, or that watches its memory, traced; or every one there is.
@@ -66,25 +70,39 @@ class LookBack:
             if holder == os.getpid():
                 continue
             for fd in proc.userfaultfds(holder):
-                said = proc.fdinfo(holder, fd)
-                for event in self._shown():
-                    ctx, owner = int(event["ctx"]), int(event["aux"])
-                    if ctx in self._looked or pid not in (None, holder, owner):
-                        continue
-                    self._looked[ctx] = _Look(int(event["start"]), int(event["time"]))
-                    self._program.trace(ctx, int(event["start"]))
-                    found.append(event)
-                    if said:
-                        waiting = {"aux": said.unread, "value": said.waiting}
-                        self._stream.push([_event(Type.WAITERS_FOUND, ctx=ctx, **waiting)])
+                proc.fdinfo(holder, fd)
+                new = [event for event in self._shown() if self._wanted(event, pid, holder)]
+                for event in new[:1]:
+                    self._program.trace(int(event["ctx"]), int(event["start"]))
+                    found += self._look(holder, fd, event)
+        # What the first looks told is told again by those that count, and of other people's nothing is kept.
         held = self._stream.held
-        # Other people's are no business of this trace.
-        strangers = self._told(held) & ~np.isin(held["ctx"], list(self._looked))
-        self._stream.held = held[~strangers]
+        counted = self._told(held) & ~np.isin(held["time"], [int(one["time"]) for one in found])
+        self._stream.held = held[~(counted | np.isin(held["type"], _QUEUED))]
+        self._stream.push(self._queued)
         for owner in sorted({int(event["aux"]) for event in found if event["aux"]}):
             sleepers = proc.asleep_in_fault(owner)
             self._stream.push([_event(Type.SLEEPER_FOUND, tid=tid, tgid=owner) for tid in sleepers])
         return self._ranges(found)
+
+    def _wanted(self, event: Array, pid: int | None, holder: int) -> bool:
+        """Whether what a descriptor of `holder` told of is to be traced, and not yet."""
+        return int(event["ctx"]) not in self._looked and pid in (None, holder, int(event["aux"]))
+
+    def _look(self, holder: int, fd: int, first: Array) -> list[Array]:
+        """Its USERFAULTFD event, from when on its events are recorded; who waits in its queues then is kept."""
+        ctx = int(first["ctx"])
+        said = proc.fdinfo(holder, fd)
+        events = self._stream.peek()
+        events = events[events["ctx"] == ctx]
+        told = events[self._told(events)]
+        event = told[-1] if len(told) else first
+        self._looked[ctx] = _Look(int(event["start"]), int(event["time"]))
+        # The kernel shows all of it again where its buffer was too small.
+        self._queued.append(events[np.isin(events["type"], _QUEUED) & (events["time"] >= event["time"])])
+        if said:
+            self._stream.push([_event(Type.WAITERS_FOUND, ctx=ctx, aux=said.unread, value=said.waiting)])
+        return [event]
 
     def late(self) -> list[Name]:
         """The same for userfaultfds that came from processes that are not followed."""
@@ -141,27 +159,28 @@ class LookBack:
                 if registered.name:
                     names.append(Name(watched[ctx], ctx, start, end, registered.name))
                 if tells and registered.modes & Mode.WP:
-                    own += _protected(self._stream, ctx, owner, start, end)
+                    own += _protected(self._stream, ctx, owner, start, end, watched[ctx])
         self._stream.push(own)
         return names
 
 
-def _protected(stream: Stream, ctx: int, owner: int, start: int, end: int) -> list[Array]:
-    """PAGES_FOUND events with the time before the look, so that what happens during it comes after.
+def _protected(stream: Stream, ctx: int, owner: int, start: int, end: int, since: int) -> list[Array]:
+    """PAGES_FOUND events for what was protected at the time `since` (ns), from which its events are recorded.
 
-    What is armed during it has events of its own: those pages are left out, for
-    they were not armed at that time.
+    What was armed between then and the look has events of its own: those pages are
+    left out. What was not was protected all the time, so it comes before what
+    happened meanwhile: a message that was read, say.
     """
-    before = _now()
     runs = list(proc.protected_runs(owner, start, end))
-    events = stream.peek()
+    stream.peek()
+    events = stream.held[stream.held["time"] >= since]
     armed = (events["type"] == Type.PROTECT) & (events["kind"] == 1)
     armed |= (events["type"] == Type.IOCTL) & np.isin(events["kind"], (Ioctl.COPY, Ioctl.CONTINUE))
     for event in events[armed & (events["ctx"] == ctx)]:
         low, high = int(event["start"]), int(event["end"])
         runs = [part for one in runs for part in ((one[0], min(one[1], low)), (max(one[0], high), one[1]))]
         runs = [one for one in runs if one[0] < one[1]]
-    return [_event(Type.PAGES_FOUND, time=before, ctx=ctx, tgid=owner, start=low, end=high) for low, high in runs]
+    return [_event(Type.PAGES_FOUND, time=since, ctx=ctx, tgid=owner, start=low, end=high) for low, high in runs]
 
 
 class Registrations:

@@ -27,6 +27,9 @@ _MEMBERS = {
     "CTX_MM": ("userfaultfd_ctx", "mm"),
     "CTX_FEATURES": ("userfaultfd_ctx", "features"),
     "CTX_FLAGS": ("userfaultfd_ctx", "flags"),
+    "CTX_UNREAD_FAULTS": ("userfaultfd_ctx", "fault_pending_wqh.head"),
+    "CTX_READ_FAULTS": ("userfaultfd_ctx", "fault_wqh.head"),
+    "CTX_UNREAD_EVENTS": ("userfaultfd_ctx", "event_wqh.head"),
     "MM_PGD": ("mm_struct", "pgd"),
     "TASK_PID": ("task_struct", "pid"),
     "TASK_TGID": ("task_struct", "tgid"),
@@ -43,6 +46,7 @@ _MEMBERS = {
     "UWQ_CTX": ("userfaultfd_wait_queue", "ctx"),
     "WQE_PRIVATE": ("wait_queue_entry", "private"),
     "WQE_FUNC": ("wait_queue_entry", "func"),
+    "WQE_ENTRY": ("wait_queue_entry", "entry"),
     "WAKE_START": ("userfaultfd_wake_range", "start"),
     "WAKE_LEN": ("userfaultfd_wake_range", "len"),
     "FILE_PRIVATE": ("file", "private_data"),
@@ -59,7 +63,7 @@ _MEMBERS = {
     "REGS_CS": ("pt_regs", "cs"),
 }
 
-# The last that is there counts.
+# Of two rows for one name, the one whose member this kernel has.
 _OPTIONAL_MEMBERS = (
     # Absent without CONFIG_MEMCG: owners then stay unknown.
     ("MM_OWNER", "mm_struct", "owner"),

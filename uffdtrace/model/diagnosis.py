@@ -133,7 +133,7 @@ class Case:
         # A message that was not recorded would be missing here.
         # A monitor that had so long, and read nothing at all, was not about to read.
         waited = (self.row.pending or 0) + self._killed_after(TRIED_NS)
-        return waited if self.whole and not self.userfaultfd.readers else 0
+        return waited if self.whole and not (self.userfaultfd.readers or self.userfaultfd.read_before) else 0
 
     @property
     def killed(self) -> int:

@@ -59,6 +59,8 @@ class Type(IntEnum):
     PROCESS_NAME = 37
     AREA_REGISTERED = 38
     ZAP_RETURN = 39
+    FAULT_FOUND = 40
+    EVENT_FOUND = 41
     # From the collector, not from the kernel:
     RANGE_FOUND = 128
     PAGES_FOUND = 129
@@ -117,6 +119,9 @@ FIELDS = {
     " populated there, kind=1 if there may be more",
     Type.PROCESS_NAME: "start and end hold the name of process tgid, 16 bytes",
     Type.AREA_REGISTERED: "an area in which REGISTER enters the userfaultfd: start, end, flags=Memory",
+    Type.FAULT_FOUND: "in a fault since before the trace: start=address, aux=message flags, kind=Kind, value=1 if the"
+    " message was read, tid, tgid=the thread that sleeps",
+    Type.EVENT_FOUND: "waits since before the trace until an event is read: kind=UffdEvent, tid, tgid=the thread",
     Type.RANGE_FOUND: "found registered at attach: start, end, aux=Mode, flags=Memory,"
     " kind=1 if protected pages would be found",
     Type.PAGES_FOUND: "found protected at attach: start, end",

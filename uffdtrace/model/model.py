@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uffdtrace.model import facts, join
+from uffdtrace.model import facts, join, open_faults
 from uffdtrace.model.dropped import DISCARDS, at_once, by_call
 from uffdtrace.model.events import (
     EVENT,
@@ -71,27 +71,8 @@ class Model:
         self._advance(self._waiting, final=True)
         nothing = np.empty(0, dtype=EVENT)
         self._served(*self._sleepers.feed(nothing, np.empty(0, dtype=np.int64), final=True))
-        for fault in self._sleepers.pending(self._asleep, self._looked_at):
-            if fault.range_number < 0:
-                continue
-            row = self.ranges.all[fault.range_number].root()
-            if fault.unknown:
-                row.pending = None
-            else:
-                row.pending = None if row.pending is None else row.pending + 1
-                row.waiting.append(fault)
+        open_faults.settle(self.watched, self._sleepers, self._asleep, self._looked_at)
         self._waits.finish(self.watched, self._asleep)
-        for killed in self._sleepers.killed:
-            if killed.range_number >= 0:
-                self.ranges.all[killed.range_number].root().killed.append(killed)
-        for number, ending in self._sleepers.left:
-            if number < 0:
-                continue
-            row = self.ranges.all[number].root()
-            gone = self.watched.home_of(row).gone
-            # The kernel used the address again.
-            if gone is None or gone >= ending.time:
-                row.note(Fact.CLOSED if ending.closed else Fact.UNREGISTERED)
         self._registered_late()
         self.ranges.count_once()
         self._no_more_holes_than_known()
@@ -255,10 +236,12 @@ class Model:
         home.callers.update(np.unique(events["tgid"][types == Type.IOCTL]).tolist())
 
         start, pages, ops = work.start[chosen], work.pages[chosen], work.op[chosen]
-        self._whole_pages(events, start, pages, number, messages & known)
+        # On hugetlb memory, what was told before the trace was told of a whole huge page, too.
+        named = (messages | (types == Type.FAULT_FOUND)) & known
+        self._whole_pages(events, start, pages, number, named)
         # WP_ASYNC: the kernel notes writes by itself.
         passed_over = home.has(Feature.WP_ASYNC) & np.isin(types, EVIDENCE)
-        active = np.flatnonzero((ops != Op.NOTHING) & ((pages <= EXPAND_PAGES) | messages) & ~passed_over)
+        active = np.flatnonzero((ops != Op.NOTHING) & ((pages <= EXPAND_PAGES) | named) & ~passed_over)
         # A trace may claim more than fits in memory at once.
         for part in np.split(active, np.flatnonzero(np.diff(np.cumsum(pages[active]) // _MOST_EXPANDED)) + 1):
             if part.size:
@@ -432,7 +415,12 @@ class Model:
                 seen[UffdEvent(what)] = seen.get(UffdEvent(what), 0) + 1
                 self._waits.began(self.watched.current[ctx], event)
         elif kind == Type.WAITERS_FOUND:
-            self.watched.home(ctx).before = (int(event["aux"]), int(event["value"]))
+            unread, waiting = int(event["aux"]), int(event["value"])
+            self.watched.home(ctx).before = (unread, waiting)
+            self.watched.home(ctx).read_before = waiting > unread
+        elif kind == Type.EVENT_FOUND:
+            if ctx in self.watched.current and int(event["kind"]) in list(UffdEvent):
+                self._waits.began_before(self.watched.current[ctx], event)
         elif kind == Type.SLEEPER_FOUND:
             self.watched.slept(int(event["tgid"]), int(event["tid"]))
         elif kind == Type.REMAP:

@@ -16,6 +16,7 @@ from uffdtrace.model.ranges import Range
 from uffdtrace.model.rules import findings
 from uffdtrace.model.rules_calls import userfaultfd_findings
 from uffdtrace.model.rules_waits import waiting_findings
+from uffdtrace.model.sleep import longest_first
 from uffdtrace.model.watched import Userfaultfd
 
 SCHEMA = "uffdtrace-report/1"
@@ -54,13 +55,13 @@ def _name(row: Range, home: Userfaultfd, names: Sequence[Name]) -> str | None:
 def _waiting(row: Range, end: int) -> list[dict[str, Any]] | None:
     if row.pending is None:
         return None
-    longest = sorted(row.waiting, key=lambda fault: fault.since)[:MOST_WAITING]
+    longest = longest_first(row.waiting)[:MOST_WAITING]
     return [
         {
             "address": hex(fault.address),
             "tid": fault.tid,
             "kind": fault.kind.name.lower(),
-            "for_s": round((end - fault.since) / 1e9, 6),
+            "for_s": None if fault.since is None else round((end - fault.since) / 1e9, 6),
             "read": fault.read,
         }
         for fault in longest
@@ -157,7 +158,8 @@ def _userfaultfd(home: Userfaultfd, end: int, pending: int) -> dict[str, Any]:
             "unread": home.before[0],
             "waiting": home.before[1],
             "threads": sorted(set(home.slept)),
-            "still_asleep": home.still_asleep,
+            "served": home.served_later,
+            "still_asleep": sorted({*home.listed, *home.still_asleep}),
         },
     }
 

@@ -6,6 +6,7 @@ from uffdtrace.model.diagnosis import EAGAIN_STORM, LONG_NS, SLOW_US, Case
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.latency import readable
 from uffdtrace.model.rule import Rule, Words, fact
+from uffdtrace.model.sleep import longest_first
 
 _MOST_NAMED = 4
 
@@ -34,18 +35,19 @@ def _events(case: Case) -> str:
 
 
 def _waiting(case: Case) -> str:
-    faults = sorted(case.row.waiting, key=lambda fault: fault.since)
+    faults = longest_first(case.row.waiting)
     if not faults:
         return f"the threads were killed after they had waited {_killed(case)}"
     threads = len({fault.tid for fault in faults})
     addresses = ", ".join(f"{fault.address:x}" for fault in faults[:_MOST_NAMED])
     more = f" and {len(faults) - _MOST_NAMED:,} more" if len(faults) > _MOST_NAMED else ""
-    longest = readable((case.end - faults[0].since) / 1000) if faults else "?"
+    since = faults[0].since
+    longest = "since before the trace" if since is None else f"for up to {readable((case.end - since) / 1000)}"
     unread = sum(not fault.read for fault in faults)
     of_these = f"; {unread:,} of the messages {'was' if unread == 1 else 'were'} not even read" if unread else ""
     return (
-        f"{threads:,} thread{'' if threads == 1 else 's'} sleep{'s' if threads == 1 else ''} in handle_userfault() for"
-        f" up to {longest}, at {addresses}{more}{of_these}"
+        f"{threads:,} thread{'' if threads == 1 else 's'} sleep{'s' if threads == 1 else ''} in handle_userfault()"
+        f" {longest}, at {addresses}{more}{of_these}"
     )
 
 
@@ -124,7 +126,7 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "error",
         lambda case: case.never_read,
         "faults wait, and nobody reads the userfaultfd",
-        "{count} waited for the monitor, and nobody read a message from this userfaultfd: {waiting}.",
+        "{count} waited for the monitor, and nobody read a message from this userfaultfd in the trace: {waiting}.",
         "start the thread that reads the userfaultfd before the first UFFDIO_WRITEPROTECT, and see that it has the"
         " right descriptor",
         unit="faults",

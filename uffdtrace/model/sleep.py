@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from uffdtrace.model.events import EVENT, MODES_SHIFT, PAGE_SIZE, Array, Kind, Mode, Type
 
-_TYPES = np.array([Type.FAULT, Type.MESSAGE, Type.WAKE, Type.FAULT_RETURN], dtype=np.uint8)
+_TYPES = np.array([Type.FAULT, Type.FAULT_FOUND, Type.MESSAGE, Type.WAKE, Type.FAULT_RETURN], dtype=np.uint8)
+_BEGINNINGS = np.array([Type.FAULT, Type.FAULT_FOUND], dtype=np.uint8)
+# After one of these a thread's fault is known from its events: what a queue told of it is old.
+_KNOWN = frozenset((Type.FAULT, Type.FAULT_FOUND, Type.WAKE))
 _NEVER = np.iinfo(np.int64).max
 
 # Columns of what a served fault waited, in ns; WAKEUP is NaN where the thread's return was not seen.
@@ -21,6 +25,22 @@ def _first(segments: Array, times: Array, mask: Array, count: int) -> Array:
     numbers, index = np.unique(segments[mask], return_index=True)
     found[numbers] = times[mask][index]
     return found
+
+
+def _new(events: Array) -> Array:
+    """Index of all events, by thread, but those that tell of a fault from before the trace what is known better."""
+    found = np.flatnonzero(events["type"] == Type.FAULT_FOUND)
+    if not found.size:
+        return np.arange(len(events))
+    old = []
+    for tid in np.unique(events["tid"][found]).tolist():
+        mine = np.flatnonzero(events["tid"] == tid)
+        known = False
+        for index in mine.tolist():
+            if known and events["type"][index] == Type.FAULT_FOUND:
+                old.append(index)
+            known |= int(events["type"][index]) in _KNOWN
+    return np.delete(np.arange(len(events)), old)
 
 
 @dataclass(frozen=True)
@@ -36,16 +56,23 @@ class Ending:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A fault that nobody resolved: `range_number` -1 where the range was not seen; times in ns."""
+    """A fault that nobody resolved: `range_number` -1 where the range was not seen; times in ns.
+
+    `since` is None where it began before the trace.
+    """
 
     range_number: int
     address: int
     tid: int
     kind: Kind
-    since: int
+    since: int | None
     read: bool
     # Nobody saw how it ended.
     unknown: bool
+
+
+def longest_first(faults: Iterable[Waiting]) -> list[Waiting]:
+    return sorted(faults, key=lambda fault: -1 if fault.since is None else fault.since)
 
 
 @dataclass(frozen=True)
@@ -87,6 +114,8 @@ class Sleepers:
         self.killed: list[Killed] = []
         # Range number of each fault that was asleep when its registration ended.
         self.left: list[tuple[int, Ending]] = []
+        # Range number of each fault from before the trace that was served in it.
+        self.served_later: list[int] = []
 
     def feed(self, events: Array, ranges: Array, final: bool = False) -> tuple[Array, Array]:
         """Take a batch; (range number, [queue, service, total, wake-up] in ns) of each fault served.
@@ -97,8 +126,9 @@ class Sleepers:
         events = np.concatenate([self._open, events[wanted]])
         numbers = np.concatenate([self._open_ranges, ranges[wanted]])
         order = np.argsort(events["tid"], kind="stable")
+        order = order[_new(events[order])]
         events, numbers = events[order], numbers[order]
-        faults = events["type"] == Type.FAULT
+        faults = np.isin(events["type"], _BEGINNINGS)
         # Before a thread's first fault: of faults older than the trace.
         segments = np.cumsum(faults) - 1
         first_of_thread = np.r_[True, events["tid"][1:] != events["tid"][:-1]] if len(events) else faults
@@ -113,14 +143,17 @@ class Sleepers:
         count = int(faults.sum())
         times = events["time"].astype(np.int64)
         began = times[faults]
+        before = events["type"][faults] == Type.FAULT_FOUND
         read = _first(segments, times, events["type"] == Type.MESSAGE, count)
+        read = np.where(before & (events["value"][faults] == 1), began, read)
         woken = _first(segments, times, events["type"] == Type.WAKE, count)
         returned = _first(segments, times, (events["type"] == Type.FAULT_RETURN) & (events["kind"] == 0), count)
         died = _first(segments, times, (events["type"] == Type.FAULT_RETURN) & (events["kind"] == 1), count)
         tids = events["tid"][faults]
         superseded = np.r_[tids[1:] == tids[:-1], False] if count else np.zeros(0, bool)
         died = self._exited(events[faults], died, (returned != 0) | (woken != 0) | superseded)
-        over = (returned != 0) | superseded | (died != 0)
+        # A function that ran before the trace returns unseen.
+        over = (returned != 0) | superseded | (died != 0) | (before & (woken != 0))
         # Who is dead is woken no more: what says so is another thread of that number's.
         woken, returned = (np.where((died != 0) & (end > died), 0, end) for end in (woken, returned))
         self._note_killed(events[faults], numbers[faults], died, read, (woken != 0) | (returned != 0))
@@ -133,15 +166,19 @@ class Sleepers:
             until = next_one
             for end in (died, returned, woken):
                 until = np.where(end != 0, end, until)
-            self._compare(events[faults], numbers[faults], until)
+            self._compare(events[faults], numbers[faults], until, before)
         # Where the message was read only after the wake-up, nobody waited for it.
-        served = done & (read > 0) & (woken >= read)
+        served = done & (read > 0) & (woken >= read) & ~before
+        self.served_later += numbers[faults][before & done & (woken != 0)].tolist()
         wakeup = np.where((returned >= woken) & (woken > 0), returned - woken, np.nan)
         waits = np.stack([read - began, woken - read, woken - began, wakeup], axis=1)[served].astype(np.float32)
         return numbers[faults][served], waits
 
-    def _compare(self, faults: Array, numbers: Array, until: Array) -> None:
-        """Which of the faults slept when a registration of theirs ended: of those all events before that are here."""
+    def _compare(self, faults: Array, numbers: Array, until: Array, before: Array) -> None:
+        """Which of the faults slept when a registration of theirs ended: of those all events before that are here.
+
+        The modes under which a fault began are not known of those from `before` the trace.
+        """
         until = np.where(until == 0, _NEVER, until)
         for ending in self.endings:
             hit = (
@@ -154,7 +191,7 @@ class Sleepers:
             if not ending.closed:
                 # UNREGISTER wakes an area's waiters only if it was registered for MISSING (kernel-semantics.md 7).
                 missing = faults["flags"] >> np.uint32(MODES_SHIFT) & np.uint32(Mode.MISSING) != 0
-                hit &= (faults["kind"] == Kind.WP) & ~missing
+                hit &= (faults["kind"] == Kind.WP) & ~missing & ~before
             self.left += [(number, ending) for number in numbers[hit].tolist()]
         self.endings = []
 
@@ -190,8 +227,9 @@ class Sleepers:
         """
         read = set(self._open["tid"][self._open["type"] == Type.MESSAGE].tolist())
         found = []
-        for index in np.flatnonzero(self._open["type"] == Type.FAULT).tolist():
+        for index in np.flatnonzero(np.isin(self._open["type"], _BEGINNINGS)).tolist():
             fault = self._open[index]
+            before = fault["type"] == Type.FAULT_FOUND
             tid, alive = int(fault["tid"]), int(fault["tgid"]) in looked_at
             if alive and tid not in asleep:
                 continue
@@ -201,8 +239,8 @@ class Sleepers:
                     int(fault["start"]) & ~(PAGE_SIZE - 1),
                     tid,
                     Kind(int(fault["kind"]) % len(Kind)),
-                    int(fault["time"]),
-                    tid in read,
+                    None if before else int(fault["time"]),
+                    tid in read or bool(before and fault["value"] == 1),
                     unknown=not alive,
                 )
             )

@@ -12,11 +12,11 @@ from uffdtrace.model.watched import EventWait, Userfaultfd, Watched
 
 @dataclass(frozen=True)
 class _Began:
-    """Thread began to wait at `time` (ns) until the monitor of `home` reads an event of this kind."""
+    """Thread began to wait at `time` (ns; None: before the trace) until the monitor of `home` reads this event."""
 
     home: Userfaultfd
     event: UffdEvent
-    time: int
+    time: int | None
 
 
 class Waits:
@@ -33,6 +33,10 @@ class Waits:
     def began(self, home: Userfaultfd, event: Array) -> None:
         """An EVENT of the kernel's."""
         self._began[int(event["tid"])] = _Began(home, UffdEvent(int(event["kind"])), int(event["time"]))
+
+    def began_before(self, home: Userfaultfd, event: Array) -> None:
+        """An EVENT_FOUND: the queue of `home` told of it."""
+        self._began.setdefault(int(event["tid"]), _Began(home, UffdEvent(int(event["kind"])), None))
 
     def feed(self, events: Array) -> None:
         """Take a batch (dtype EVENT)."""
@@ -63,4 +67,4 @@ class Waits:
         for home in watched.current.values():
             home.readers_ended = bool(home.threads) and self._gone.issuperset(home.threads)
             if home.before is not None and home.before[1]:
-                home.still_asleep = sorted((set(home.slept) & in_faults) - self._faulted)
+                home.still_asleep = sorted((set(home.slept) & in_faults) - self._faulted - set(home.listed))

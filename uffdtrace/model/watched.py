@@ -64,8 +64,14 @@ class Userfaultfd:
     before: tuple[int, int] | None = None
     # Threads of its process that slept in a fault then, whichever userfaultfd was to be told.
     slept: list[int] = field(default_factory=list)
-    # Those of them that slept in it still when the trace ended.
+    # Faults of that time that were answered in the trace.
+    served_later: int = 0
+    # Threads in faults of that time that are among the waiting ones of a range.
+    listed: list[int] = field(default_factory=list)
+    # Those that slept when the trace began and when it ended, in which fault nobody saw.
     still_asleep: list[int] = field(default_factory=list)
+    # Some message had been read when the trace began.
+    read_before: bool = False
     event_waits: list[EventWait] = field(default_factory=list)
     # Every thread that was seen reading had ended when the trace ended.
     readers_ended: bool = False

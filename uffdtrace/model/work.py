@@ -58,6 +58,7 @@ _STRUCTURAL = np.array(
         Type.PAGES_FOUND,
         Type.WAITERS_FOUND,
         Type.SLEEPER_FOUND,
+        Type.EVENT_FOUND,
     ],
     dtype=np.uint8,
 )
@@ -198,6 +199,8 @@ class Work:
         discards = np.isin(types, _DISCARDS)
         self.op[discards] = np.where(anonymous[discards], int(Op.DISCARD), int(Op.DROPPED))
         self.op[types == Type.SWAPPED_BACK] = Op.SWAPPED_BACK
+        told = (types == Type.FAULT_FOUND) & (events["value"] == 1) & (write | (events["kind"] == Kind.WP))
+        self.op[told] = Op.TOLD_BEFORE
         whole = np.isin(types, EVIDENCE) | discards
         self._take(np.flatnonzero(whole), events["start"][whole], events["end"][whole])
 

@@ -113,14 +113,18 @@ def _of_no_range(console: Console, report: dict[str, Any]) -> None:
 
 
 def _before(console: Console, report: dict[str, Any]) -> None:
-    """Who slept already when the trace began: in no count."""
+    """Who slept already when the trace began, and what became of them."""
     found = [home["before_trace"] for home in report["userfaultfds"] if home["before_trace"]]
-    waiting, unread = (sum(int(one[name]) for one in found) for name in ("waiting", "unread"))
+    waiting, unread, served = (sum(int(one[name]) for one in found) for name in ("waiting", "unread", "served"))
+    still = sum(len(one["still_asleep"]) for one in found)
     if waiting:
+        became = [f"{served:,} of them {'was' if served == 1 else 'were'} answered in the trace"] * bool(served)
+        became += [f"{still:,} still {'sleeps' if still == 1 else 'sleep'}"] * bool(still)
         console.print(
-            f"{waiting:,} thread{'s' if waiting > 1 else ''} slept in faults already when the trace began, with"
-            f" {unread:,} of the messages not read yet. These faults are not counted;"
-            " their messages are, if the monitor read them after the trace began."
+            f"{noun(waiting, 'thread')} slept in faults when the trace began, with"
+            f" {noun(unread, 'message')} not read yet{'; ' + ' and '.join(became) if became else ''}."
+            " The counts of faults have those that began in the trace, and the counts of messages those that were"
+            " read in it."
         )
         threads = sorted({tid for one in found for tid in one["threads"]})
         some = ", ".join(map(str, threads[:_MOST_THREADS])) + ", ..." * (len(threads) > _MOST_THREADS)
