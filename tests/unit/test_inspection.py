@@ -234,3 +234,12 @@ def test_memory_that_is_also_mapped_elsewhere(monkeypatch: pytest.MonkeyPatch) -
     assert "is also mapped by tracker (10) at 1000-5000: writes there send no message." in unwrapped
     assert unwrapped.endswith("Verdict: ok: nothing can be written without its message, but for its other mappings.")
     assert all(one.isprintable() for one in said.replace("\n", ""))
+
+
+def test_without_write_protection_only_empty_pages_send_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = replace(span(None, None, None, 2, MISSING), end=BASE + 4 * PAGE_SIZE, in_memory=2)
+    alone = " ".join(text(made(missing), monkeypatch).split())
+    assert "Verdict: ok: only pages that are not there send messages in the ranges" in alone
+    beside = " ".join(text(made(missing, span(4, 0, 0, 0, first=8)), monkeypatch).split())
+    assert "in ranges without write protection" in beside
+    assert "nothing can be written" not in alone + beside

@@ -264,6 +264,15 @@ def test_both_kinds_where_either_may_lose() -> None:
     assert [one.fentry for one in served(preemptible=True, wanted=Backend.KPROBE)["fault-returns"]] == [False]
 
 
+def test_every_row_has_handlers_of_its_own() -> None:
+    """The program has a function of the handler's name for each attachment by kprobe."""
+    rows: dict[str, set[str]] = {}
+    for row in TABLE:
+        for candidate in row.candidates:
+            rows.setdefault(candidate.handler, set()).add(row.name)
+    assert not {handler: names for handler, names in rows.items() if len(names) > 1}
+
+
 def test_a_struct_by_value_takes_no_second_kind() -> None:
     (one,) = served(preemptible=True, by_value=("change_protection",))["protection-returns"]
     assert not one.fentry

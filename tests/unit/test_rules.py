@@ -529,3 +529,28 @@ def test_the_events_that_block_are_named() -> None:
     found = told(case(EAGAIN=8, events={UffdEvent.UNMAP: 1, UffdEvent.FORK: 2}))["eagain-storm"]
     assert "while UFFD_EVENT_FORK or UNMAP waits" in str(found["message"])
     assert "while an event waits" in str(told(case(EAGAIN=8))["eagain-storm"]["message"])
+
+
+@pytest.mark.parametrize(
+    ("modes", "named", "not_named"),
+    [
+        (Mode.MISSING, ["UFFDIO_COPY"], ["WRITEPROTECT", "CONTINUE"]),
+        (Mode.WP, ["UFFDIO_WRITEPROTECT"], ["COPY", "CONTINUE"]),
+        (Mode.MINOR, ["UFFDIO_CONTINUE"], ["COPY", "WRITEPROTECT"]),
+        (Mode.MISSING | Mode.WP, ["UFFDIO_COPY", "UFFDIO_WRITEPROTECT"], ["CONTINUE"]),
+    ],
+)
+def test_remedies_speak_of_modes_that_the_range_has(modes: Mode, named: list[str], not_named: list[str]) -> None:
+    found = told(case(modes=modes, pending=1, waiting=waiting(1)))["pending"]["remedy"]
+    assert all(call in found for call in [*named, "UFFDIO_WAKE"])
+    assert not any(call in found for call in not_named)
+
+
+@pytest.mark.parametrize(
+    ("fact", "name"),
+    [("EEXIST", "eexist"), ("MOVED_AWAY", "mremap-without-event"), ("UNMAPPED", "unmapped-without-event")],
+)
+def test_memory_without_write_protection_is_not_to_be_armed(fact: str, name: str) -> None:
+    for modes, arms in ((Mode.MISSING, False), (Mode.WP | Mode.MISSING, True)):
+        remedy = told(case(modes=modes, **{fact: 3}))[name]["remedy"]
+        assert bool(re.search("arm|WRITEPROTECT", remedy)) is arms

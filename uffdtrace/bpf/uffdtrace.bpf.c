@@ -1273,7 +1273,7 @@ int on_hugetlb_zap(void *ctx, u64 vma, u64 start, u64 end)
 }
 
 /* Until here an entry may have been there still: what else acts on it meanwhile has no order with the drop. */
-int on_zap_return(void *ctx, u64 result)
+static __always_inline int zapped(void)
 {
 	u32 tid = bpf_get_current_pid_tgid();
 	u64 *uffd = zapping.lookup(&tid);
@@ -1285,6 +1285,16 @@ int on_zap_return(void *ctx, u64 result)
 	zapping.delete(&tid);
 	emit_here(&event);
 	return 0;
+}
+
+int on_zap_return(void *ctx, u64 result)
+{
+	return zapped();
+}
+
+int on_hugetlb_zap_return(void *ctx, u64 result)
+{
+	return zapped();
 }
 
 static __always_inline int unmapped(u64 mm, u64 start, u64 end)

@@ -221,7 +221,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         "hugetlb-zap-returns",
         ("lost",),
-        (Candidate("unmap_hugepage_range", "on_zap_return", (), _RETURN),),
+        (Candidate("unmap_hugepage_range", "on_hugetlb_zap_return", (), _RETURN),),
         required=False,
         twice=True,
     ),

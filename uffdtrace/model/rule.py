@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Callable
 
 from uffdtrace.model.diagnosis import Case
+from uffdtrace.model.events import Mode
 from uffdtrace.model.facts import Fact
 
 Count = Callable[[Case], int]
@@ -30,6 +31,19 @@ class Rule:
     remedy: str
     unit: str = "pages"
     words: Mapping[str, Words] = field(default_factory=dict)
+
+
+# What lets a fault of each mode go on.
+_ANSWERS = {
+    Mode.MISSING: "UFFDIO_COPY or UFFDIO_ZEROPAGE",
+    Mode.WP: "UFFDIO_WRITEPROTECT without MODE_WP",
+    Mode.MINOR: "UFFDIO_CONTINUE",
+}
+
+
+def answers(case: Case) -> str:
+    """The calls that answer faults in this range: a mode that it lacks has none."""
+    return ", ".join([*(call for mode, call in _ANSWERS.items() if case.row.modes & mode), "or UFFDIO_WAKE"])
 
 
 def fact(fact: Fact) -> Count:

@@ -54,8 +54,16 @@ def findings(case: Case) -> list[dict[str, object]]:
     return found
 
 
+# In a list of all findings a remedy speaks of every mode that a range may have.
+_PLAIN = {
+    "unpopulated": ", or ask for UFFD_FEATURE_WP_UNPOPULATED (Linux 6.4)",
+    "answers": "UFFDIO_COPY, ZEROPAGE, WRITEPROTECT without MODE_WP, CONTINUE or WAKE",
+    "and_arm": " and arm",
+    "protect": ", and UFFDIO_WRITEPROTECT the page if it must be protected",
+    "faster": "; ".join(FASTER.values()),
+}
+
+
 def plain_remedy(rule: Rule) -> str:
     """The remedy for a list of all findings, where no case fills in its words."""
-    if rule.id == "slow-service":
-        return "; ".join(FASTER.values())
-    return re.sub(r"\{unpopulated\}", ", or ask for UFFD_FEATURE_WP_UNPOPULATED (Linux 6.4)", rule.remedy)
+    return re.sub(r"\{(\w+)\}", lambda found: _PLAIN[found[1]], rule.remedy)

@@ -54,6 +54,10 @@ def _named(asleep: list[Sleeper]) -> str:
     return named + (f" and {len(asleep) - _MOST_NAMED:,} more" if len(asleep) > _MOST_NAMED else "")
 
 
+def _and_protect(case: Case) -> str:
+    return ", and UFFDIO_WRITEPROTECT the page if it must be protected" if case.wp else ""
+
+
 CALL_RULES: tuple[Rule, ...] = (
     Rule(
         "answer-failed",
@@ -88,8 +92,9 @@ CALL_RULES: tuple[Rule, ...] = (
         "UFFDIO_COPY, ZEROPAGE or CONTINUE found a page already there",
         "{count} failed with EEXIST: the page was there already, so nothing was copied, no protection was set, and"
         " nobody was woken.",
-        "on EEXIST wake the range with UFFDIO_WAKE, and UFFDIO_WRITEPROTECT the page if it must be protected",
+        "on EEXIST wake the range with UFFDIO_WAKE{protect}",
         unit="calls",
+        words={"protect": _and_protect},
     ),
     Rule(
         "call-failed",

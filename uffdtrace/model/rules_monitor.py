@@ -5,7 +5,7 @@ from __future__ import annotations
 from uffdtrace.model.diagnosis import EAGAIN_STORM, LONG_NS, SLOW_US, Case
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.latency import readable
-from uffdtrace.model.rule import Rule, Words, fact
+from uffdtrace.model.rule import Rule, Words, answers, fact
 from uffdtrace.model.sleep import longest_first
 
 _MOST_NAMED = 4
@@ -49,6 +49,10 @@ def _waiting(case: Case) -> str:
         f"{threads:,} thread{'' if threads == 1 else 's'} sleep{'s' if threads == 1 else ''} in handle_userfault()"
         f" {longest}, at {addresses}{more}{of_these}"
     )
+
+
+def _and_arm(case: Case) -> str:
+    return " and arm" if case.wp else ""
 
 
 def _killed(case: Case) -> str:
@@ -127,8 +131,8 @@ MONITOR_RULES: tuple[Rule, ...] = (
         lambda case: case.never_read,
         "faults wait, and nobody reads the userfaultfd",
         "{count} waited for the monitor, and nobody read a message from this userfaultfd in the trace: {waiting}.",
-        "start the thread that reads the userfaultfd before the first UFFDIO_WRITEPROTECT, and see that it has the"
-        " right descriptor",
+        "start the thread that reads the userfaultfd before anybody uses the range, and see that it has the right"
+        " descriptor",
         unit="faults",
         words={"waiting": _waiting},
     ),
@@ -171,7 +175,7 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "{count} could not sleep, so the access failed (SIGBUS, EFAULT or EIO) and no message was sent: writes through"
         " /proc/PID/mem, ptrace and futexes, and the kernel's own accesses under UFFD_USER_MODE_ONLY or"
         " UFFD_FEATURE_SIGBUS.",
-        "touch such pages before they are armed, open the userfaultfd without UFFD_USER_MODE_ONLY if the kernel writes"
+        "touch such pages beforehand, open the userfaultfd without UFFD_USER_MODE_ONLY if the kernel writes"
         " to them, or handle the error",
         unit="faults",
     ),
@@ -181,9 +185,9 @@ MONITOR_RULES: tuple[Rule, ...] = (
         lambda case: case.row.pending or 0,
         "faults were not resolved when the trace ended",
         "{count} {were} not resolved when the trace ended: {waiting}.",
-        "see that the monitor reads every message and answers each with UFFDIO_WRITEPROTECT, COPY, CONTINUE or WAKE",
+        "see that the monitor reads every message and answers each: {answers}",
         unit="faults",
-        words={"waiting": _waiting},
+        words={"waiting": _waiting, "answers": answers},
     ),
     Rule(
         "killed-in-fault",
@@ -210,8 +214,7 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "warning",
         lambda case: case.fact(Fact.EAGAIN) if case.fact(Fact.EAGAIN) >= EAGAIN_STORM else 0,
         "calls failed with EAGAIN again and again while an event was unread",
-        "{count} failed with EAGAIN: while {events} waits to be read, UFFDIO_WRITEPROTECT, COPY and ZEROPAGE do"
-        " nothing.",
+        "{count} failed with EAGAIN: while {events} waits to be read, no UFFDIO call changes a page.",
         "read the userfaultfd before retrying: an unread event holds back every call, and spinning on EAGAIN in the"
         " thread that should read it never ends",
         unit="calls",
@@ -253,7 +256,8 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "mremap moved registered pages, and they are not watched any more",
         "{count} {were} moved by mremap without UFFD_FEATURE_EVENT_REMAP: at the new addresses {they_are} not"
         " registered.",
-        "ask for UFFD_FEATURE_EVENT_REMAP, or register and arm the new addresses",
+        "ask for UFFD_FEATURE_EVENT_REMAP, or register{and_arm} the new addresses",
+        words={"and_arm": _and_arm},
     ),
     Rule(
         "grown",
@@ -270,7 +274,8 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "registered pages were unmapped, or replaced by MAP_FIXED",
         "{count} {were} unmapped, or replaced by a mapping with MAP_FIXED, while registered and without"
         " UFFD_FEATURE_EVENT_UNMAP: what is there now is not watched.",
-        "ask for UFFD_FEATURE_EVENT_UNMAP, or register and arm again what was mapped there",
+        "ask for UFFD_FEATURE_EVENT_UNMAP, or register{and_arm} again what was mapped there",
+        words={"and_arm": _and_arm},
     ),
     Rule(
         "async",

@@ -70,7 +70,7 @@ def waiting_findings(home: Userfaultfd, end: int, faults: int = 0) -> list[dict[
                 f"{_threads(count, 'slept in a fault', 'slept in faults')} when the trace began and when it ended,"
                 f" with no other fault seen between: {tids}.",
                 "see what the monitor waits for: its stack tells (gdb, or /proc/PID/task/*/stack); it must answer every"
-                " fault with UFFDIO_WRITEPROTECT, COPY, CONTINUE or WAKE.",
+                " fault.",
             )
         )
     waiting = faults + len(home.event_waits) + len(home.still_asleep)

@@ -21,7 +21,6 @@ _MEANING = {
     "pending": "threads wait for the monitor",
     "unknown": "the page tables do not decide",
     "async": "the kernel resolves write faults itself (WP_ASYNC)",
-    "ok": "nothing can be written without its message",
     "idle": "nothing happened",
 }
 _EXPLAINED = {
@@ -31,6 +30,17 @@ _EXPLAINED = {
     " protection was missed or lost: that only a trace can tell (uffdtrace attach).",
     "async": "protected pages are those not written since they were armed.",
 }
+
+
+def _meaning(verdict: str, ranges: list[dict[str, Any]]) -> str:
+    if verdict != "ok":
+        return _MEANING[verdict]
+    # Without write protection a page that is there is written as any other.
+    there = [found for found in ranges if "wp" not in found["modes"] and found["empty"] < found["pages"]]
+    if not there:
+        return "nothing can be written without its message"
+    whose = "the ranges" if len(there) == len(ranges) else "ranges without write protection"
+    return f"only pages that are not there send messages in {whose}, those that are there can be written without"
 
 
 def _table(ranges: list[dict[str, Any]]) -> Table:
@@ -127,4 +137,6 @@ def render(found: dict[str, Any], stream: TextIO, options: TextOptions = DEFAULT
         console.print()
     verdict = found["verdict"]
     beside = ", but for its other mappings" if any(one["mapped_elsewhere"] for one in ranges) else ""
-    console.print(Text.assemble("Verdict: ", (verdict, _STYLES.get(verdict, "")), f": {_MEANING[verdict]}{beside}."))
+    console.print(
+        Text.assemble("Verdict: ", (verdict, _STYLES.get(verdict, "")), f": {_meaning(verdict, ranges)}{beside}.")
+    )
