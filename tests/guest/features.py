@@ -109,6 +109,7 @@ SCENARIOS = (
     "never-read",
     "monitor-fault",
     "monitor-process-fault",
+    "answered-in-circles",
     "slow-service",
     "prompt-service",
     "closed-with-waiters",
@@ -209,6 +210,7 @@ NOT_BY_CONTENT = frozenset(
         "two-rounds",
         "rounds-of-holes",
         "rearmed-holes",
+        "answered-in-circles",
         "gap",
         "half",
         # Nobody is told, by design.

@@ -239,11 +239,11 @@ class Reference:
             self.looked_at.add(event["tgid"])
         elif kind in (Type.DISCARD, Type.ZAP):
             self._empty(ctx, here, "discarded")
-        elif kind in EVIDENCE and page:
+        elif kind in EVIDENCE and page and not self.homes[ctx].features & Feature.WP_ASYNC:
             if index in self.undecided:
                 if page.armed or page.doubt:
                     page.undecide()
-            elif not self.homes[ctx].features & Feature.WP_ASYNC:
+            else:
                 page.asked = page.asked and kind == Type.UNMERGED
                 if (page.doubt and kind != Type.UNMERGED) or page.doubt:
                     page.undecide()

@@ -10,7 +10,18 @@ from unit.events import BASE
 from uffdtrace.model.events import PAGE_SIZE
 
 Key = tuple[int, str, str]
-_ADDED_UP = ("undecided", "zero_page", "fresh_page", "filled", "untouched", "repeated", "stale", "rearmed", "dropped")
+_ADDED_UP = (
+    "undecided",
+    "zero_page",
+    "fresh_page",
+    "filled",
+    "untouched",
+    "repeated",
+    "stale",
+    "rearmed",
+    "dropped",
+    "circled",
+)
 
 
 @dataclass(eq=False)
@@ -40,6 +51,7 @@ class Range:
     holes: int | None = 0
     pending: int | None = 0
     rearmed: int = 0
+    circled: int = 0
     undecided: int = 0
     dropped: int = 0
     zero_page: int = 0
@@ -161,6 +173,7 @@ class Range:
             "filled": self.filled,
             "untouched": self.untouched,
             "rearmed": self.rearmed,
+            "circled": self.circled,
             "repeated": self.repeated,
             "stale": self.stale,
             "causes": {cause: count for cause, count in causes.items() if count},
@@ -216,6 +229,7 @@ class Page:
         row = self.home.root()
         row.rearmed += self.number in row.armed and not filled
         row.armed.add(self.number)
+        row.circled += self.told
         self._start()
         self.armed, self.former, self.full = True, False, full or filled
 

@@ -228,6 +228,10 @@ def test_nothing_is_lost_on_a_page_that_is_not_armed(op: Op) -> None:
             {"observed": 2, "hole": 1, "unknown": 1, "fresh_page": 1, "rearmed": 1},
         ),
         ([Op.ARM, Op.FRESH, Op.WP_FAULT], {"observed": 0, "hole": 0, "fresh_page": 1}),
+        # An answer that protects anew the page of whose write the monitor was told.
+        ([Op.ARM, Op.WP_MESSAGE, Op.ARM, Op.WP_MESSAGE], {"notified_pages": 1, "rearmed": 1, "circled": 1}),
+        ([Op.ARM, Op.WP_MESSAGE, Op.DISCARD, Op.COPY_WP], {"notified_pages": 1, "circled": 1}),
+        ([Op.ARM, Op.WP_MESSAGE, Op.RELEASE, Op.ARM], {"notified_pages": 1, "rearmed": 1}),
         ([Op.ARM, Op.MERGED], {}),
         ([Op.ARM, Op.MERGED, Op.UNPROTECTED_WRITE], {"observed": 1, "ksm-merge": 1}),
         ([Op.ARM, Op.MERGED, Op.ARM, Op.WP_FAULT, Op.WP_MESSAGE], {"notified_pages": 1, "rearmed": 1}),

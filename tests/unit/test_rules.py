@@ -9,6 +9,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
+from uffdtrace.model.circles import Circles
 from uffdtrace.model.diagnosis import Case
 from uffdtrace.model.dropped import Dropped
 from uffdtrace.model.elsewhere import Elsewhere
@@ -51,6 +52,14 @@ def elsewhere(pages: int) -> Elsewhere:
 
 def told(found: Case) -> dict[str, dict[str, Any]]:
     return {str(one["id"]): one for one in findings(found)}
+
+
+def circling(count: int) -> Circles:
+    circles = Circles()
+    addresses = np.full(count, 0x1000, dtype=np.uint64)
+    addresses[:1] = 0x2000
+    circles.add("UFFDIO_WRITEPROTECT with MODE_WP", addresses)
+    return circles
 
 
 def exposed(**causes: int) -> Any:
@@ -263,6 +272,12 @@ FIRES: dict[str, tuple[Callable[[int], Case], str, str]] = {
         "1,234 calls failed with EAGAIN: while UFFD_EVENT_REMOVE waits",
     ),
     "partial-copy": (fact("PARTIAL"), "1 call filled only a part", "1,234 calls filled only a part"),
+    "answered-in-circles": (
+        lambda count: case(circled=count, messages=[0, count + 8, 0], circles=circling(count)),
+        "",
+        "1,234 answers protected anew a page whose write the monitor had just been told of, so the write came again:"
+        " UFFDIO_WRITEPROTECT with MODE_WP 1,234 times; most often at 1000 (1,233 times), 2000 (once).",
+    ),
     "slow-service": (
         lambda count: case(latencies=slow(count)),
         "1 fault took 50 ms or longer: p99 60 ms (queue 10 ms, service 50 ms, wake-up 1 ms).",
@@ -375,6 +390,13 @@ NEARLY: dict[str, list[Case]] = {
     "eagain-storm": [case(EAGAIN=7)],
     "eexist": [case(EAGAIN=8, PARTIAL=1)],
     "partial-copy": [case(EEXIST=8)],
+    "answered-in-circles": [
+        # A hole that is filled protected, and then let go.
+        case(circled=500, messages=[500, 500, 0]),
+        # A round that begins while some faults wait.
+        case(circled=20, messages=[0, 400, 0]),
+        case(circled=15, messages=[0, 16, 0]),
+    ],
     "slow-service": [
         case(),
         case(latencies=slow(100, service=3.9e7)),
@@ -405,7 +427,7 @@ def test_every_rule_is_here_once() -> None:
     assert len(BY_ID) == len(RULES)
     assert set(FIRES) == set(NEARLY) == set(BY_ID)
     assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", rule.id) and rule.severity in SEVERITIES for rule in RULES)
-    assert {rule.unit for rule in RULES} == {"pages", "faults", "calls", "messages", "forks"}
+    assert {rule.unit for rule in RULES} == {"pages", "faults", "calls", "answers", "messages", "forks"}
 
 
 @pytest.mark.parametrize("name", FIRES)

@@ -103,6 +103,7 @@ const struct scenario scenarios[] = {
 	{"never-read", never_read},
 	{"monitor-fault", monitor_fault},
 	{"monitor-process-fault", monitor_process_fault},
+	{"answered-in-circles", answered_in_circles},
 	{"slow-service", slow_service},
 	{"prompt-service", prompt_service},
 	{"closed-with-waiters", closed_with_waiters},

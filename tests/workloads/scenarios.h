@@ -149,6 +149,7 @@ void never_read(void);
 void monitor_fault(void);
 void monitor_process_fault(void);
 void slow_service(void);
+void answered_in_circles(void);
 void prompt_service(void);
 void closed_with_waiters(void);
 void closed_after(void);

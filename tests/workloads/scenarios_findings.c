@@ -132,6 +132,29 @@ void slow_service(void)
 	write_and_stop(r, &m);
 }
 
+enum { CIRCLES = 4 };
+
+/* Protects the page anew and wakes the writer, who only comes again; lets it go in the end. */
+static bool answer_in_circles(struct monitor *m, const struct uffd_msg *msg, struct range *r, size_t i)
+{
+	(void)m;
+	(void)msg;
+	if (!r || r->page[i].messages[KIND_WP] > CIRCLES)
+		return false;
+	arm(r, i, 1);
+	wake(r, i);
+	return true;
+}
+
+void answered_in_circles(void)
+{
+	struct monitor m = {.on_message = answer_in_circles};
+	struct range *r = track_armed(SOME, SOME, 0, &m);
+
+	truth_finding(r, "answered-in-circles", SOME * CIRCLES);
+	write_and_stop(r, &m);
+}
+
 /* So many that a moment's delay by the scheduler is below the 99th percentile. */
 void prompt_service(void)
 {

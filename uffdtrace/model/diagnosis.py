@@ -28,6 +28,8 @@ SLOW_US = 50_000
 LONG_NS = 1_000_000_000
 # A retry or two is how EAGAIN is meant.
 EAGAIN_STORM = 8
+# So many answers in circles are no accident.
+CIRCLES = 16
 # Nothing can be tracked in so short a time.
 TRIED_NS = 100_000_000
 
@@ -156,6 +158,15 @@ class Case:
     def repeated(self) -> int:
         """Messages: one that names a huge page counts for all of its base pages."""
         return self.row.count("repeated") >> self.row.order
+
+    @property
+    def circled(self) -> int:
+        """Answers that protected anew what they should have let go, where that is how the monitor answers."""
+        # A hole that is filled protected and then let go gives one for two messages, and who arms a new
+        # round while faults wait gives one for each of those.
+        circled = self.row.count("circled") >> self.row.order
+        answered = sum(self.row.messages)
+        return circled if circled >= CIRCLES and circled * 3 > answered * 2 else 0
 
     @cached_property
     def waited(self) -> dict[str, Any] | None:

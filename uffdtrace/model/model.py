@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uffdtrace.model import facts, join, open_faults
+from uffdtrace.model import circles, facts, join, open_faults
 from uffdtrace.model.dropped import DISCARDS, at_once, by_call
 from uffdtrace.model.events import (
     EVENT,
@@ -322,6 +322,10 @@ class Model:
         effects = apply(self.ranges.pool.states, places, ops)
         self.ranges.changes(owners, effects)
         self.losses.add(places, effects, events["time"][rows], events["tid"][rows])
+        for call, index in circles.answers(effects, ops).items():
+            for number in np.unique(owners[index]).tolist():
+                mine = index[owners[index] == number]
+                self.ranges.all[number].root().circles.add(call, addresses[inside][mine])
         dropped = np.flatnonzero(_DROPPED[effects])
         if dropped.size:
             self._dropped(home, events[rows[dropped]], owners[dropped], np.ones(len(dropped), dtype=np.int64))
@@ -479,6 +483,9 @@ class Model:
             high = low + -(-(min(end, piece.end) - low) // PAGE_SIZE) * PAGE_SIZE
             first, effects = self.ranges.operate(piece, low, high, op)
             self.losses.add(np.arange(first, first + len(effects)), effects, int(event["time"]), int(event["tid"]))
+            for call, index in circles.answers(effects, np.full(len(effects), int(op), dtype=np.uint8)).items():
+                addresses = low + index.astype(np.uint64) * np.uint64(PAGE_SIZE)
+                self.ranges.all[piece.range_number].root().circles.add(call, addresses)
             dropped = np.array([int(_DROPPED[effects].sum())])
             if event["type"] in DISCARDS and dropped[0]:
                 numbers = np.array([piece.range_number])

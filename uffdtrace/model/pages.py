@@ -152,6 +152,7 @@ COUNTS = (
     "rearmed",
     "undecided",
     "dropped",
+    "circled",
 )
 WIDTH = len(COUNTS) + len(Cause)
 
@@ -209,6 +210,9 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
             add("armed_pages")
         elif op is not Op.COPY_WP:
             add("rearmed")
+        if bits & TOLD:
+            # The write that the monitor was told of finds the page protected again.
+            add("circled")
         bits = bits & NOTIFIED | EVER_ARMED | ARMED | (0 if op is Op.ARM else FULL)
         why = Cause.NONE
     elif op in _ENDS or answer or op is Op.ANSWER_REST:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from uffdtrace.model.circles import Circles
 from uffdtrace.model.dropped import Dropped
 from uffdtrace.model.events import PAGE_SIZE, Array, Kind, Memory, Mode
 from uffdtrace.model.facts import Fact
@@ -49,6 +50,7 @@ class Range:
     pending: int | None = 0
     # Pages dropped while armed, by the call that dropped them.
     drops: dict[Dropped, int] = field(default_factory=dict)
+    circles: Circles = field(default_factory=Circles)
     facts: dict[Fact, int] = field(default_factory=dict)
     # Names of the errors of WRITEPROTECT, and what calls that did a part of it protected.
     errors: set[tuple[Fact, str]] = field(default_factory=set)
@@ -111,6 +113,7 @@ class Range:
         self.waiting += other.waiting
         self.killed += other.killed
         self.failures.absorb(other.failures)
+        self.circles.absorb(other.circles)
         self.exposed += other.exposed
         self.born = min(self.born, other.born)
         self.changes += other.changes

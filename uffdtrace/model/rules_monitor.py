@@ -55,6 +55,19 @@ def _and_arm(case: Case) -> str:
     return " and arm" if case.wp else ""
 
 
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
+
+
+def _circling(case: Case) -> str:
+    return ", ".join(f"{call} {_times(times)}" for call, times in case.row.circles.calls.most_common())
+
+
+def _circled(case: Case) -> str:
+    worst = case.row.circles.pages.most_common(_MOST_NAMED)
+    return ", ".join(f"{address:x} ({_times(times)})" for address, times in worst)
+
+
 def _killed(case: Case) -> str:
     killed = [fault for fault in case.row.killed if fault.until - fault.since >= LONG_NS] or case.row.killed
     longest = readable(max((fault.until - fault.since for fault in killed), default=0) / 1000)
@@ -228,6 +241,18 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "{count} filled only a part of what was asked for; the bytes done are in the result member.",
         "go on behind what was done (uffdio_copy.copy and its kin), also when the call fails with EAGAIN",
         unit="calls",
+    ),
+    Rule(
+        "answered-in-circles",
+        "warning",
+        lambda case: case.circled,
+        "answers protected pages anew whose writes had just been told, so that the writes came again",
+        "{count} protected anew a page whose write the monitor had just been told of, so the write came again: {calls};"
+        " most often at {pages}.",
+        "let the page go when its write is dealt with (UFFDIO_WRITEPROTECT or UFFDIO_COPY without MODE_WP), and protect"
+        " it again in the next round only",
+        unit="answers",
+        words={"calls": _circling, "pages": _circled},
     ),
     Rule(
         "slow-service",
