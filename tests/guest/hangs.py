@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import time
@@ -21,55 +22,64 @@ def in_faults(pid: int) -> list[int]:
     return [int(task.name) for task in tasks if "handle_userfault" in (task / "stack").read_text()]
 
 
-def hanging_faults(guest: Guest, *target: str) -> Result:
-    """Threads sleep in faults of which the monitor has read; the trace ends before them."""
-    name = "hanging-faults" + "-all" * bool(target)
+def let_go(process: subprocess.Popen[str]) -> None:
+    """Send the line that it waits for, and do not wait until it ends."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def one(guest: Guest) -> Result:
+    """Threads sleep in faults of which the monitor has read; the trace of their process ends before them."""
     with standing(guest, "pending", "asleep", "/dev/null") as (workload, pid):
-        with attached(guest, name, *(target or (str(pid),))) as collector:
+        with attached(guest, "hanging-one", str(pid)) as collector:
             sleepers = in_faults(pid)
             collector.send_signal(signal.SIGINT)
             status = finish(collector, FINISH_SECONDS)
         workload_status = go_on(workload)
-    return {"exit_status": status, "workload_exit_status": workload_status, "pid": pid, "threads": sleepers}
+    return {"exit_status": status, "exit_statuses": [workload_status], "faults": {"pid": pid, "threads": sleepers}}
 
 
-def event(guest: Guest, name: str, served: bool) -> Result:
-    """A thread sleeps in munmap() until its event is read: during the trace if `served`, after it if not."""
-    with started(guest, program(guest, "event"), subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE) as process:
-        tid = int(first_line(process, FINISH_SECONDS))
-        with attached(guest, name, str(process.pid)) as collector:
-            if served:
-                process_status = go_on(process)
-            else:
-                # Long enough for a finding.
-                time.sleep(1.5)
-                collector.send_signal(signal.SIGINT)
-            status = finish(collector, FINISH_SECONDS)
-        if not served:
-            process_status = go_on(process)
-    return {"exit_status": status, "process_exit_status": process_status, "tid": tid}
-
-
-def monitor(guest: Guest) -> Result:
-    """The thread that read a fault's message ends, and the fault waits on."""
-    name = "hanging-monitor"
-    with started(guest, program(guest, "monitor"), subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE) as process:
-        first_line(process, FINISH_SECONDS)
-        with attached(guest, name, str(process.pid)) as collector:
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-            tid = int(first_line(process, FINISH_SECONDS))
+def everybody(guest: Guest) -> Result:
+    """The same with all userfaultfds; besides a thread waits for an event to be read, and a monitor's thread ends."""
+    with contextlib.ExitStack() as stack:
+        workload, pid = stack.enter_context(standing(guest, "pending", "asleep", "/dev/null"))
+        event, monitor = (
+            stack.enter_context(
+                started(guest, program(guest, what), subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE)
+            )
+            for what in ("event", "monitor")
+        )
+        unmapping = int(first_line(event, FINISH_SECONDS))
+        first_line(monitor, FINISH_SECONDS)
+        with attached(guest, "hanging-all", "--all") as collector:
+            sleepers = in_faults(pid)
+            let_go(monitor)
+            writing = int(first_line(monitor, FINISH_SECONDS))
+            # Long enough for a finding.
+            time.sleep(1.5)
             collector.send_signal(signal.SIGINT)
             status = finish(collector, FINISH_SECONDS)
-        process_status = go_on(process)
-    return {"exit_status": status, "process_exit_status": process_status, "tid": tid}
+        statuses = [go_on(process) for process in (workload, event, monitor)]
+    return {
+        "exit_status": status,
+        "exit_statuses": statuses,
+        "faults": {"pid": pid, "threads": sleepers},
+        "event": {"pid": event.pid, "threads": [unmapping]},
+        "monitor": {"pid": monitor.pid, "threads": [writing]},
+    }
 
 
-STEPS: dict[str, Callable[[Guest], Result]] = {
-    "hanging-faults": hanging_faults,
-    "hanging-faults-all": lambda guest: hanging_faults(guest, "--all"),
-    "hanging-event": lambda guest: event(guest, "hanging-event", served=False),
-    "hanging-event-served": lambda guest: event(guest, "hanging-event-served", served=True),
-    "hanging-monitor": monitor,
-}
+def served(guest: Guest) -> Result:
+    """The event that a thread waits for is read during the trace."""
+    command = program(guest, "event")
+    with started(guest, command, subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE) as process:
+        first_line(process, FINISH_SECONDS)
+        with attached(guest, "hanging-served", str(process.pid)) as collector:
+            statuses = [go_on(process)]
+            status = finish(collector, FINISH_SECONDS)
+    return {"exit_status": status, "exit_statuses": statuses}
+
+
+STEPS: dict[str, Callable[[Guest], Result]] = {"hanging-one": one, "hanging-all": everybody}
+ONCE: dict[str, Callable[[Guest], Result]] = {"hanging-served": served}

@@ -325,7 +325,7 @@ def main() -> None:
         steps["compare"] = lambda: trace_both(guest)
         steps["refused-pid"] = lambda: refuse_no_such_process(guest)
         steps["refused-command"] = lambda: refuse_no_such_command(guest)
-        for name, program in containers.STEPS.items():
+        for name, program in {**containers.STEPS, **hangs.ONCE}.items():
             steps[name] = lambda program=program: program(guest)  # type: ignore[misc]
 
     for name, step in steps.items():
