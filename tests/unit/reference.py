@@ -223,6 +223,8 @@ class Reference:
         elif kind == Type.SWAPPED_BACK and page:
             page.unprotect("swapoff")
         elif kind == Type.IOCTL:
+            if ctx in self.homes:
+                self.homes[ctx].used = True
             result = self._result(index)
             if result is not None:
                 self._ioctl(index, result)
@@ -231,6 +233,8 @@ class Reference:
         elif kind == Type.FAULT and page:
             self._fault(event, page)
         elif kind == Type.MESSAGE:
+            if ctx in self.homes:
+                self.homes[ctx].used = True
             self._message(event, page)
         elif kind in (Type.WAKE, Type.FAULT_RETURN):
             self._woken(event)
@@ -521,6 +525,8 @@ class Reference:
     def _orphaned(self, parent: Descriptor) -> None:
         """Children whose forks still wait for its monitor are not watched after all."""
         for home in [one for one in self.homes.values() if one.parent is parent and one.forker]:
+            if home.used:
+                continue
             del self.homes[home.ctx], self.pages[home.ctx]
             for row in self.ranges:
                 if row.home is home:

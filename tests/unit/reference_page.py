@@ -34,6 +34,8 @@ class Descriptor:
     owner: int | None = None
     parent: Descriptor | None = None
     forker: int | None = None
+    # Somebody called it or read from it: whoever has it was told of it.
+    used: bool = False
     threads: dict[int, int] = field(default_factory=dict)
     events: dict[int, int] = field(default_factory=dict)
 

@@ -53,6 +53,13 @@ def check_history(events: Array, cuts: list[int]) -> None:
     assert account(events, list(range(len(events)))) == whole
 
 
+# The parent's monitor goes while its fork waits, and has used the child's userfaultfd: it was told.
+USED_BEFORE: list[Step] = [
+    ("register", 0, 2, 1, 0),
+    ("followed fork", 0, 2, 1, 5),
+    ("register", 2, 2, 1, 0),
+    ("gone", 0, 2, 1, 6),
+]
 # A page of a userfaultfd with WP_ASYNC is populated while it is armed: the kernel notes the write by itself.
 POPULATED_ASYNC: list[Step] = [("register", 0, 2, 1, 0), ("arm", 1, 4, 3, 5), ("fresh", 1, 6, 1, 0)]
 
@@ -75,6 +82,7 @@ def test_model_equals_reference(expand: int, monkeypatch: pytest.MonkeyPatch) ->
     @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
     @given(STEPS, FEATURES, st.lists(st.integers(0, 150), max_size=6), st.booleans(), st.booleans())
     @example(USED_AFTER_ALL, (0, 0), [], True, True)
+    @example(USED_BEFORE, (0, 0), [], True, False)
     @example(POPULATED_ASYNC, (4, 32772), [], True, False)
     def check(history: list[Step], features: tuple[int, int], cuts: list[int], looked: bool, open_calls: bool) -> None:
         check_history(made(history, features, looked, open_calls), cuts)

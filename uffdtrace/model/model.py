@@ -374,6 +374,8 @@ class Model:
         start, end = int(event["start"]), int(event["end"])
         first = int(work.start[index])
         last = first + int(work.pages[index]) * PAGE_SIZE
+        if kind == Type.IOCTL:
+            self.watched.home(ctx).callers.add(int(event["tgid"]))
         if kind == Type.USERFAULTFD:
             self.watched.seen(ctx, start, end, int(event["aux"]))
         elif kind == Type.EXIT:
@@ -440,7 +442,6 @@ class Model:
         elif index in work.refused:
             self.watched.home(ctx).failures.add(Ioctl.REGISTER, work.refused[index], 0, start, end)
         elif kind == Type.IOCTL and int(event["kind"]) == Ioctl.REGISTER:
-            self.watched.home(ctx).callers.add(int(event["tgid"]))
             modes = Mode(int(work.mode[index]) & 7)
             # A REGISTER that had failed there was tried again.
             self.watched.home(ctx).failures.forgive(Ioctl.REGISTER, first, last)
