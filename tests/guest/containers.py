@@ -37,7 +37,7 @@ def on_the_host(namespaces: int) -> int:
 def attach(guest: Guest) -> Result:
     """From the host to a tracker in a container, which has another PID there."""
     name = "container-attach"
-    command = tracker(guest, name, "--stop-at", "registered")
+    command = tracker(guest, name, "--stop-at", "populated")
     with started(guest, command, subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE) as workload:
         inside = json.loads(first_line(workload, FINISH_SECONDS))["pid"]
         outside = on_the_host(inside)
