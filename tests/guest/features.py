@@ -121,6 +121,7 @@ SCENARIOS = (
     "sigbus-feature",
     "answer-failed",
     "eexist-asleep",
+    "blocking-poll",
     "holes-left",
     "rearmed-holes",
     "eagain-storm",

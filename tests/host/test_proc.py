@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from host.tracked import OFFERED, armed, need_root, need_wp
 from host.tracked import child as waiting_child
-from uffd import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PAGE, WP, write_pages
+from uffd import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PAGE, WP, userfaultfd, write_pages
 
 from uffdtrace.kernel import offers, preflight, proc
 from uffdtrace.model.events import Feature
@@ -111,6 +111,18 @@ def test_userfaultfds(child: Child) -> None:
     assert proc.userfaultfds(child.pid) == [child.fd]
     assert proc.fdinfo(child.pid, child.fd) is not None
     assert proc.fdinfo(child.pid, 9999) is None
+
+
+@need_wp
+def test_a_blocking_userfaultfd() -> None:
+    fd = userfaultfd()
+    try:
+        for blocking in (False, True):
+            os.set_blocking(fd, blocking)
+            found = proc.fdinfo(os.getpid(), fd)
+            assert found is not None and found.blocking == blocking
+    finally:
+        os.close(fd)
 
 
 @need_wp

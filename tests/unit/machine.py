@@ -112,7 +112,7 @@ class Machine:
         self.send(Type.USERFAULTFD, ctx=uffd.ctx, start=uffd.mm, aux=uffd.owner, tgid=os.getpid())
         for tid in uffd.queue:
             self.send(Type.FAULT_FOUND, ctx=uffd.ctx, tid=tid, tgid=uffd.owner)
-        return proc.Fdinfo(0, uffd.unread, uffd.waiting)
+        return proc.Fdinfo(0, uffd.unread, uffd.waiting, blocking=False)
 
     def _shown(self, pid: int) -> list[Mapping]:
         """smaps and maps both run show_map_vma()."""

@@ -18,13 +18,13 @@ from uffdtrace.cli import main
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 BLOCKS = re.findall(r"^```diff\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-FINDING = SCENARIO = "blocking-poll"
+FINDING = SCENARIO = "short-read"
 SUITE = "forky"
 PARTS = ("uffdtrace", "tests", "scripts", "man", "README.md", "pyproject.toml", ".clang-format")
 # Code in the prose that is not ours.
-KERNELS = {"POLLERR", "O_NONBLOCK", "userfaultfd_poll()"}
+KERNELS = {"EINVAL", "read()", "userfaultfd_ctx_read()"}
 # Tests of the copy that the example must pass.
-OWN = f"every_row or every_rule or every_page or every_finding or every_scenario or {FINDING} or a_poll"
+OWN = f"every_row or every_rule or every_page or every_finding or every_scenario or {FINDING} or a_short_read"
 
 # How the patched tree would attach the new row, and what its BPF program is compiled from.
 PLAN = """
@@ -35,18 +35,20 @@ from uffdtrace.model.events import FIELDS, Type, c_header
 from unit.test_kernel import served
 
 probes.find_call = lambda _, caller, __: (caller, 16)
-(polls,) = served()["polls"]
-assert (polls.place, polls.fentry, polls.positions) == ("userfaultfd_poll", True, (0,))
-assert "polls" not in served(without=("userfaultfd_poll",))
+(reads,) = served()["reads"]
+assert (reads.place, reads.fentry, reads.positions) == ("userfaultfd_read_iter", True, (0, 1))
+(reads,) = served(without=("userfaultfd_read_iter",))["reads"]
+assert (reads.place, reads.fentry) == ("userfaultfd_read", True)
+assert "reads" not in served(without=("userfaultfd_read_iter", "userfaultfd_read"))
 text = source_for(one for row in served().values() for one in row)
-assert "KFUNC_PROBE(userfaultfd_poll)\\n{\\n\\treturn on_poll(ctx, ctx[0]);" in text
+assert "KFUNC_PROBE(userfaultfd_read_iter)\\n{\\n\\treturn on_read_iter(ctx, ctx[0], ctx[1]);" in text
 for row in probes.TABLE:
     for candidate in row.candidates:
         assert f"static __always_inline int {candidate.handler}(" in text, candidate
-assert f"#define EVENT_POLL {int(Type.POLL)}\\n" in c_header()
+assert f"#define EVENT_SHORT_READ {int(Type.SHORT_READ)}\\n" in c_header()
 for name in set(re.findall(r"\\bEVENT_[A-Z_]+", SOURCE.read_text())):
     assert f"#define {name} " in c_header(), name
-assert "FILE_FLAGS" in layout._MEMBERS and "FILE_FLAGS" in SOURCE.read_text()
+assert "ITER_COUNT" in layout._MEMBERS and "ITER_COUNT" in SOURCE.read_text()
 assert set(FIELDS) == set(Type)
 """
 
@@ -140,7 +142,7 @@ def test_the_examples_own_tests_pass(tree: Path) -> None:
     said = python(tree, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", OWN, *files, listed)
     for test in (
         "test_every_row_is_served_by_fentry_where_nothing_speaks_against_it",
-        "test_a_poll_is_of_one_userfaultfd",
+        "test_a_short_read_is_of_one_userfaultfd",
         "test_every_rule_is_here_once",
         f"test_it_fires[{FINDING}]",
         f"test_it_nearly_fires[{FINDING}-0]",
@@ -152,7 +154,7 @@ def test_the_examples_own_tests_pass(tree: Path) -> None:
 
 def test_the_finding_is_in_the_pages(tree: Path) -> None:
     assert f"\n| `{FINDING}` | warning | " in (tree / "README.md").read_text()
-    assert "\n.It Sy blocking\\-poll Pq warning\n" in (tree / "man" / "uffdtrace-report.1").read_text()
+    assert "\n.It Sy short\\-read Pq warning\n" in (tree / "man" / "uffdtrace-report.1").read_text()
 
 
 def test_the_kernel_is_collected_with_the_scenario(tree: Path) -> None:

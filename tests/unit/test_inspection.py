@@ -154,6 +154,17 @@ def test_faults_that_wait(
     assert "Verdict: pending" in text(found, monkeypatch)
 
 
+def test_messages_that_wait_where_poll_brings_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = replace(held(10, waiting=1, unread=1, fds=(3, 7)), blocking=True)
+    said = " ".join(text(made(span(4, 0, 0, 0), userfaultfds=(waits,)), monkeypatch).split())
+    assert (
+        "Messages wait in its descriptors 3, 7, without O_NONBLOCK: poll(), select() and epoll answer POLLERR" in said
+    )
+    # Whoever reads such a one, and has read, needs no poll().
+    for other in (replace(waits, unread=0), replace(waits, unread=None), replace(waits, blocking=False)):
+        assert made(span(4, 0, 0, 0), userfaultfds=(other,))["notes"] == []
+
+
 def test_events_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     in_events = (EventSleeper(11, "munmap", "unmap"), EventSleeper(12, None, None))
     found = made(span(4, 0, 0, 0), userfaultfds=(held(10),), in_events=in_events)

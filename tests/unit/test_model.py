@@ -55,6 +55,13 @@ def test_a_page_notified_again_after_its_part_was_registered_again_is_one_page()
     assert (row["messages"], row["notified_pages"]) == ([0, 2, 0], 1)
 
 
+def test_a_poll_is_of_one_userfaultfd() -> None:
+    events = started()
+    events.using(CTX + 0x1000).userfaultfd()
+    events.add(Type.POLL)
+    assert [home.blocking_poll for home in fed(events.array()).userfaultfds] == [False, True]
+
+
 def test_modes_changed_there_and_back_count_a_page_once() -> None:
     events = started(10)
     events.arm(0, 10)

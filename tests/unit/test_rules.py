@@ -33,6 +33,7 @@ def case(features: int = 0, modes: Mode = Mode.WP, pages: int = 16, **found: Any
     home = Userfaultfd(0, 1, features=features)
     home.readers = found.pop("readers", {7})
     home.events = found.pop("events", {})
+    home.blocking_poll = found.pop("blocking_poll", False)
     of_case = {name: found.pop(name) for name in ("offered", "whole", "elsewhere") if name in found}
     for name, value in {"armed_pages": 9, **found}.items():
         if name in COUNTS:
@@ -307,6 +308,11 @@ FIRES: dict[str, tuple[Callable[[int], Case], str, str]] = {
         "1 page was populated already when the range was registered for MISSING alone, and there may be more",
         "1,234 pages were populated already when the range was registered for MISSING alone, and there may be more",
     ),
+    "blocking-poll": (
+        lambda count: case(pages=count, blocking_poll=True),
+        "poll(), select() or epoll was asked about this userfaultfd, which was without O_NONBLOCK",
+        "poll(), select() or epoll was asked about this userfaultfd, which was without O_NONBLOCK",
+    ),
     "async": (
         lambda count: case(ASYNC, pages=count),
         "The userfaultfd uses UFFD_FEATURE_WP_ASYNC",
@@ -410,6 +416,7 @@ NEARLY: dict[str, list[Case]] = {
     "mapped-elsewhere": [case(), case(elsewhere=[])],
     "registered-late": [case(POPULATED_BEFORE=3, MORE_POPULATED=1)],
     "already-populated": [case(REGISTERED_LATE=3)],
+    "blocking-poll": [case()],
     "async": [case(), case(ASYNC, modes=Mode.MISSING)],
     "repeated-messages": [case(stale=3)],
 }

@@ -115,6 +115,7 @@ const struct scenario scenarios[] = {
 	{"sigbus-feature", sigbus_feature},
 	{"answer-failed", answer_failed},
 	{"eexist-asleep", eexist_asleep},
+	{"blocking-poll", blocking_poll},
 	{"holes-left", holes_left},
 	{"rearmed-holes", rearmed_holes},
 	{"eagain-storm", eagain_storm},

@@ -172,6 +172,7 @@ void huge_ksm_merged(void);
 void huge_unpopulated(void);
 void answer_failed(void);
 void eexist_asleep(void);
+void blocking_poll(void);
 void holes_left(void);
 void rearmed_holes(void);
 

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <string.h>
@@ -385,6 +386,21 @@ void eexist_asleep(void)
 
 	truth_finding(r, "eexist-asleep", 1);
 	truth_finding(r, "eexist", 1);
+}
+
+/* It answers POLLERR, whatever waits. */
+void blocking_poll(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_armed(PAGES, PAGES, 0, &m);
+	struct pollfd polled = {.fd = r->uffd, .events = POLLIN};
+
+	if (fcntl(r->uffd, F_SETFL, 0) || poll(&polled, 1, 0) < 0 || fcntl(r->uffd, F_SETFL, O_NONBLOCK))
+		fail("poll: %s", strerror(errno));
+	if (polled.revents != POLLERR)
+		fail("poll without O_NONBLOCK brought %#x", polled.revents);
+	write_and_stop(r, &m);
+	truth_finding(r, "blocking-poll", 0);
 }
 
 /* What is lost once it is written, and has not been yet. */

@@ -126,7 +126,9 @@ BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 BPF_HASH(followed, u32, u8, 16384);
 /* mm_structs, with 1 where their events are recorded. */
 BPF_HASH(traced, u64, u8, 16384);
-/* userfaultfd_ctxs that a USERFAULTFD event told of, or that we saw made. */
+/* userfaultfd_ctxs that a USERFAULTFD event told of, or that we saw made, with what was told of each. */
+#define KNOWN 1
+#define BLOCKING 2
 BPF_HASH(known, u64, u8, 16384);
 BPF_HASH(marks, u32, struct mark, 65536);
 BPF_HASH(ioctl_calls, u32, struct ioctl_call, 16384);
@@ -335,9 +337,9 @@ static __always_inline bool admit(u64 mm)
 
 static __always_inline void know(u64 ctx)
 {
-	u8 one = 1;
+	u8 value = KNOWN;
 
-	if (known.update(&ctx, &one))
+	if (known.update(&ctx, &value))
 		lose(LOSS_MAP_FULL);
 }
 
@@ -707,6 +709,31 @@ int on_release(void *ctx, u64 file)
 	known.delete(&event.ctx);
 	if (is_traced(read64(event.ctx + CTX_MM)))
 		emit_here(&event);
+	return 0;
+}
+
+/* ---- how the monitor asks for messages ------------------------------------ */
+
+/* include/uapi/asm-generic/fcntl.h. */
+#define O_NONBLOCK 0x800
+
+int on_poll(void *ctx, u64 file)
+{
+	struct event event = {.type = EVENT_POLL};
+	u8 *seen;
+
+	/* Monitors that do it right pay for no more than this. */
+	if (read32(file + FILE_FLAGS) & O_NONBLOCK)
+		return 0;
+	event.ctx = read64(file + FILE_PRIVATE);
+	seen = known.lookup(&event.ctx);
+	/* A monitor that spins would fill the ring: each userfaultfd is told of once. */
+	if (!seen || *seen & BLOCKING)
+		return 0;
+	if (!is_traced(read64(event.ctx + CTX_MM)))
+		return 0;
+	*seen |= BLOCKING;
+	emit_here(&event);
 	return 0;
 }
 

@@ -165,4 +165,5 @@ def _userfaultfds() -> Iterator[Userfaultfd]:
             said.unread if said else None,
             said.waiting if said else None,
             tuple(Holder(pid, proc.comm(pid), tuple(fds)) for pid, fds in holders.items()),
+            bool(said and said.blocking),
         )

@@ -50,6 +50,7 @@ _MEMBERS = {
     "WAKE_START": ("userfaultfd_wake_range", "start"),
     "WAKE_LEN": ("userfaultfd_wake_range", "len"),
     "FILE_PRIVATE": ("file", "private_data"),
+    "FILE_FLAGS": ("file", "f_flags"),
     "FILE_INODE": ("file", "f_inode"),
     "INODE_SB": ("inode", "i_sb"),
     "SB_FS_INFO": ("super_block", "s_fs_info"),

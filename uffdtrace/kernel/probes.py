@@ -139,6 +139,7 @@ TABLE: tuple[Row, ...] = (
         required=False,
     ),
     Row("releases", ("pages",), (Candidate("userfaultfd_release", "on_release", ("file",)),)),
+    Row("polls", (), (Candidate("userfaultfd_poll", "on_poll", ("file",)),), required=False),
     Row(
         "protection",
         ("armed_pages", "lost"),

@@ -91,11 +91,15 @@ def userfaultfds(pid: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Fdinfo:
-    """What fdinfo says of a userfaultfd: UFFD_FEATURE_*, the faults that nobody has read, and all that wait."""
+    """What fdinfo says of a userfaultfd: UFFD_FEATURE_*, the faults that nobody has read, and all that wait.
+
+    `blocking` where it is open without O_NONBLOCK.
+    """
 
     features: int
     unread: int
     waiting: int
+    blocking: bool
 
 
 def fdinfo(pid: int, fd: int) -> Fdinfo | None:
@@ -105,9 +109,10 @@ def fdinfo(pid: int, fd: int) -> Fdinfo | None:
     except OSError:
         return None
     said = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-    if not {"pending", "total", "API"} <= set(said):
+    if not {"flags", "pending", "total", "API"} <= set(said):
         return None
-    return Fdinfo(int(said["API"].split(":")[1], 16), int(said["pending"]), int(said["total"]))
+    blocking = not int(said["flags"], 8) & os.O_NONBLOCK
+    return Fdinfo(int(said["API"].split(":")[1], 16), int(said["pending"]), int(said["total"]), blocking)
 
 
 def same_file(pid: int, fd: int, other: int, other_fd: int) -> bool | None:

@@ -52,6 +52,7 @@ class Type(IntEnum):
     AREA = 28
     FORKED = 29
     PROCESS = 30
+    POLL = 31
     HUGE_WRITE = 33
     ZAP = 34
     UNMERGED = 35
@@ -115,6 +116,7 @@ FIELDS = {
     Type.AREA: "a registered mapping that the collector looked at: start, end; flags=Memory",
     Type.FORKED: "the child's userfaultfd, made by a fork: start=its mm, end=features, aux=the parent's ctx",
     Type.PROCESS: "ctx=mm: it is the memory of the new process tgid",
+    Type.POLL: "poll() was called on it without O_NONBLOCK, for the first time",
     Type.PRESENT: "before the REGISTER with MISSING alone that follows, of this thread: start, end, value=pages"
     " populated there, kind=1 if there may be more",
     Type.PROCESS_NAME: "start and end hold the name of process tgid, 16 bytes",

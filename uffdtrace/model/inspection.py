@@ -71,12 +71,16 @@ class Holder:
 
 @dataclass(frozen=True)
 class Userfaultfd:
-    """Faults `unread`, and all that are `waiting`; None where fdinfo could not be read."""
+    """Faults `unread`, and all that are `waiting`; None where fdinfo could not be read.
+
+    `blocking` where it is known to be open without O_NONBLOCK.
+    """
 
     features: int | None
     unread: int | None
     waiting: int | None
     holders: tuple[Holder, ...]
+    blocking: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,15 @@ def _notes(
         notes.append("None of its memory is registered, and the kernel does not say whose its userfaultfds watch.")
         if others:
             notes.append(f"Also held by {', '.join(map(str, others))}: inspect that, they may watch its memory.")
+    for found in own:
+        # Blocking reads are as good. Where messages wait unread, nobody may know of them.
+        if found.blocking and found.unread:
+            (fds,) = [holder.fds for holder in found.holders if holder.pid == pid]
+            which = f"descriptor{'s' if len(fds) > 1 else ''} {', '.join(map(str, fds))}"
+            notes.append(
+                f"Messages wait in its {which}, without O_NONBLOCK: poll(), select() and epoll answer POLLERR there"
+                " whatever waits, only read() brings them."
+            )
     if (spans or own) and not whole:
         notes.append("Processes of other users were not searched for userfaultfds: that needs root.")
     return notes

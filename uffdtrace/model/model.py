@@ -414,6 +414,8 @@ class Model:
             self.watched.adopted(event)
         elif kind == Type.PROCESS:
             self.watched.process(ctx, int(event["tgid"]))
+        elif kind == Type.POLL:
+            self.watched.home(ctx).blocking_poll = True
         elif kind == Type.EVENT:
             what = int(event["kind"])
             if ctx in self.watched.current and what in list(UffdEvent):

@@ -9,7 +9,7 @@ from uffdtrace.model.rule import Rule
 from uffdtrace.model.rules_calls import CALL_RULES
 from uffdtrace.model.rules_loss import LOSS_RULES
 from uffdtrace.model.rules_memory import MEMORY_RULES
-from uffdtrace.model.rules_monitor import FASTER, MONITOR_RULES
+from uffdtrace.model.rules_monitor import FASTER, MONITOR_RULES, NO_READER
 
 SEVERITIES = ("error", "warning", "note")
 RULES: tuple[Rule, ...] = (*LOSS_RULES, *CALL_RULES, *MONITOR_RULES, *MEMORY_RULES)
@@ -60,6 +60,7 @@ _PLAIN = {
     "answers": "UFFDIO_COPY, ZEROPAGE, WRITEPROTECT without MODE_WP, CONTINUE or WAKE",
     "and_arm": " and arm",
     "protect": ", and UFFDIO_WRITEPROTECT the page if it must be protected",
+    "reader": NO_READER,
     "faster": "; ".join(FASTER.values()),
 }
 

@@ -51,6 +51,15 @@ def _waiting(case: Case) -> str:
     )
 
 
+NO_READER = "start the thread that reads the userfaultfd before the range is used, and see that it reads the right one"
+
+
+def _reader(case: Case) -> str:
+    if case.userfaultfd.blocking_poll:
+        return "open the userfaultfd with O_NONBLOCK: whoever polls it for messages is told POLLERR for ever"
+    return NO_READER
+
+
 def _and_arm(case: Case) -> str:
     return " and arm" if case.wp else ""
 
@@ -144,10 +153,9 @@ MONITOR_RULES: tuple[Rule, ...] = (
         lambda case: case.never_read,
         "faults wait, and nobody reads the userfaultfd",
         "{count} waited for the monitor, and nobody read a message from this userfaultfd in the trace: {waiting}.",
-        "start the thread that reads the userfaultfd before anybody uses the range, and see that it has the right"
-        " descriptor",
+        "{reader}",
         unit="faults",
-        words={"waiting": _waiting},
+        words={"waiting": _waiting, "reader": _reader},
     ),
     Rule(
         "monitor-fault",
@@ -253,6 +261,16 @@ MONITOR_RULES: tuple[Rule, ...] = (
         " it again in the next round only",
         unit="answers",
         words={"calls": _circling, "pages": _circled},
+    ),
+    Rule(
+        "blocking-poll",
+        "warning",
+        lambda case: case.row.pages if case.userfaultfd.blocking_poll else 0,
+        "the userfaultfd was polled without O_NONBLOCK, which always brings POLLERR",
+        # userfaultfd_poll(), the same in 5.10 to 7.2.
+        "poll(), select() or epoll was asked about this userfaultfd, which was without O_NONBLOCK: they answer POLLERR"
+        " at once, whether a message waits or not.",
+        "open the userfaultfd with O_NONBLOCK, or set it (fcntl F_SETFL) before it is polled",
     ),
     Rule(
         "slow-service",

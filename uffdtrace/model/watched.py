@@ -79,6 +79,8 @@ class Userfaultfd:
     events: dict[UffdEvent, int] = field(default_factory=dict)
     # The one that its memory was forked from.
     parent: Userfaultfd | None = None
+    # It was polled without O_NONBLOCK.
+    blocking_poll: bool = False
     # Calls that failed and named no range.
     failures: Failures = field(default_factory=Failures)
     # The thread that forks, while it may wait for the monitor to read of it.

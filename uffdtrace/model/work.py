@@ -50,6 +50,7 @@ _STRUCTURAL = np.array(
         Type.FORK,
         Type.FORKED,
         Type.PROCESS,
+        Type.POLL,
         Type.PRESENT,
         Type.REMAP,
         Type.MERGED,
