@@ -124,7 +124,7 @@ def test_setpriv() -> None:
 
 def test_one_screen(found: dict[str, Any]) -> None:
     lines = uffdtrace("doctor").stdout.splitlines()
-    assert len(lines) <= 56 + 3 * len(found["problems"])
+    assert len(lines) <= 60 + 3 * len(found["problems"])
     assert all(len(line) <= 80 for line in lines)
     verdict = "attach works here." if found["attach_works"] else "attach does not work here: "
     assert lines[-1].startswith(verdict)
