@@ -9,7 +9,12 @@ import time
 from pathlib import Path
 from typing import Callable
 
-from steps import FINISH_SECONDS, Guest, Result, attached, finish, first_line, go_on, standing, started
+from steps import FINISH_SECONDS, Guest, Result, attached, finish, first_line, go_on, standing, started, until
+
+# What tests/programs/hanging.c does only after a line.
+LATER = ("later", "monitor", "process", "forks")
+# The threads of `hanging many`.
+MANY = 600
 
 
 def program(guest: Guest, what: str) -> list[str]:
@@ -20,6 +25,11 @@ def in_faults(pid: int) -> list[int]:
     """The threads of a process that the kernel says sleep in handle_userfault()."""
     tasks = sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda task: int(task.name))
     return [int(task.name) for task in tasks if "handle_userfault" in (task / "stack").read_text()]
+
+
+def numbers(process: subprocess.Popen[str]) -> list[int]:
+    """What tests/programs/hanging.c says."""
+    return [int(word) for word in first_line(process, FINISH_SECONDS).split()]
 
 
 def let_go(process: subprocess.Popen[str]) -> None:
@@ -41,40 +51,53 @@ def one(guest: Guest) -> Result:
 
 
 def everybody(guest: Guest) -> Result:
-    """The same with all userfaultfds; besides a thread waits for an event to be read, and a monitor's thread ends."""
+    """The same with all userfaultfds; other processes hang in their ways, and some begin to in the trace."""
     with contextlib.ExitStack() as stack:
         workload, pid = stack.enter_context(standing(guest, "pending", "asleep", "/dev/null"))
-        event, monitor = (
-            stack.enter_context(
+        hanging = {
+            what: stack.enter_context(
                 started(guest, program(guest, what), subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE)
             )
-            for what in ("event", "monitor")
-        )
-        unmapping = int(first_line(event, FINISH_SECONDS))
-        first_line(monitor, FINISH_SECONDS)
+            for what in ("event", *LATER)
+        }
+        said = {what: numbers(process) for what, process in hanging.items()}
         with attached(guest, "hanging-all", "--all") as collector:
             sleepers = in_faults(pid)
-            let_go(monitor)
-            writing = int(first_line(monitor, FINISH_SECONDS))
-            # Long enough for a finding.
-            time.sleep(1.5)
+            for what in LATER:
+                let_go(hanging[what])
+            slept = {what: numbers(hanging[what]) for what in LATER}
+            # Long enough for a finding, and for a look at who read.
+            time.sleep(2.5)
             collector.send_signal(signal.SIGINT)
             status = finish(collector, FINISH_SECONDS)
-        statuses = [go_on(process) for process in (workload, event, monitor)]
-    return {
-        "exit_status": status,
-        "exit_statuses": statuses,
-        "faults": {"pid": pid, "threads": sleepers},
-        "event": {"pid": event.pid, "threads": [unmapping]},
-        "monitor": {"pid": monitor.pid, "threads": [writing]},
-    }
+        statuses = [go_on(process) for process in (workload, *hanging.values())]
+    result: Result = {"exit_status": status, "exit_statuses": statuses, "faults": {"pid": pid, "threads": sleepers}}
+    result["event"] = {"pid": hanging["event"].pid, "threads": said["event"][:1]}
+    for what, (thread, reader) in slept.items():
+        result[what] = {"pid": hanging[what].pid, "fd": said[what][1], "threads": [thread], "reader": reader}
+    return result
+
+
+def many(guest: Guest) -> Result:
+    """More threads sleep in faults, before the trace and after it, than a look at the queues goes through."""
+    command = program(guest, "many")
+    with started(guest, command, subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE) as process:
+        numbers(process)
+        until(lambda: len(in_faults(process.pid)) == MANY, FINISH_SECONDS)
+        with attached(guest, "hanging-many", str(process.pid)) as collector:
+            sleepers = in_faults(process.pid)
+            collector.send_signal(signal.SIGINT)
+            status = finish(collector, FINISH_SECONDS)
+        statuses = [go_on(process)]
+    many = {"pid": process.pid, "threads": sleepers}
+    return {"exit_status": status, "exit_statuses": statuses, "many": many}
 
 
 def served(guest: Guest) -> Result:
     """The event that a thread waits for is read during the trace."""
     command = program(guest, "event")
     with started(guest, command, subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE) as process:
-        first_line(process, FINISH_SECONDS)
+        numbers(process)
         with attached(guest, "hanging-served", str(process.pid)) as collector:
             statuses = [go_on(process)]
             status = finish(collector, FINISH_SECONDS)
@@ -82,4 +105,4 @@ def served(guest: Guest) -> Result:
 
 
 STEPS: dict[str, Callable[[Guest], Result]] = {"hanging-one": one, "hanging-all": everybody}
-ONCE: dict[str, Callable[[Guest], Result]] = {"hanging-served": served}
+ONCE: dict[str, Callable[[Guest], Result]] = {"hanging-served": served, "hanging-many": many}

@@ -18,6 +18,15 @@ def of_process(guest: Guest, name: str, what: str) -> tuple[list[int], Json, lis
     return step[what]["threads"], home, [one for one in trace.report["ranges"] if one["userfaultfd"] == home["id"]]
 
 
+def holders(home: Json) -> list[tuple[int, int]]:
+    return [(holder["pid"], holder["fd"]) for holder in home["holders"]]
+
+
+def held(guest: Guest, what: str) -> list[tuple[int, int]]:
+    step = guest.step("hanging-all")[what]
+    return [(step["pid"], step["fd"])]
+
+
 @pytest.mark.parametrize("name", ["hanging-one", "hanging-all"])
 def test_faults_from_before_the_trace_are_pending(guest: Guest, name: str) -> None:
     threads, home, (found,) = of_process(guest, name, "faults")
@@ -39,12 +48,41 @@ def test_an_event_that_nobody_reads(guest: Guest) -> None:
     assert ids(home) == {"event-unread"}
 
 
-def test_a_monitor_whose_thread_ended(guest: Guest) -> None:
-    (thread,), home, (found,) = of_process(guest, "hanging-all", "monitor")
+def test_an_event_in_the_trace_that_nobody_reads(guest: Guest) -> None:
+    (thread,), home, _ = of_process(guest, "hanging-all", "later")
+    (wait,) = home["asleep_in_events"]
+    assert (wait["tid"], wait["event"], wait["reads"]) == (thread, "unmap", False)
+    assert 2 < wait["for_s"] < guest.trace("hanging-all").report["trace"]["duration_s"]
+    assert ids(home) == {"event-unread"}
+    assert holders(home) == held(guest, "later")
+
+
+@pytest.mark.parametrize("what", ["monitor", "process", "forks"])
+def test_a_monitor_that_ended(guest: Guest, what: str) -> None:
+    (thread,), home, (found,) = of_process(guest, "hanging-all", what)
     waiting = [(fault["tid"], fault["kind"], fault["read"]) for fault in found["waiting"]]
     assert waiting == [(thread, "missing", True)]
     assert ids(home) == {"monitor-gone"}
-    assert found["verdict"] == "pending"
+    # What it forked, or was forked from, does not concern the memory.
+    assert (found["verdict"], ids(found)) == ("pending", {"pending"})
+    step, (ended,) = guest.step("hanging-all")[what], home["monitor_threads_ended"]
+    process = step["reader"] if what == "process" else step["pid"]
+    assert (ended["tid"], ended["pid"], ended["process_ended"]) == (step["reader"], process, what == "process")
+    assert 0 < ended["last_read_s"] <= ended["ended_after_s"] < ended["ended_by_s"]
+    # More than two seconds went by after that.
+    assert ended["ended_by_s"] < guest.trace("hanging-all").report["trace"]["duration_s"]
+    assert holders(home) == held(guest, what)
+
+
+@pytest.mark.once
+def test_more_who_sleep_than_a_look_goes_through(guest: Guest) -> None:
+    threads, home, (found,) = of_process(guest, "hanging-many", "many")
+    assert len(threads) == 600
+    assert home["before_trace"]["waiting"] == home["before_trace"]["unread"] == 600
+    assert sorted(home["before_trace"]["still_asleep"]) == sorted(threads)
+    (throughout,) = home["findings"]
+    assert (throughout["id"], found["pending"] + throughout["pages"]) == ("asleep-throughout", 600)
+    assert throughout["pages"] > 0 and found["pending"] > 0
 
 
 @pytest.mark.once

@@ -3,11 +3,16 @@
  * A process that hangs, as people attach to them.
  *
  *   hanging event      a thread sleeps in munmap() until somebody reads UFFD_EVENT_UNMAP
+ *   hanging later      the same, begun after a line of input
+ *   hanging many       600 threads sleep in faults of which nobody read
  *   hanging monitor    a thread sleeps in a fault whose message a thread read that has ended
+ *   hanging process    the same, and that thread was a process that was forked for it
+ *   hanging forks      the thread that read a fault's message forks before it answers
  *
- * Prints the number of the thread that sleeps; `monitor` waits for a line before
- * it comes to that. After another line it reads the event, or answers the fault,
- * and ends with status 0 if the thread went on.
+ * The last three, and `later`, print their process's number, and wait for a line
+ * before they come to that. Prints the number of a thread that sleeps, and of the
+ * thread that read, 0 for none. After another line it reads the event, or answers
+ * the faults, and ends with status 0 if the threads went on.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -22,14 +27,19 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define PAGE 4096UL
-#define PAGES 16UL
+#define PAGES 1024UL
+/* More than a look at a userfaultfd's queue goes through. */
+#define MANY 600
+#define STACK 65536
 
 static char *memory;
 static int uffd;
-static volatile int sleeper;
+static volatile int sleeper, reader;
+static bool forks;
 
 static void check(bool good, const char *what)
 {
@@ -61,18 +71,33 @@ static void *unmaps(void *arg)
 	return NULL;
 }
 
-static void *writes(void *arg)
+static void *writes(void *page)
 {
-	(void)arg;
 	sleeper = gettid();
-	memory[3 * PAGE] = 1;
+	/* Volatile, or it may come before the number. */
+	*(volatile char *)page = 1;
 	return NULL;
+}
+
+/* As system() would do. */
+static void fork_and_wait(void)
+{
+	pid_t pid = fork();
+	int status;
+
+	check(pid >= 0, "fork");
+	if (!pid)
+		_exit(0);
+	check(waitpid(pid, &status, 0) == pid && !status, "waitpid");
 }
 
 static void *reads(void *arg)
 {
 	(void)arg;
+	reader = gettid();
 	read_one(UFFD_EVENT_PAGEFAULT);
+	if (forks)
+		fork_and_wait();
 	return NULL;
 }
 
@@ -83,44 +108,104 @@ static void wait_for_message(void)
 	check(poll(&polled, 1, -1) == 1 && polled.revents == POLLIN, "poll");
 }
 
+/* Whoever reads ends after that; the descriptor stays open here. */
+static void read_in_a_process(void)
+{
+	pid_t pid = fork();
+	int status;
+
+	check(pid >= 0, "fork");
+	if (!pid) {
+		wait_for_message();
+		read_one(UFFD_EVENT_PAGEFAULT);
+		_exit(0);
+	}
+	check(waitpid(pid, &status, 0) == pid && !status, "waitpid");
+	reader = pid;
+}
+
+static void say(int number, int other)
+{
+	printf("%d %d\n", number, other);
+	fflush(stdout);
+	next_line();
+}
+
+static void answer(unsigned long first, unsigned long pages)
+{
+	struct uffdio_zeropage zero = {.range = {(unsigned long)memory + first * PAGE, pages * PAGE}};
+
+	check(!ioctl(uffd, UFFDIO_ZEROPAGE, &zero), "UFFDIO_ZEROPAGE");
+}
+
+static void sleep_in_event(void)
+{
+	pthread_t thread;
+
+	check(!pthread_create(&thread, NULL, unmaps, NULL), "pthread_create");
+	wait_for_message();
+	say(sleeper, 0);
+	read_one(UFFD_EVENT_UNMAP);
+	pthread_join(thread, NULL);
+}
+
+static void sleep_in_faults(int count)
+{
+	static pthread_t threads[MANY];
+	pthread_attr_t small;
+
+	pthread_attr_init(&small);
+	pthread_attr_setstacksize(&small, STACK);
+	for (int i = 0; i < count; i++)
+		check(!pthread_create(&threads[i], &small, writes, memory + i * PAGE), "pthread_create");
+	say(sleeper, 0);
+	answer(0, count);
+	for (int i = 0; i < count; i++)
+		pthread_join(threads[i], NULL);
+}
+
+static void sleep_unanswered(bool process)
+{
+	pthread_t thread, monitor;
+
+	check(!pthread_create(&thread, NULL, writes, memory + 3 * PAGE), "pthread_create");
+	wait_for_message();
+	if (process) {
+		read_in_a_process();
+	} else {
+		check(!pthread_create(&monitor, NULL, reads, NULL), "pthread_create");
+		pthread_join(monitor, NULL);
+	}
+	say(sleeper, reader);
+	answer(3, 1);
+	pthread_join(thread, NULL);
+}
+
 int main(int argc, char **argv)
 {
-	bool event = argc == 2 && !strcmp(argv[1], "event");
+	const char *what = argc == 2 ? argv[1] : "";
+	bool later = !strcmp(what, "later"), event = later || !strcmp(what, "event"), many = !strcmp(what, "many");
+	bool process = !strcmp(what, "process");
 	struct uffdio_api api = {.api = UFFD_API, .features = event ? UFFD_FEATURE_EVENT_UNMAP : 0};
 	struct uffdio_register registration = {.mode = UFFDIO_REGISTER_MODE_MISSING};
-	struct uffdio_zeropage answer = {.mode = 0};
-	pthread_t thread, reader;
 
-	check(event || (argc == 2 && !strcmp(argv[1], "monitor")), "event or monitor");
+	forks = !strcmp(what, "forks");
+	check(event || many || process || forks || !strcmp(what, "monitor"), "one of event, later, many, ...");
 	uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	check(uffd >= 0, "userfaultfd");
 	check(!ioctl(uffd, UFFDIO_API, &api), "UFFDIO_API");
 	memory = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	check(memory != MAP_FAILED, "mmap");
-	registration.range.start = answer.range.start = (unsigned long)memory;
+	registration.range.start = (unsigned long)memory;
 	registration.range.len = PAGES * PAGE;
 	check(!ioctl(uffd, UFFDIO_REGISTER, &registration), "UFFDIO_REGISTER");
-	if (!event) {
-		printf("%d\n", getpid());
-		fflush(stdout);
-		next_line();
-	}
-	check(!pthread_create(&thread, NULL, event ? unmaps : writes, NULL), "pthread_create");
-	wait_for_message();
-	if (!event) {
-		check(!pthread_create(&reader, NULL, reads, NULL), "pthread_create");
-		pthread_join(reader, NULL);
-	}
-	printf("%d\n", sleeper);
-	fflush(stdout);
-	next_line();
-	if (event) {
-		read_one(UFFD_EVENT_UNMAP);
-	} else {
-		answer.range.start += 3 * PAGE;
-		answer.range.len = PAGE;
-		check(!ioctl(uffd, UFFDIO_ZEROPAGE, &answer), "UFFDIO_ZEROPAGE");
-	}
-	pthread_join(thread, NULL);
+	if (later || !(event || many))
+		say(getpid(), uffd);
+	if (event)
+		sleep_in_event();
+	else if (many)
+		sleep_in_faults(MANY);
+	else
+		sleep_unanswered(process);
 	return 0;
 }

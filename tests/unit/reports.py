@@ -116,6 +116,8 @@ def a_userfaultfd(**fields: Any) -> dict[str, Any]:
         "forked_from": None,
         "events": {"fork": 0, "remap": 0, "remove": 0, "unmap": 0},
         "monitor_pids": [PROCESS["pid"]],
+        "monitor_threads_ended": [],
+        "holders": None,
         "asleep_in_events": [],
         "findings": [],
         "before_trace": None,

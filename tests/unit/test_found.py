@@ -12,9 +12,10 @@ from unit.machine import MONITOR, OWNER, OWNERS_MM, STRANGER, STRANGERS_MM, Mach
 
 from uffdtrace.collect import found
 from uffdtrace.kernel import offers, proc
-from uffdtrace.model.events import Ioctl, Memory, Mode, Type
+from uffdtrace.model.events import Ioctl, Memory, Mode, Type, name_in
 from uffdtrace.model.model import Model
 from uffdtrace.model.report import Name
+from uffdtrace.model.watched import Reader, Userfaultfd
 
 
 @pytest.fixture
@@ -491,8 +492,36 @@ def test_who_sleeps_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_which_readers_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proc, "has_ended", lambda tid: tid == 8)
-    assert [int(event["tid"][0]) for event in found.readers_gone({7, 8})] == [8]
+    ended: set[int] = set()
+    monkeypatch.setattr(proc, "has_ended", lambda tid: tid in ended)
+    monkeypatch.setattr(proc, "is_alive", lambda pid: pid != MONITOR)
+    home = Userfaultfd(0, 1, threads={7: Reader(OWNER, 1, 1), 8: Reader(MONITOR, 1, 1)})
+    readers = found.Readers()
+    assert readers.look([home]) == []
+    seen = found._now()
+    ended.add(8)
+    (gone,) = readers.look([home])
+    assert (int(gone["tid"][0]), int(gone["kind"][0])) == (8, 1)
+    assert 0 < int(gone["value"][0]) <= seen <= int(gone["time"][0])
+    assert readers.look([home]) == []
+    # Another thread of that number has read since.
+    home.threads[8].last = found._now()
+    (gone,) = readers.look([home])
+    assert (int(gone["tid"][0]), int(gone["value"][0])) == (8, 0)
+
+
+def test_who_holds_it_at_the_end(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    uffd, other = Uffd(0x51, OWNERS_MM, OWNER, queue=[7]), Uffd(0x52, STRANGERS_MM, STRANGER)
+    machine.holds = {OWNER: {3: uffd}, MONITOR: {4: other, 5: uffd, 6: uffd}}
+    monkeypatch.setattr(proc, "comm", lambda pid: f"name of process {pid}")
+    held = found.holders(machine.stream, {0x51})
+    told = [(int(one["ctx"][0]), int(one["tgid"][0]), int(one["value"][0])) for one in held]
+    assert told == [(0x51, 0, 0), (0x51, OWNER, 3), (0x51, MONITOR, 5), (0x51, MONITOR, 6)]
+    assert name_in(held[1][0]) == f"name of process {OWNER}"[:16]
+    # What the looks told is no event of the trace.
+    assert not len(machine.stream.held)
+    machine.asked.clear()
+    assert found.holders(machine.stream, set()) == [] and not machine.asked
 
 
 def test_who_waits_at_the_end_for_an_event_to_be_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import jsonschema
 import pytest
-from unit.events import THREAD, Events, fed
+from unit.events import MONITOR, THREAD, Events, fed
 from unit.reports import PROCESS, TRACE
 
 from uffdtrace.model.events import Feature, Mode, Type, UffdEvent
 from uffdtrace.model.report import build
 from uffdtrace.model.rules_waits import waiting_findings
-from uffdtrace.model.watched import EventWait, Userfaultfd
+from uffdtrace.model.watched import EndedReader, EventWait, Holder, Userfaultfd
 from uffdtrace.reporters import offline
 
 SCHEMA = json.loads(Path(offline.__file__).with_name("report.schema.json").read_text())
@@ -169,12 +169,58 @@ def test_the_threads_that_read_have_ended(alive: bool, waits_on: bool) -> None:
         events.asleep(THREAD)
     (home,) = homes(events)
     assert ids(home) == (["monitor-gone"] if waits_on and not alive else [])
+    assert [one["tid"] for one in home["monitor_threads_ended"]] == ([] if alive else [902, 901])
+
+
+def test_when_a_reader_ended() -> None:
+    events = started()
+    events.fault(0)
+    events.message(0, reader=901)
+    last = int(events.array()["time"][-1])
+    events.add(Type.READER_GONE, tid=901, value=last - 1, kind=1)
+    by = int(events.array()["time"][-1])
+    (ended,) = fed(events.array()).userfaultfds[0].ended_readers
+    # It was seen alive before it read for the last time.
+    assert ended == EndedReader(901, events.monitor, last, last, by, True)
+
+
+def test_a_number_that_another_reader_has_now() -> None:
+    events = started()
+    for at in (0, 1):
+        events.fault(at, tid=THREAD + at)
+        events.message(at, tid=THREAD + at, reader=901)
+        if not at:
+            events.add(Type.READER_GONE, tid=901)
+    events.asleep(THREAD)
+    assert ids(homes(events)[0]) == []
+
+
+def test_who_holds_the_descriptor() -> None:
+    events = started()
+    waits(events)
+    asleep(events)
+    assert homes(events)[0]["holders"] is None
+    events.add(Type.HOLDER_FOUND)
+    assert homes(events)[0]["holders"] == []
+    name = int.from_bytes(b"monitor\0", "little")
+    events.add(Type.HOLDER_FOUND, tgid=MONITOR, value=7, start=name)
+    (home,) = homes(events)
+    assert home["holders"] == [{"pid": MONITOR, "comm": "monitor", "fd": 7}]
+    assert home["findings"][0]["message"].endswith(f"It is held open by monitor ({MONITOR}) as descriptor 7.")
 
 
 def test_words_of_a_monitor_that_is_gone() -> None:
-    home = Userfaultfd(0, 1, threads={901: 5}, readers_ended=True)
+    home = Userfaultfd(0, 1, ended_readers=[EndedReader(901, 900, 2 * SECOND, 3 * SECOND, 4 * SECOND, True)])
+    home.holders = [Holder(300, "guest", 5)]
+    (finding,) = waiting_findings(home, 0, 1, SECOND)
+    assert finding["message"] == (
+        "1 thread waits for a monitor that is gone: every thread that read this userfaultfd in the trace had ended when"
+        " the trace ended. Thread 901 of process 900 (which has ended, too) read for the last time at 1.0 s of the"
+        " trace and ended between 2.0 and 3.0 s. It is held open by guest (300) as descriptor 5."
+    )
+    home.holders = []
     (finding,) = waiting_findings(home, 0, 1)
-    assert str(finding["message"]).startswith("1 thread waits for a monitor that is gone")
+    assert str(finding["message"]).endswith("No process has it open by a descriptor.")
     (finding,) = waiting_findings(home, 0, 1234)
     assert str(finding["message"]).startswith("1,234 threads wait for a monitor that is gone")
     assert (finding["severity"], waiting_findings(home, 0)) == ("warning", [])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,8 +20,9 @@ import numpy as np
 from uffdtrace.collect.program import Program
 from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import offers, proc
-from uffdtrace.model.events import EVENT, Array, Ioctl, Mode, Type, UffdEvent
+from uffdtrace.model.events import EVENT, Array, Ioctl, Mode, Type, UffdEvent, name_in
 from uffdtrace.model.report import Name
+from uffdtrace.model.watched import Userfaultfd
 
 # Who waits in the queues of a userfaultfd that is looked at.
 _QUEUED = (Type.FAULT_FOUND, Type.EVENT_FOUND)
@@ -50,6 +52,12 @@ class _Look:
     time: int
 
 
+def _told(events: Array) -> Array:
+    """Which are userfaultfd_show_fdinfo()'s, that ran for us."""
+    told: Array = (events["type"] == Type.USERFAULTFD) & (events["tgid"] == os.getpid())
+    return told
+
+
 class LookBack:
     """Finds what was there before its events were recorded: at the start, and when a userfaultfd turns up late."""
 
@@ -77,7 +85,7 @@ class LookBack:
                     found += self._look(holder, fd, event)
         # What the first looks told is told again by those that count, and of other people's nothing is kept.
         held = self._stream.held
-        counted = self._told(held) & ~np.isin(held["time"], [int(one["time"]) for one in found])
+        counted = _told(held) & ~np.isin(held["time"], [int(one["time"]) for one in found])
         self._stream.held = held[~(counted | np.isin(held["type"], _QUEUED))]
         self._stream.push(self._queued)
         for owner in sorted({int(event["aux"]) for event in found if event["aux"]}):
@@ -95,7 +103,7 @@ class LookBack:
         said = proc.fdinfo(holder, fd)
         events = self._stream.peek()
         events = events[events["ctx"] == ctx]
-        told = events[self._told(events)]
+        told = events[_told(events)]
         event = told[-1] if len(told) else first
         self._looked[ctx] = _Look(int(event["start"]), int(event["time"]))
         # The kernel shows all of it again where its buffer was too small.
@@ -123,16 +131,10 @@ class LookBack:
                 found.append(event)
         return self._ranges(found) if found else []
 
-    def _told(self, events: Array) -> Array:
-        """Which are userfaultfd_show_fdinfo()'s, that ran for us."""
-        told: Array = (events["type"] == Type.USERFAULTFD) & (events["tgid"] == os.getpid())
-        return told
-
     def _shown(self) -> Array:
         """What it told since the last look."""
         events = self._stream.peek()
-        shown: Array = events[self._told(events)]
-        return shown
+        return events[_told(events)]
 
     def _ranges(self, userfaultfds: list[Array]) -> list[Name]:
         """RANGE_FOUND and PAGES_FOUND events for the memory that USERFAULTFD events tell of, and its names."""
@@ -191,6 +193,10 @@ class Registrations:
         # Memory of forked children, by its mm: the userfaultfds that watch it.
         self._forked: dict[int, set[int]] = {}
 
+    def watching(self, owners: set[int]) -> set[int]:
+        """The userfaultfds of the memory of these processes."""
+        return {ctx for ctx, owner in self._owners.items() if owner in owners}
+
     @property
     def owners(self) -> set[int]:
         """The processes whose memory was registered."""
@@ -237,7 +243,7 @@ class Processes:
         """Those that a batch names first; one that is gone already has the name that the kernel told, or none."""
         types = events["type"]
         for event in events[types == Type.PROCESS_NAME]:
-            self._called[int(event["tgid"])] = _comm(event)
+            self._called[int(event["tgid"])] = name_in(event)
         pids = {int(pid) for pid in np.unique(events["aux"][types == Type.USERFAULTFD])}
         pids |= {int(pid) for pid in np.unique(events["tgid"][np.isin(types, _ACTORS)])}
         fresh = sorted(pids - self._seen)
@@ -254,12 +260,6 @@ class Processes:
         return processes
 
 
-def _comm(event: Array) -> str:
-    """The name in a PROCESS_NAME event."""
-    raw = event["start"].tobytes() + event["end"].tobytes()
-    return raw.partition(b"\0")[0].decode(errors="replace")
-
-
 def asleep(owners: list[int]) -> list[Array]:
     """ASLEEP events for the threads of these processes that sleep in a fault now, EVENT_ASLEEP for an event."""
     own = []
@@ -273,6 +273,47 @@ def asleep(owners: list[int]) -> list[Array]:
     return own
 
 
-def readers_gone(tids: set[int]) -> list[Array]:
-    """READER_GONE events for those of these threads that have ended."""
-    return [_event(Type.READER_GONE, tid=tid) for tid in sorted(tids) if proc.has_ended(tid)]
+class Readers:
+    """Watches the threads that read messages, for when they end: a trace may go on for long after that."""
+
+    def __init__(self) -> None:
+        # When each was seen alive for the last time (ns).
+        self._alive: dict[int, int] = {}
+        # When those that had ended were seen to have (ns).
+        self._ended: dict[int, int] = {}
+
+    def look(self, homes: Iterable[Userfaultfd]) -> list[Array]:
+        """READER_GONE events for those that read from these and have ended since the last look."""
+        gone = []
+        for tid, reader in sorted({tid: reader for home in homes for tid, reader in home.threads.items()}.items()):
+            now = _now()
+            # Another thread may have its number now, and read.
+            if self._ended.get(tid, 0) > reader.last:
+                continue
+            if proc.has_ended(tid):
+                process = not proc.is_alive(reader.tgid)
+                gone.append(_event(Type.READER_GONE, tid=tid, value=self._alive.pop(tid, 0), kind=process))
+                self._ended[tid] = int(gone[-1]["time"][0])
+            else:
+                self._alive[tid] = now
+        return gone
+
+
+def holders(stream: Stream, wanted: set[int]) -> list[Array]:
+    """HOLDER_FOUND events: who has these userfaultfds (by their address in the kernel) open now."""
+    own = [_event(Type.HOLDER_FOUND, ctx=ctx) for ctx in sorted(wanted)]
+    began = _now()
+    for pid in proc.pids() if wanted else ():
+        for fd in proc.userfaultfds(pid) if pid != os.getpid() else ():
+            proc.fdinfo(pid, fd)
+            events = stream.peek()
+            contexts = events["ctx"][_told(events)]
+            if contexts.size and int(contexts[-1]) in wanted:
+                name = proc.comm(pid).encode()[:16].ljust(16, b"\0")
+                start, end = (int.from_bytes(half, "little") for half in (name[:8], name[8:]))
+                own.append(_event(Type.HOLDER_FOUND, ctx=int(contexts[-1]), tgid=pid, value=fd, start=start, end=end))
+    # What our looks had the kernel tell is known.
+    held = stream.held
+    ours = np.isin(held["type"], _QUEUED) | _told(held)
+    stream.held = held[~(ours & (held["time"] >= began))]
+    return own

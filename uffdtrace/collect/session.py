@@ -32,6 +32,8 @@ from uffdtrace.trace.writer import Writer, check_path
 
 _POLL_S = 0.05
 _PROGRESS_S = 0.5
+# How well it is known when a thread that read messages ended.
+_READERS_S = 0.5
 # Behind for that long is more than a burst.
 _BEHIND_S = 1.0
 # As many events as are accounted for between two looks at the ring.
@@ -125,6 +127,8 @@ class Session:
         self._say = say
         self._show = show
         self._next_show = 0.0
+        self._readers = found.Readers()
+        self._next_readers = 0.0
         self._caught_up = 0.0
         self._model = Model()
         self._stop = Stop()
@@ -218,10 +222,15 @@ class Session:
             self._call(look_back.late(), writer)
             self._take(stream, writer, horizon)
             writer.looks(self._sharing.look(self._model))
+            if time.monotonic() >= self._next_readers:
+                self._next_readers = time.monotonic() + _READERS_S
+                stream.push(self._readers.look(self._model.watched.current.values()))
             if self._show is not None:
                 self._progress(self._show, began)
-        stream.push(found.readers_gone({tid for home in self._model.userfaultfds for tid in home.threads}))
-        stream.push(found.asleep(sorted(self._registrations.owners | ({pid} if pid else set()))))
+        stream.push(self._readers.look(self._model.watched.current.values()))
+        asleep = found.asleep(sorted(self._registrations.owners | ({pid} if pid else set())))
+        waiting_for = self._registrations.watching({int(one["tgid"][0]) for one in asleep if one["tid"][0]})
+        stream.push(asleep + found.holders(stream, waiting_for))
         writer.looks(self._sharing.look(self._model, last=True))
         self._say(f"detaching {len(self._program.attachments)} probes")
         self._program.detach()

@@ -70,6 +70,7 @@ class Type(IntEnum):
     SLEEPER_FOUND = 132
     EVENT_ASLEEP = 133
     READER_GONE = 134
+    HOLDER_FOUND = 135
 
 
 # Meaning of the fields that differ per type; `ctx` is the kernel's
@@ -132,7 +133,10 @@ FIELDS = {
     Type.ASLEEP: "tid still slept in handle_userfault when the trace ended",
     Type.EVENT_ASLEEP: "tid slept until the monitor reads an event when the trace ended: kind=UffdEvent,"
     " 0 where it is not known which",
-    Type.READER_GONE: "tid, which had read messages, had ended when the trace ended",
+    Type.READER_GONE: "tid, which had read messages, was seen to have ended; value=when (ns) it was last seen alive, or"
+    " 0, kind=1 if its process had ended, too",
+    Type.HOLDER_FOUND: "process tgid held the userfaultfd when the trace ended: value=its descriptor; start and end"
+    " hold the process's name, 16 bytes; tgid=0 where it was looked for",
 }
 
 
@@ -255,6 +259,13 @@ CONTINUE_MODE_WP = 2
 MOVE_MODE_ALLOW_SRC_HOLES = 2
 # include/uapi/linux/mman.h
 MREMAP_DONTUNMAP = 4
+
+
+def name_in(event: Array) -> str:
+    """The process's name that `start` and `end` of an event hold."""
+    raw = event["start"].tobytes() + event["end"].tobytes()
+    return raw.partition(b"\0")[0].decode(errors="replace")
+
 
 # name, numpy type, C type
 _RECORD = (

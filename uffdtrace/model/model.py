@@ -249,15 +249,11 @@ class Model:
 
     def _read(self, home: Userfaultfd, events: Array, number: Array, messages: Array, known: Array) -> None:
         """Who reads, and whether a reader faults itself; which faults were refused."""
-        home.readers.update(np.unique(events["tgid"][messages]).tolist())
-        tids, first = np.unique(events["value"][messages], return_index=True)
-        for tid, time in zip(tids.tolist(), events["time"][messages][first].tolist()):
-            home.threads.setdefault(tid, time)
-        home.threads.pop(0, None)
+        home.read(events[messages])
         faults = (events["type"] == Type.FAULT) & known
         slept = faults & (events["ret"] == 0)
         for index in np.flatnonzero(slept & np.isin(events["tid"], list(home.threads))).tolist():
-            if home.threads[int(events["tid"][index])] < int(events["time"][index]):
+            if home.threads[int(events["tid"][index])].first < int(events["time"][index]):
                 self.ranges.all[number[index]].root().note(Fact.MONITOR_FAULT)
         # Where a caller will not wait (KVM), a worker of its own comes again.
         refused = faults & ~slept & (events["aux"] & np.uint64(_FAULT_FLAG_RETRY_NOWAIT) == 0)

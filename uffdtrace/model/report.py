@@ -131,7 +131,10 @@ def _processes(
     return [found[pid] for pid in sorted(found) if pid in wanted]
 
 
-def _userfaultfd(home: Userfaultfd, end: int, pending: int) -> dict[str, Any]:
+def _userfaultfd(home: Userfaultfd, began: int, end: int, pending: int) -> dict[str, Any]:
+    def seconds(time: int) -> float:
+        return round((time - began) / 1e9, 6)
+
     names = None
     if home.features is not None:
         names = [feature.name for feature in Feature if home.features & feature]
@@ -142,6 +145,20 @@ def _userfaultfd(home: Userfaultfd, end: int, pending: int) -> dict[str, Any]:
         "forked_from": None if home.parent is None else home.parent.number,
         "events": {event.name.lower(): home.events.get(event, 0) for event in UffdEvent},
         "monitor_pids": sorted(home.readers or home.callers),
+        "monitor_threads_ended": [
+            {
+                "tid": reader.tid,
+                "pid": reader.tgid,
+                "process_ended": reader.process,
+                "last_read_s": seconds(reader.last),
+                "ended_after_s": seconds(reader.after),
+                "ended_by_s": seconds(reader.by),
+            }
+            for reader in home.ended_readers[:MOST_WAITING]
+        ],
+        "holders": None
+        if home.holders is None
+        else [{"pid": holder.pid, "comm": holder.comm, "fd": holder.fd} for holder in home.holders],
         "asleep_in_events": [
             {
                 "tid": wait.tid,
@@ -151,7 +168,7 @@ def _userfaultfd(home: Userfaultfd, end: int, pending: int) -> dict[str, Any]:
             }
             for wait in home.event_waits
         ],
-        "findings": [*waiting_findings(home, end, pending), *userfaultfd_findings(home)],
+        "findings": [*waiting_findings(home, end, pending, began), *userfaultfd_findings(home)],
         "before_trace": None
         if home.before is None
         else {
@@ -254,6 +271,7 @@ def build(
         "userfaultfds": [
             _userfaultfd(
                 home,
+                began,
                 model.last,
                 sum(row.pending or 0 for row in pending if model.userfaultfd_of(row) is home),
             )

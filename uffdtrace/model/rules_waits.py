@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uffdtrace.model.events import UffdEvent
 from uffdtrace.model.latency import readable
-from uffdtrace.model.watched import EventWait, Userfaultfd
+from uffdtrace.model.watched import EndedReader, EventWait, Userfaultfd
 
 # Whoever waits for less may be answered in a moment: the trace has to end at some time.
 _LONG_NS = 1_000_000_000
@@ -28,6 +28,24 @@ def _wait(wait: EventWait, end: int) -> str:
     return f"{what}{until}, {since}" + (", though it is itself a thread that reads the userfaultfd" * wait.reads)
 
 
+def _ended(reader: EndedReader, began: int) -> str:
+    """`began` (ns) is when the trace began."""
+    last, after, by = ((time - began) / 1e9 for time in (reader.last, reader.after, reader.by))
+    process = " (which has ended, too)" * reader.process
+    return (
+        f"thread {reader.tid} of process {reader.tgid}{process} read for the last time at {last:.1f} s of the trace and"
+        f" ended between {after:.1f} and {by:.1f} s"
+    )
+
+
+def _held(home: Userfaultfd) -> str:
+    """Who has it open, as a sentence behind another; empty where nobody looked."""
+    if home.holders is None:
+        return ""
+    holders = [f"{holder.comm} ({holder.pid}) as descriptor {holder.fd}" for holder in home.holders]
+    return f" It is held open by {_named(holders, ', ')}." if holders else " No process has it open by a descriptor."
+
+
 def _finding(name: str, count: int, message: str, remedy: str) -> dict[str, object]:
     return {
         "id": name,
@@ -39,10 +57,10 @@ def _finding(name: str, count: int, message: str, remedy: str) -> dict[str, obje
     }
 
 
-def waiting_findings(home: Userfaultfd, end: int, faults: int = 0) -> list[dict[str, object]]:
-    """Findings about who waited for this userfaultfd when the trace ended, at `end` (ns), in the form of the report.
+def waiting_findings(home: Userfaultfd, end: int, faults: int = 0, began: int = 0) -> list[dict[str, object]]:
+    """Findings about who waited for this userfaultfd when the trace ended, in the form of the report.
 
-    `faults` of its ranges were pending.
+    The trace lasted from `began` to `end` (ns); `faults` of its ranges were pending.
     """
     found = []
     long = [wait for wait in home.event_waits if wait.since is None or end - wait.since >= _LONG_NS]
@@ -56,7 +74,7 @@ def waiting_findings(home: Userfaultfd, end: int, faults: int = 0) -> list[dict[
                 "event-unread",
                 len(long),
                 f"{_threads(len(long), 'sleeps', 'sleep')} until the monitor reads an event:"
-                f" {_named([_wait(wait, end) for wait in long], '; ')}.",
+                f" {_named([_wait(wait, end) for wait in long], '; ')}.{_held(home)}",
                 remedy,
             )
         )
@@ -74,15 +92,16 @@ def waiting_findings(home: Userfaultfd, end: int, faults: int = 0) -> list[dict[
             )
         )
     waiting = faults + len(home.event_waits) + len(home.still_asleep)
-    if waiting and home.readers_ended:
-        readers = [str(tid) for tid in sorted(home.threads)]
+    if waiting and home.ended_readers:
+        readers = [_ended(reader, began) for reader in home.ended_readers]
         found.append(
             {
                 **_finding(
                     "monitor-gone",
                     waiting,
                     f"{_threads(waiting, 'waits', 'wait')} for a monitor that is gone: every thread that read this"
-                    f" userfaultfd in the trace had ended when the trace ended ({_named(readers, ', ')}).",
+                    f" userfaultfd in the trace had ended when the trace ended. T{_named(readers, '; ')[1:]}."
+                    f"{_held(home)}",
                     "find out why the reading thread ended; close the userfaultfd or UFFDIO_UNREGISTER when the monitor"
                     " stops, and start another where it failed.",
                 ),

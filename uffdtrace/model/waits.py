@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uffdtrace.model.events import Array, Feature, Type, UffdEvent
-from uffdtrace.model.watched import EventWait, Userfaultfd, Watched
+from uffdtrace.model.events import Array, Feature, Type, UffdEvent, name_in
+from uffdtrace.model.watched import EndedReader, EventWait, Holder, Userfaultfd, Watched
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,11 @@ class Waits:
         self._asleep: list[tuple[int, int, int]] = []
         # Threads that faulted in the trace: what they sleep in now is not what they slept in before it.
         self._faulted: set[int] = set()
-        self._gone: set[int] = set()
+        # By thread that read messages: when it was seen to have ended, when alive for the last time (ns), and
+        # whether its process had ended.
+        self._gone: dict[int, tuple[int, int, bool]] = {}
+        # HOLDER_FOUND events.
+        self._holders: list[Array] = []
 
     def began(self, home: Userfaultfd, event: Array) -> None:
         """An EVENT of the kernel's."""
@@ -44,7 +48,9 @@ class Waits:
         for index in np.flatnonzero(types == Type.EVENT_ASLEEP).tolist():
             event = events[index]
             self._asleep.append((int(event["tid"]), int(event["tgid"]), int(event["kind"])))
-        self._gone.update(events["tid"][types == Type.READER_GONE].tolist())
+        for event in events[types == Type.READER_GONE]:
+            self._gone[int(event["tid"])] = int(event["time"]), int(event["value"]), bool(event["kind"])
+        self._holders += list(events[types == Type.HOLDER_FOUND])
         self._faulted.update(np.unique(events["tid"][types == Type.FAULT]).tolist())
 
     def finish(self, watched: Watched, in_faults: set[int]) -> None:
@@ -65,6 +71,21 @@ class Waits:
             if len(homes) == 1:
                 homes[0].event_waits.append(EventWait(tid, event, None, tid in homes[0].threads))
         for home in watched.current.values():
-            home.readers_ended = bool(home.threads) and self._gone.issuperset(home.threads)
+            home.ended_readers = self._ended(home)
             if home.before is not None and home.before[1]:
                 home.still_asleep = sorted((set(home.slept) & in_faults) - self._faulted - set(home.listed))
+        for found in self._holders:
+            held = watched.current.get(int(found["ctx"]))
+            if held is not None:
+                holder = Holder(int(found["tgid"]), name_in(found), int(found["value"]))
+                held.holders = (held.holders or []) + [holder] * (holder.pid != 0)
+
+    def _ended(self, home: Userfaultfd) -> list[EndedReader]:
+        ended = []
+        for tid, reader in home.threads.items():
+            by, alive, process = self._gone.get(tid, (0, 0, False))
+            # Another thread may have had its number, and read, since it was seen to have ended.
+            if by <= reader.last:
+                return []
+            ended.append(EndedReader(tid, reader.tgid, reader.last, max(alive, reader.last), by, process))
+        return sorted(ended, key=lambda reader: -reader.last)

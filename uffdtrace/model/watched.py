@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from uffdtrace.model.events import MEMORY_MASK, PAGE_SIZE, Array, Feature, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.failures import Failures
@@ -46,6 +48,39 @@ class EventWait:
 
 
 @dataclass
+class Reader:
+    """A thread of process `tgid` that read messages, from `first` to `last` (ns)."""
+
+    tgid: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class EndedReader:
+    """A thread of process `tgid` that read messages, the last one at `last`, and ended after `after` and by `by` (ns).
+
+    `process` where all of its process had ended by then.
+    """
+
+    tid: int
+    tgid: int
+    last: int
+    after: int
+    by: int
+    process: bool
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Process `pid`, called `comm`, had the userfaultfd open as descriptor `fd` when the trace ended."""
+
+    pid: int
+    comm: str
+    fd: int
+
+
+@dataclass
 class Userfaultfd:
     """One descriptor; `mm` identifies the address space it watches."""
 
@@ -56,8 +91,8 @@ class Userfaultfd:
     owner: int | None = None
     readers: set[int] = field(default_factory=set)
     callers: set[int] = field(default_factory=set)
-    # Threads that read messages, since when (ns).
-    threads: dict[int, int] = field(default_factory=dict)
+    # Threads that read messages.
+    threads: dict[int, Reader] = field(default_factory=dict)
     # Time (ns) when it, or the memory, went; the kernel uses the address again.
     gone: int | None = None
     # Messages not read and threads not woken when the trace began, of faults that are in no count.
@@ -73,8 +108,10 @@ class Userfaultfd:
     # Some message had been read when the trace began.
     read_before: bool = False
     event_waits: list[EventWait] = field(default_factory=list)
-    # Every thread that was seen reading had ended when the trace ended.
-    readers_ended: bool = False
+    # Every thread that was seen reading, where all of them had ended when the trace ended, the last to read first.
+    ended_readers: list[EndedReader] = field(default_factory=list)
+    # None where nobody looked, which is where nobody waited.
+    holders: list[Holder] | None = None
     # What the kernel had the monitor read, by UffdEvent.
     events: dict[UffdEvent, int] = field(default_factory=dict)
     # The one that its memory was forked from.
@@ -88,6 +125,18 @@ class Userfaultfd:
 
     def has(self, feature: Feature) -> bool:
         return bool((self.features or 0) & feature)
+
+    def read(self, messages: Array) -> None:
+        """MESSAGE events of a batch: who read them, and when."""
+        self.readers.update(np.unique(messages["tgid"]).tolist())
+        # The last one that each thread read: np.unique() finds the first.
+        for order in (1, -1):
+            tids, index = np.unique(messages["value"][::order], return_index=True)
+            for tid, message in zip(tids.tolist(), messages[::order][index]):
+                time = int(message["time"])
+                if tid:
+                    reader = self.threads.setdefault(tid, Reader(int(message["tgid"]), time, time))
+                    reader.tgid, reader.last = int(message["tgid"]), max(reader.last, time)
 
 
 class Watched:
