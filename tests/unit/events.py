@@ -311,6 +311,10 @@ class Events:
         """A fork copies an area."""
         self.add(Type.FORK, **self._span(at, pages), kind=int(watched), aux=int(wiped), tid=tid, tgid=self.owner)
 
+    def child(self, tgid: int, tid: int = THREAD) -> None:
+        """A fork made that process."""
+        self.add(Type.CHILD, ctx=self.mm, value=tgid, tid=tid, tgid=self.owner)
+
     def forked(self, ctx: int, mm: int, tid: int = THREAD) -> None:
         """The kernel makes a child's userfaultfd, once all areas are copied."""
         self.event(UffdEvent.FORK)

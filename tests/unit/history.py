@@ -26,6 +26,8 @@ PAGES = 24
 MODES = (Mode.WP, Mode.WP, Mode.WP, Mode.WP | Mode.MISSING, Mode.MISSING)
 MAPPER = 300
 FORKER = 400
+# A forked process that has nothing to do with the userfaultfd.
+OTHER_CHILD = 450
 ZAPPER = 500
 # Of each its own threads and monitor.
 MOST_USERFAULTFDS = 9
@@ -302,7 +304,11 @@ class History:
         elif name == "swapped back":
             self.events.swapped_back(at)
         elif name == "fork":
-            self.events.fork(at, length, watched=variant > 5)
+            # The monitor forks, too, and is forked.
+            thread = self.events.monitor if variant in (2, 3) else THREAD
+            self.events.fork(at, length, watched=variant > 5, tid=thread)
+            if variant in (3, 4, 5):
+                self.events.child(self.events.monitor if variant == 4 else OTHER_CHILD, thread)
         elif name == "event":
             self.events.event(list(UffdEvent)[variant % 4])
 

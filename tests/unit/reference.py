@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from unit.events import BASE
-from unit.reference_page import Descriptor, Page, Range, Sleeper
+from unit.reference_page import Descriptor, Page, Range, Sleeper, UnwatchedFork
 
 from uffdtrace.model.events import MREMAP_DONTUNMAP, PAGE_SIZE, Array, Feature, Ioctl, MessageFlag, Mode, Type
 
@@ -39,6 +39,7 @@ class Reference:
         self.looked_at: set[int] = set()
         # What a fork by a thread copied of a userfaultfd so far, by page number.
         self.copied: dict[tuple[int, int], dict[int, Page]] = {}
+        self.unwatched_forks: list[UnwatchedFork] = []
         self.unattributed = 0
         # A count of one range was undone by an event in the range that replaced it.
         self.undone_elsewhere = False
@@ -60,6 +61,9 @@ class Reference:
             self._close(tid, final=True)
         for ctx in self.pages:
             self._expose(ctx)
+        for fork in self.unwatched_forks:
+            if fork.tid in fork.home.threads or fork.child in fork.home.readers:
+                fork.row.root().note("FORK", -1)
         found = [
             row.summary(self.pages.get(row.home.ctx, {}) if self.homes.get(row.home.ctx) is row.home else {})
             for row in self.ranges
@@ -204,10 +208,16 @@ class Reference:
             for row, first in firsts.items():
                 if first in here:
                     row.note("FORK")
+                    self.unwatched_forks.append(UnwatchedFork(self.homes[ctx], row, event["tid"]))
         elif kind == Type.FORK:
             self._copy(self.copied.setdefault((event["tid"], ctx), {}), pages, here)
         elif kind == Type.FORKED:
             self._forked(event)
+        elif kind == Type.CHILD:
+            for home in self._of_memory(ctx):
+                for fork in self.unwatched_forks:
+                    if fork.home is home and fork.tid == event["tid"] and fork.child is None:
+                        fork.child = event["value"]
         elif kind == Type.PROCESS:
             # One closed before its process ran is its process's too.
             for home in {*self._of_memory(ctx), *(row.home for row in self.ranges)}:
@@ -564,6 +574,7 @@ class Reference:
         if sleeper and not sleeper.read:
             sleeper.read = event["time"]
         self.homes[event["ctx"]].threads.setdefault(event["value"], event["time"])
+        self.homes[event["ctx"]].readers.add(event["tgid"])
         if page is None:
             self.unattributed += 1
             return

@@ -37,6 +37,7 @@ class Descriptor:
     # Somebody called it or read from it: whoever has it was told of it.
     used: bool = False
     threads: dict[int, int] = field(default_factory=dict)
+    readers: set[int] = field(default_factory=set)
     events: dict[int, int] = field(default_factory=dict)
 
 
@@ -318,6 +319,14 @@ class Page:
         if not self.armed or self.doubt or self.undecided or self.why in ("mode-replaced", "swapoff"):
             return -1
         return 0 if self.lost or self.zero or self.why else 1
+
+
+@dataclass
+class UnwatchedFork:
+    home: Descriptor
+    row: Range
+    tid: int
+    child: int | None = None
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from unit.events import CTX, MONITOR, STEP_NS, THREAD, Events, counts, fed, page
 
-from uffdtrace.model.events import PAGE_SIZE, Feature, Ioctl, Kind, Mode, UffdEvent
+from uffdtrace.model.events import PAGE_SIZE, Feature, Ioctl, Kind, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.model import Model
 
@@ -201,6 +201,27 @@ def test_a_fork_counts_once_however_many_areas_it_copies() -> None:
     events.fork(4, 4)
     events.fork(0, 8, watched=True)
     assert facts(events) == [{"FORK": 2}]
+
+
+@pytest.mark.parametrize(
+    ("tid", "child", "memory", "expected"),
+    [
+        (THREAD, 300, Memory.ANON, {"FORK": 1}),
+        # As system() does, by the thread that reads.
+        (MONITOR, 300, Memory.ANON, {}),
+        # A process that is to read.
+        (THREAD, MONITOR, Memory.ANON, {}),
+        (MONITOR, 300, Memory.SHMEM, {"FORK": 1}),
+    ],
+)
+def test_a_fork_of_the_monitor(tid: int, child: int, memory: Memory, expected: dict[str, int]) -> None:
+    events = started()
+    events.memory = memory
+    events.fork(0, 8, tid=tid)
+    events.child(child, tid)
+    # It is known only now who the monitor is.
+    events.served(0)
+    assert facts(events) == [expected]
 
 
 def test_a_fork_of_other_memory() -> None:

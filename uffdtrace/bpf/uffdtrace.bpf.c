@@ -1372,18 +1372,23 @@ int on_fork(void *ctx, u64 parent, u64 child)
 	u32 from = read32(parent + TASK_TGID);
 	u32 to = read32(child + TASK_TGID);
 	struct event event = {.type = EVENT_PROCESS, .tid = to, .tgid = to};
+	struct event made = {.type = EVENT_CHILD, .value = to};
 	u8 one = 1;
 
 	/* A thread. */
 	if (from == to)
 		return 0;
+	/* The child may be the monitor. */
+	made.ctx = read64(parent + TASK_MM);
+	if (is_traced(made.ctx))
+		emit_here(&made);
 #ifdef FOLLOW_FORKS
 	if (followed.lookup(&from) && followed.update(&to, &one))
 		lose(LOSS_MAP_FULL);
 #endif
 	/* Its memory had no owner yet when its userfaultfd was made. */
 	event.ctx = read64(child + TASK_MM);
-	if (event.ctx == read64(parent + TASK_MM) || !is_traced(event.ctx))
+	if (event.ctx == made.ctx || !is_traced(event.ctx))
 		return 0;
 	emit_process(child);
 	emit(&event);

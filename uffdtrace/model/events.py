@@ -62,6 +62,7 @@ class Type(IntEnum):
     ZAP_RETURN = 39
     FAULT_FOUND = 40
     EVENT_FOUND = 41
+    CHILD = 42
     # From the collector, not from the kernel:
     RANGE_FOUND = 128
     PAGES_FOUND = 129
@@ -125,6 +126,7 @@ FIELDS = {
     Type.FAULT_FOUND: "in a fault since before the trace: start=address, aux=message flags, kind=Kind, value=1 if the"
     " message was read, tid, tgid=the thread that sleeps",
     Type.EVENT_FOUND: "waits since before the trace until an event is read: kind=UffdEvent, tid, tgid=the thread",
+    Type.CHILD: "ctx=mm: the fork of this thread, which copied areas (FORK), made the process value",
     Type.RANGE_FOUND: "found registered at attach: start, end, aux=Mode, flags=Memory,"
     " kind=1 if protected pages would be found",
     Type.PAGES_FOUND: "found protected at attach: start, end",

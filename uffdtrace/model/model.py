@@ -73,6 +73,7 @@ class Model:
         self._served(*self._sleepers.feed(nothing, np.empty(0, dtype=np.int64), final=True))
         open_faults.settle(self.watched, self._sleepers, self._asleep, self._looked_at)
         self._waits.finish(self.watched, self._asleep)
+        self.watched.forget_monitors_forks()
         self._registered_late()
         self.ranges.count_once()
         self._no_more_holes_than_known()
@@ -405,13 +406,15 @@ class Model:
             if event["kind"]:
                 self.watched.copied(int(event["tid"]), ctx, *page_bounds(start, end), bool(event["aux"]))
             else:
-                self.watched.forked(ctx, start, end)
+                self.watched.forked(ctx, int(event["tid"]), start, end)
         elif kind == Type.FORKED:
             self.watched.adopted(event)
         elif kind == Type.PROCESS:
             self.watched.process(ctx, int(event["tgid"]))
         elif kind == Type.POLL:
             self.watched.home(ctx).blocking_poll = True
+        elif kind == Type.CHILD:
+            self.watched.made_child(ctx, int(event["tid"]), int(event["value"]))
         elif kind == Type.EVENT:
             what = int(event["kind"])
             if ctx in self.watched.current and what in list(UffdEvent):

@@ -81,6 +81,15 @@ class Holder:
 
 
 @dataclass
+class UnwatchedFork:
+    """A fork by thread `tid` that copied these ranges (a number for each area) unwatched; `child` is the process."""
+
+    tid: int
+    child: int | None = None
+    range_numbers: list[int] = field(default_factory=list)
+
+
+@dataclass
 class Userfaultfd:
     """One descriptor; `mm` identifies the address space it watches."""
 
@@ -122,6 +131,7 @@ class Userfaultfd:
     failures: Failures = field(default_factory=Failures)
     # The thread that forks, while it may wait for the monitor to read of it.
     forker: int | None = None
+    unwatched_forks: list[UnwatchedFork] = field(default_factory=list)
 
     def has(self, feature: Feature) -> bool:
         return bool((self.features or 0) & feature)
@@ -201,14 +211,39 @@ class Watched:
             for piece in self.ranges.space(home.ctx).pieces
         ]
 
-    def forked(self, ctx: int, start: int, end: int) -> None:
-        """A fork copies a range area by area: that of its first page counts for it."""
+    def forked(self, ctx: int, tid: int, start: int, end: int) -> None:
+        """A fork by this thread copies a range area by area: that of its first page counts for it."""
+        forks = self.home(ctx).unwatched_forks
+        if not forks or forks[-1].tid != tid or forks[-1].child is not None:
+            forks.append(UnwatchedFork(tid))
         seen: set[int] = set()
         for piece in self.ranges.space(ctx).pieces:
             row = self.ranges.row_of(piece)
             if row.number not in seen and start <= piece.start < end:
+                forks[-1].range_numbers.append(row.number)
                 row.note(Fact.FORK)
             seen.add(row.number)
+
+    def made_child(self, mm: int, tid: int, child: int) -> None:
+        """CHILD: a fork by this thread made that process."""
+        for home in self.of_memory(mm):
+            for fork in home.unwatched_forks:
+                if fork.tid == tid and fork.child is None:
+                    fork.child = child
+
+    def forget_monitors_forks(self) -> None:
+        """Take back the forks that the monitor made, or that made the monitor, now that it is known who that is.
+
+        Nobody expects their private copies to be watched. To memory that is shared
+        a monitor's child may write as well as any other: those forks stay.
+        """
+        for home in self.userfaultfds:
+            for fork in home.unwatched_forks:
+                monitors = fork.tid in home.threads or fork.child in home.readers
+                for number in fork.range_numbers:
+                    row = self.ranges.all[number].root()
+                    if monitors and not row.memory & ~Memory.ANON:
+                        row.note(Fact.FORK, -1)
 
     def copied(self, tid: int, ctx: int, start: int, end: int, wiped: bool) -> None:
         """A fork copies an area, or `wiped` only where it lies, to a child whose userfaultfd will be told of."""

@@ -51,6 +51,7 @@ _STRUCTURAL = np.array(
         Type.FORKED,
         Type.PROCESS,
         Type.POLL,
+        Type.CHILD,
         Type.PRESENT,
         Type.REMAP,
         Type.MERGED,
