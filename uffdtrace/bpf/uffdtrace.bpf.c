@@ -1324,6 +1324,17 @@ int on_hugetlb_zap_return(void *ctx, u64 result)
 	return zapped();
 }
 
+/* void zap_page_range(struct vm_area_struct *vma, unsigned long start, unsigned long size) */
+int on_advised_zap(void *ctx, u64 vma, u64 start, u64 size)
+{
+	return dropped(EVENT_ZAP, vma, start, start + size, VM_UFFD_WP);
+}
+
+int on_advised_zap_return(void *ctx, u64 result)
+{
+	return zapped();
+}
+
 static __always_inline int unmapped(u64 mm, u64 start, u64 end)
 {
 	struct event event = {.type = EVENT_UNMAP, .ctx = mm, .start = start, .end = end};

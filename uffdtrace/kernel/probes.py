@@ -213,6 +213,20 @@ TABLE: tuple[Row, ...] = (
         required=False,
         twice=True,
     ),
+    # madvise() called it up to 6.0; gone since 6.3 (e9adcfecf572).
+    Row(
+        "advised-zaps",
+        ("lost", "dropped"),
+        (Candidate("zap_page_range", "on_advised_zap", ("vma", "start", "size")),),
+        required=False,
+    ),
+    Row(
+        "advised-zap-returns",
+        ("lost",),
+        (Candidate("zap_page_range", "on_advised_zap_return", (), _RETURN),),
+        required=False,
+        twice=True,
+    ),
     Row(
         "hugetlb-zaps",
         ("dropped",),
