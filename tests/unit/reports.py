@@ -14,6 +14,7 @@ TRACE = {
     "backend": "fentry",
     "stop_reason": "the process exited",
     "uffdtrace": "1",
+    "unproven_probes": {},
 }
 PROCESS = {"pid": 7, "comm": "tracker", "cmdline": ["./tracker", "--snapshot"]}
 BASE = 0x7F0000000000

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from uffdtrace.cli import doctor, main
 from uffdtrace.collect import checkup
+from uffdtrace.collect.proof import Proof
 from uffdtrace.kernel import offers, preflight, probes
 from uffdtrace.kernel.btf import BtfError, Function
 from uffdtrace.kernel.layout import LayoutError
@@ -82,6 +83,9 @@ class FakeProgram:
         if self.error:
             raise self.error
 
+    def stream(self) -> None:
+        return None
+
     def close(self) -> None:
         self.steps.append("close")
 
@@ -96,6 +100,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(checkup, "Btf", type("Btf", (FakeBtf,), {}))
     monkeypatch.setattr(checkup, "Symbols", type("Symbols", (FakeSymbols,), {}))
     monkeypatch.setattr(checkup, "Program", type("Program", (FakeProgram,), {"made": []}))
+    monkeypatch.setattr(checkup.proof, "prove", lambda program, stream: Proof(proven=["faults"], not_tried=["merges"]))
     monkeypatch.setattr(checkup.layout, "defines", lambda btf, symbols: {"A": symbols.address("a")})
     monkeypatch.setattr(probes, "find_call", lambda symbols, caller, _: (caller, symbols.address(caller)))
     for name, answer in {"is_root": True, "preemption": False, "lockdown": "none", "try_program": 0}.items():
@@ -182,7 +187,7 @@ def test_each_thing_by_itself(
     ((what, said),) = blocking(found)
     assert said.startswith(remedy) or remedy in said
     assert found["checks"][check] == {**found["checks"][check], "ok": False, "problem": what}
-    missing = {check, "trial"} | ({"plan", "layout"} if check in ("btf", "kallsyms") else set())
+    missing = {check, "trial", "proof"} | ({"plan", "layout"} if check in ("btf", "kallsyms") else set())
     assert {name for name, ok in oks(found).items() if not ok} == missing
     assert found["checks"]["trial"]["ok"] is None
     shown = " ".join(text(found).split())
@@ -239,9 +244,9 @@ def test_both_kinds(machine: pytest.MonkeyPatch) -> None:
     found = look()
     assert [one["kind"] for one in found["probes"] if one["row"] == "fault-returns"] == ["kprobe", "fentry"]
     lines = [line.split() for line in text(found).splitlines()]
-    assert ["faults", "handle_userfault", "kprobe"] in lines
-    assert ["fault-returns", "handle_userfault%return", "both"] in lines
-    assert ["remaps,", "remap-returns", "__x64_sys_mremap", "kprobe"] in lines
+    assert ["faults", "and", "returns", "handle_userfault", "kprobe,", "both"] in lines
+    assert ["remaps", "and", "returns", "__x64_sys_mremap", "kprobe"] in lines
+    assert ["wakes", "userfaultfd_wake_function", "kprobe"] in lines
 
 
 @pytest.mark.parametrize("backend", [Backend.FENTRY, Backend.KPROBE])
@@ -280,6 +285,28 @@ def test_the_trial_fails(machine: pytest.MonkeyPatch, stage: str, error: str, ex
     assert blocking(found) == [expected]
     assert found["checks"]["trial"] == {"ok": False, "problem": expected[0]}
     assert [program.steps for program in made] == ([["attach", "close"]] if stage == "attach" else [])
+
+
+def test_a_probe_that_does_not_fire(machine: pytest.MonkeyPatch) -> None:
+    silent = Proof(proven=["messages"], silent=["faults", "discards"], not_tried=["merges"])
+    machine.setattr(checkup.proof, "prove", lambda program, stream: silent)
+    found = look()
+    assert found["attach_works"] and oks(found)["proof"] is False
+    assert found["checks"]["proof"]["not_tried"] == ["merges"]
+    shown = " ".join(text(found).split())
+    for row, place, rest in (
+        ("faults", "handle_userfault", "faults, latency_us, pending"),
+        ("discards", "userfaultfd_remove", "lost"),
+    ):
+        assert f"{row}: the probe on {place} saw nothing of what it was tried with" in shown
+        assert f"these are lower bounds: {rest}" in shown
+
+
+def test_probes_that_could_not_be_tried(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(checkup.proof, "prove", lambda program, stream: Proof(not_tried=["faults"], problem="no memory"))
+    found = look()
+    assert found["attach_works"] and oks(found)["proof"] is None
+    assert "the probes were not tried (no memory)" in " ".join(text(found).split())
 
 
 # ---- another user ----------------------------------------------------------------

@@ -87,6 +87,13 @@ def test_a_range_that_was_armed_before_the_trace_is_not_never_armed(what: str) -
     assert "never-armed" not in ids(found["ranges"][0]["findings"])
 
 
+def test_what_rests_on_a_silent_probe_is_a_lower_bound() -> None:
+    silent = {**TRACE, "unproven_probes": {"discards": ["lost"], "polls": []}}
+    assert build(fed(Events().array()), silent, PROCESS, ENDING)["loss"]["lower_bounds"] == ["lost"]
+    untried = {**TRACE, "unproven_probes": None}
+    assert build(fed(Events().array()), untried, PROCESS, ENDING)["loss"]["lower_bounds"] == []
+
+
 def test_the_worst_range_is_the_verdict() -> None:
     events = Events()
     events.userfaultfd()

@@ -93,6 +93,14 @@ def test_text_of_what_is_not_known() -> None:
     assert "Whether something was dropped is not known" in out
 
 
+def test_probes_that_saw_nothing_when_they_were_tried() -> None:
+    found = small()
+    found["trace"]["unproven_probes"] = {"discards": ["lost"], "polls": []}
+    assert "Tried when the trace began, and saw nothing: 2 probes (discards, polls)." in rendered(found)
+    found["trace"]["unproven_probes"] = None
+    assert "Whether each probe fires on this kernel could not be tried when the trace began." in rendered(found)
+
+
 def test_a_report_without_ranges() -> None:
     assert "No memory was registered" in rendered(a_report())
     assert "No memory was registered" in rendered(a_report(), pages=True, histogram=True)

@@ -28,6 +28,7 @@ WHAT: dict[str, Any] = {
         "backend": "fentry",
         "stop_reason": None,
         "uffdtrace": "1",
+        "unproven_probes": {},
     },
     "process": {"pid": 7, "comm": "tracker", "cmdline": ["tracker"]},
     "began": 0,

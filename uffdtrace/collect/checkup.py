@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from uffdtrace import __version__
-from uffdtrace.collect import bcc
+from uffdtrace.collect import bcc, proof
 from uffdtrace.collect.program import Program
 from uffdtrace.kernel import layout, offers, preflight, probes, proc
 from uffdtrace.kernel.btf import VMLINUX, Btf, BtfError
@@ -108,7 +108,7 @@ def check(backend: Backend, say: Say) -> Json:
             attachments, said["plan"] = checks.ask(kernel.plan, only_root)
             defines, said["layout"] = checks.ask(lambda: layout.defines(kernel.btf, kernel.symbols), only_root)
             rows = kernel.rows(attachments)
-    said["trial"] = _tried(checks, module, attachments, defines, say)
+    said["trial"], said["proof"] = _tried(checks, module, attachments, defines, say)
     return {
         "schema": SCHEMA,
         "checkup": {
@@ -186,18 +186,29 @@ def _tried(
     attachments: list[Attachment] | None,
     defines: dict[str, int] | None,
     say: Say,
-) -> Json:
-    """The whole program compiled, loaded, attached, and removed."""
+) -> tuple[Json, Json]:
+    """The whole program compiled, loaded, attached, tried and removed: whether it attached, and what it proved."""
+    proved = _proof(proof.Proof(problem="the program was not attached"), "not tried: the program was not attached")
     if not checks.attach_works or module is None or attachments is None or defines is None:
-        return {"ok": None, "problem": "not tried: something before it is missing"}
+        return {"ok": None, "problem": "not tried: something before it is missing"}, proved
     say("compiling the BPF program, to attach it for a moment")
     program, answer = checks.ask(lambda: Program(module, attachments, defines))
     if program is not None:
         try:
             _, answer = checks.ask(program.attach)
+            if answer["ok"]:
+                found = proof.prove(program, program.stream())
+                said = [checks.add(*split(RuntimeError(one))) for one in proof.sentences(attachments, found)]
+                proved = _proof(found, said[0] if said else None)
         finally:
             program.close()
-    return answer
+    return answer, proved
+
+
+def _proof(found: proof.Proof, problem: str | None) -> Json:
+    """`ok` is null where nothing was tried."""
+    ok = None if found.problem else not found.silent
+    return {"ok": ok, "problem": problem, "proven": found.proven, "not_tried": found.not_tried}
 
 
 # ---- userfaultfd -----------------------------------------------------------------

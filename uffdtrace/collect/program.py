@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -158,6 +159,23 @@ class Program:
     def follow(self, tgid: int) -> None:
         table = self._bpf["followed"]
         table[table.Key(tgid)] = table.Leaf(1)
+
+    def forget(self, tgid: int, addresses: list[int]) -> None:
+        """Follow a process no more that is gone, whose userfaultfds and memory had these addresses in the kernel.
+
+        Its number and the addresses will be others' soon.
+        """
+        for name, keys in (("followed", [tgid]), ("named", [tgid]), ("known", addresses), ("traced", addresses)):
+            table = self._bpf[name]
+            for key in keys:
+                with suppress(KeyError):
+                    del table[table.Key(key)]
+
+    def forget_counters(self, userfaultfds: set[int]) -> None:
+        """Take the counts of these userfaultfds (their addresses in the kernel) away."""
+        counters = self._bpf["counters"]
+        for key in [key for key in counters if int(key.ctx) in userfaultfds]:
+            del counters[key]
 
     def followed(self) -> set[int]:
         """The processes that are followed now: those named, and their children with FOLLOW_FORKS."""

@@ -17,7 +17,7 @@ from typing import Any, Callable
 import numpy as np
 
 from uffdtrace import __version__
-from uffdtrace.collect import bcc, found
+from uffdtrace.collect import bcc, found, proof
 from uffdtrace.collect.program import Program
 from uffdtrace.collect.ring import Stream
 from uffdtrace.collect.sharing import Sharing
@@ -132,6 +132,7 @@ class Session:
         self._caught_up = 0.0
         self._model = Model()
         self._stop = Stop()
+        self._proof = proof.Proof()
         self._registrations = found.Registrations()
         self._processes = found.Processes()
         self._sharing = Sharing()
@@ -155,7 +156,11 @@ class Session:
         try:
             self._say(f"attaching {len(self._program.attachments)} probes")
             self._program.attach()
-            return self._trace(self._program.stream(), release, ended, wait_fd)
+            stream = self._program.stream()
+            self._proof = proof.prove(self._program, stream)
+            for line in proof.sentences(self._program.attachments, self._proof):
+                self._say(line)
+            return self._trace(stream, release, ended, wait_fd)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -172,9 +177,10 @@ class Session:
     def _trace(
         self, stream: Stream, release: Callable[[], None] | None, ended: Callable[[], bool], wait_fd: int | None
     ) -> dict[str, Any]:
-        began, started = time.monotonic(), datetime.now(timezone.utc)
         # The clock of bpf_ktime_get_ns(), and Python's.
-        began_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        began, started = time.monotonic(), datetime.now(timezone.utc)
+        # Where everybody is traced, others' events came while the probes were tried.
+        began_ns = min([time.clock_gettime_ns(time.CLOCK_MONOTONIC), *stream.held["time"].tolist()])
         trace: dict[str, Any] = {
             "file": str(self._options.output),
             "started": started.isoformat(timespec="milliseconds"),
@@ -184,6 +190,7 @@ class Session:
             "backend": self._backend(),
             "stop_reason": None,
             "uffdtrace": __version__,
+            "unproven_probes": proof.unproven(self._program.attachments, self._proof),
         }
         process = asdict(self._process) if self._process else None
         pid = self._process.pid if self._process else None

@@ -48,7 +48,7 @@ class Access(str, Enum):
     USER_MODE_ONLY = "user-mode-only"
 
 
-def _open() -> tuple[int, Access]:
+def open_userfaultfd() -> tuple[int, Access]:
     """A userfaultfd of our own; OSError says why not."""
     number = _SYS_USERFAULTFD.get(platform.machine())
     if number is None:
@@ -67,7 +67,7 @@ def _open() -> tuple[int, Access]:
 @contextmanager
 def _userfaultfd() -> Iterator[tuple[int, int]]:
     """A userfaultfd, and UFFD_FEATURE_* bits that the kernel offers; OSError where there is none for us."""
-    fd, _ = _open()
+    fd, _ = open_userfaultfd()
     try:
         answer = fcntl.ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _UFFD_API, 0, 0))
         yield fd, int(struct.unpack("<QQQ", answer)[1])
@@ -77,7 +77,7 @@ def _userfaultfd() -> Iterator[tuple[int, int]]:
 
 def access() -> Access:
     """What this user gets; OSError says why nothing."""
-    fd, found = _open()
+    fd, found = open_userfaultfd()
     os.close(fd)
     return found
 

@@ -232,6 +232,7 @@ def build(
     range lists `most_runs` of its lost pages' runs, or all.
     """
     lower = list(ending.get("doubtful", ()))
+    lower += [name for names in (trace["unproven_probes"] or {}).values() for name in names]
     dropped = ending.get("events_dropped")
     if dropped:
         lower += FROM_EVENTS

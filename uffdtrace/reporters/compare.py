@@ -231,7 +231,7 @@ class Comparison:
             elif run.dropped:
                 self.reasons.append(f"{name} dropped {noun(run.dropped, 'event')}, so its numbers are lower bounds")
             elif not run.exact({"lost"}):
-                self.reasons.append(f"the kernel skipped probes in {name}, so its losses are lower bounds")
+                self.reasons.append(f"not everything was seen in {name}, so its losses are lower bounds")
             unknown = [found for found in run.ranges if lost_pages(found) is None]
             if unknown:
                 self.reasons.append(f"what {_some(unknown)} of {name} lost is not known")

@@ -27,6 +27,7 @@ _CHECKS = {
     "plan": "probe points",
     "layout": "layout",
     "trial": "attached",
+    "proof": "fire",
 }
 _ACCESS = {"full": "all faults", "user-mode-only": "user space's faults only", None: "none for this user"}
 
@@ -54,6 +55,9 @@ def _detail(name: str, found: dict[str, Any]) -> str:
     if name == "plan":
         served = {one["row"] for one in found["probes"] if one["place"]}
         return f"{len(served)} of {len({one['row'] for one in found['probes']})}"
+    if name == "proof" and check["proven"]:
+        rest = f", not tried: {', '.join(check['not_tried'])}" if check["not_tried"] else ""
+        return f"{noun(len(check['proven']), 'probe')}{rest}"
     return ""
 
 
@@ -77,13 +81,16 @@ def _probes(probes: list[dict[str, Any]]) -> Table:
     for one in probes:
         if one["place"]:
             kinds.setdefault((one["row"], one["place"]), []).append(one["kind"] or "?")
-    # Entry and return of one function, probed alike, share a line.
-    lines: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    # Entry and return of one function share a line: the entry's kind, then the return's if it is another.
+    lines: dict[str, list[tuple[str, str, str]]] = {}
     for (row, place), found in kinds.items():
         kind = "both" if len(set(found)) > 1 else found[0]
-        lines.setdefault((place.split("%")[0], kind), []).append((row, place))
-    for (_, kind), rows in lines.items():
-        made.add_row(", ".join(row for row, _ in rows), printable(rows[0][1]), kind)
+        lines.setdefault(place.split("%")[0], []).append((row, place, kind))
+    for rows in lines.values():
+        said = list(dict.fromkeys(kind for _, _, kind in rows))
+        entries = [row for row, place, _ in rows if "%" not in place]
+        name = ", ".join(entries) + " and returns" * (len(entries) < len(rows)) if entries else rows[0][0]
+        made.add_row(name, printable(rows[0][1]), ", ".join(said))
     return made
 
 

@@ -142,6 +142,12 @@ def _losses(console: Console, report: dict[str, Any]) -> None:
     if loss["probes_missed"]:
         rest = "." if loss["lower_bounds"] else ": no number here rests on them."
         console.print(f"The kernel skipped {noun(loss['probes_missed'], 'run')} of our probes{rest}")
+    unproven = report["trace"]["unproven_probes"]
+    if unproven is None:
+        console.print("Whether each probe fires on this kernel could not be tried when the trace began.")
+    elif unproven:
+        rows = printable(", ".join(unproven))
+        console.print(Text(f"Tried when the trace began, and saw nothing: {noun(len(unproven), 'probe')} ({rows})."))
     if loss["unattributed_messages"]:
         console.print(f"{loss['unattributed_messages']:,} messages belong to no range that was seen.")
     if loss["lower_bounds"]:

@@ -19,6 +19,8 @@ META = {
         "backend": str,
         "stop_reason": (str, _NONE),
         "uffdtrace": str,
+        # The fields that rest on each row which did not tell of the proof's child; None where nothing was tried.
+        "unproven_probes": ({...: [str]}, _NONE),
     },
     # None where all userfaultfds were traced.
     "process": (_PROCESS, _NONE),

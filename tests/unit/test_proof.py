@@ -1,0 +1,108 @@
+"""What the proof at start says of what its child's events told; tests/guest has real kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from unit.machine import events
+
+from uffdtrace.collect import proof
+from uffdtrace.collect.proof import Proof
+from uffdtrace.kernel.probes import TABLE, Attachment
+from uffdtrace.model.events import EVENT, Loss, Type
+
+CHILD, CTX, MM = 4000, 0x1000, 0x2000
+ATTACHMENTS = [Attachment(row, row.candidates[0], True, (), 0) for row in TABLE]
+ALL = sorted({int(kind) for kinds in proof._TELLS.values() for kind in kinds})
+
+
+class FakeProgram:
+    attachments = ATTACHMENTS
+    lost = 0
+
+    def losses(self) -> dict[Loss, int]:
+        return {Loss.RING_FULL: self.lost}
+
+
+class FakeStream:
+    overwritten = 0
+
+
+def proven(monkeypatch: pytest.MonkeyPatch, *tries: tuple[list[int], str, bool], lost: int = 0) -> Proof:
+    """`lost` events are lost in each try."""
+    program, stream = FakeProgram(), FakeStream()
+    left = list(tries)
+
+    def one(*_: object) -> tuple[Any, str, bool]:
+        seen, problem, huge = left.pop(0)
+        program.lost += lost
+        return events(*({"type": kind} for kind in seen)), problem, huge
+
+    monkeypatch.setattr(proof, "_one", one)
+    monkeypatch.setattr(proof.provoker, "protects_shared", lambda: True)
+    found = proof.prove(program, stream)  # type: ignore[arg-type]
+    assert not left
+    assert sorted([*found.proven, *found.silent, *found.not_tried]) == sorted({one.row.name for one in ATTACHMENTS})
+    return found
+
+
+def test_every_row_that_is_tried_is_in_the_table() -> None:
+    assert set(proof._TELLS) <= {row.name for row in TABLE}
+
+
+def test_all_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = proven(monkeypatch, (ALL, "", True))
+    assert not found.silent and set(found.proven) == set(proof._TELLS) & {one.row.name for one in ATTACHMENTS}
+    assert proof.sentences(ATTACHMENTS, found) == []
+
+
+def test_one_that_never_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = [kind for kind in ALL if kind != Type.DISCARD]
+    found = proven(monkeypatch, *[(silent, "", True)] * 3)
+    assert found.silent == ["discards"]
+    (sentence,) = proof.sentences(ATTACHMENTS, found)
+    assert sentence.startswith("discards: the probe on userfaultfd_remove saw nothing")
+    assert "lower bounds: lost" in sentence
+    assert proof.numbers(ATTACHMENTS, found.silent) == ["lost"]
+
+
+def test_a_second_try_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = [kind for kind in ALL if kind != Type.DISCARD]
+    assert proven(monkeypatch, (silent, "", True), (ALL, "", True)).silent == []
+
+
+def test_what_is_missing_may_have_been_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = [kind for kind in ALL if kind != Type.DISCARD]
+    found = proven(monkeypatch, *[(silent, "", True)] * 3, lost=1)
+    assert (found.proven, found.silent, found.problem) == ([], [], "events were lost meanwhile")
+    assert proof.unproven(ATTACHMENTS, found) is None
+    # All that came, came.
+    assert proven(monkeypatch, (ALL, "", True), lost=1).problem == ""
+
+
+def test_no_huge_pages_were_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = [kind for kind in ALL if kind not in (Type.HUGE_PAGE, Type.HUGE_WRITE)]
+    found = proven(monkeypatch, (small, "", False))
+    assert not found.silent and {"huge-faults", "huge-writes"} <= set(found.not_tried)
+
+
+def test_a_child_that_failed_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = proven(monkeypatch, ([], "no memory", False))
+    assert (found.proven, found.silent) == ([], [])
+    assert "no memory" in proof.sentences(ATTACHMENTS, found)[0]
+
+
+def test_which_events_are_the_childs() -> None:
+    """Others are traced already, where everybody is."""
+    made = events(
+        {"type": Type.USERFAULTFD, "ctx": CTX, "start": MM, "aux": CHILD, "tgid": CHILD},
+        {"type": Type.ZAP_RETURN, "ctx": CTX, "tgid": CHILD},
+        {"type": Type.UNMAP, "ctx": MM},
+        {"type": Type.PROCESS_NAME, "tgid": CHILD},
+        {"type": Type.USERFAULTFD, "ctx": CTX + 8, "start": MM + 8, "aux": 7, "tgid": 7},
+        {"type": Type.UNMAP, "ctx": MM + 8},
+    )
+    assert proof._of_child(made, CHILD).tolist() == [True, True, True, True, False, False]
+    assert proof._of_child(np.empty(0, dtype=EVENT), CHILD).tolist() == []
