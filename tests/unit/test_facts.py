@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from unit.events import CTX, MONITOR, STEP_NS, THREAD, Events, counts, fed, page
 
+from uffdtrace.model import watched
 from uffdtrace.model.events import PAGE_SIZE, Feature, Ioctl, Kind, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.model import Model
@@ -222,6 +223,21 @@ def test_a_fork_of_the_monitor(tid: int, child: int, memory: Memory, expected: d
     # It is known only now who the monitor is.
     events.served(0)
     assert facts(events) == [expected]
+
+
+def test_a_target_that_forks_and_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many forks are remembered: what was known of the monitor when one is forgotten decides."""
+    monkeypatch.setattr(watched, "MOST_FORKS", 4)
+    events = started()
+    events.served(0)
+    for child in range(300, 310):
+        events.fork(0, 8, tid=MONITOR)
+        events.child(child, MONITOR)
+        events.fork(0, 8)
+        events.child(child + 100)
+    model = model_of(events)
+    assert [row["facts"] for row in counts(model)] == [{"FORK": 10}]
+    assert not any(home.unwatched_forks for home in model.watched.userfaultfds)
 
 
 def test_a_fork_of_other_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,9 @@ from uffdtrace.model.work import Remap
 
 # UFFDIO_API was called (fs/userfaultfd.c, UFFD_FEATURE_INITIALIZED): no feature of the user's.
 _INITIALIZED = 1 << 31
+# Forks that are remembered until it is known whether the monitor had a part in them. More than
+# that would let a target that forks and forks fill our memory.
+MOST_FORKS = 4096
 # Above every address.
 EVERYWHERE = (1 << 63) - 1
 
@@ -131,7 +135,7 @@ class Userfaultfd:
     failures: Failures = field(default_factory=Failures)
     # The thread that forks, while it may wait for the monitor to read of it.
     forker: int | None = None
-    unwatched_forks: list[UnwatchedFork] = field(default_factory=list)
+    unwatched_forks: deque[UnwatchedFork] = field(default_factory=deque)
 
     def has(self, feature: Feature) -> bool:
         return bool((self.features or 0) & feature)
@@ -215,6 +219,8 @@ class Watched:
         """A fork by this thread copies a range area by area: that of its first page counts for it."""
         forks = self.home(ctx).unwatched_forks
         if not forks or forks[-1].tid != tid or forks[-1].child is not None:
+            if len(forks) == MOST_FORKS:
+                self._judge(self.home(ctx), forks.popleft())
             forks.append(UnwatchedFork(tid))
         seen: set[int] = set()
         for piece in self.ranges.space(ctx).pieces:
@@ -227,8 +233,11 @@ class Watched:
     def made_child(self, mm: int, tid: int, child: int) -> None:
         """CHILD: a fork by this thread made that process."""
         for home in self.of_memory(mm):
-            for fork in home.unwatched_forks:
-                if fork.tid == tid and fork.child is None:
+            for fork in reversed(home.unwatched_forks):
+                if fork.tid == tid:
+                    # The forks of a thread that are older are settled.
+                    if fork.child is not None:
+                        break
                     fork.child = child
 
     def forget_monitors_forks(self) -> None:
@@ -238,12 +247,15 @@ class Watched:
         a monitor's child may write as well as any other: those forks stay.
         """
         for home in self.userfaultfds:
-            for fork in home.unwatched_forks:
-                monitors = fork.tid in home.threads or fork.child in home.readers
-                for number in fork.range_numbers:
-                    row = self.ranges.all[number].root()
-                    if monitors and not row.memory & ~Memory.ANON:
-                        row.note(Fact.FORK, -1)
+            while home.unwatched_forks:
+                self._judge(home, home.unwatched_forks.popleft())
+
+    def _judge(self, home: Userfaultfd, fork: UnwatchedFork) -> None:
+        monitors = fork.tid in home.threads or fork.child in home.readers
+        for number in fork.range_numbers:
+            row = self.ranges.all[number].root()
+            if monitors and not row.memory & ~Memory.ANON:
+                row.note(Fact.FORK, -1)
 
     def copied(self, tid: int, ctx: int, start: int, end: int, wiped: bool) -> None:
         """A fork copies an area, or `wiped` only where it lies, to a child whose userfaultfd will be told of."""
