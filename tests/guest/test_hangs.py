@@ -68,6 +68,8 @@ def test_a_monitor_that_ended(guest: Guest, what: str) -> None:
     step, (ended,) = guest.step("hanging-all")[what], home["monitor_threads_ended"]
     process = step["reader"] if what == "process" else step["pid"]
     assert (ended["tid"], ended["pid"], ended["process_ended"]) == (step["reader"], process, what == "process")
+    names = {one["pid"]: one["comm"] for one in guest.trace("hanging-all").report["processes"]}
+    assert names[process] == "hanging"
     assert 0 < ended["last_read_s"] <= ended["ended_after_s"] < ended["ended_by_s"]
     # More than two seconds went by after that.
     assert ended["ended_by_s"] < guest.trace("hanging-all").report["trace"]["duration_s"]

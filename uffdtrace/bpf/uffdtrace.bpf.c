@@ -1391,8 +1391,11 @@ int on_fork(void *ctx, u64 parent, u64 child)
 		return 0;
 	/* The child may be the monitor. */
 	made.ctx = read64(parent + TASK_MM);
-	if (is_traced(made.ctx))
+	if (is_traced(made.ctx)) {
+		/* It may have read and be gone before anybody looks into /proc. */
+		emit_process(child);
 		emit_here(&made);
+	}
 #ifdef FOLLOW_FORKS
 	if (followed.lookup(&from) && followed.update(&to, &one))
 		lose(LOSS_MAP_FULL);
