@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +111,22 @@ def test_report_without_a_trace_is_one_line(tmp_path: Path, monkeypatch: pytest.
     done = CliRunner().invoke(main, ["report"])
     assert done.exit_code == 1
     assert done.output.startswith("uffdtrace: no trace file uffdtrace.data: ") and done.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["--help"], {}),
+        ([], {"_UFFDTRACE_COMPLETE": "bash_complete", "COMP_WORDS": "uffdtrace ", "COMP_CWORD": "1"}),
+    ],
+)
+def test_no_verb_is_imported_for_its_name(arguments: list[str], environment: dict[str, str]) -> None:
+    """Help and Tab would wait for numpy."""
+    code = "import sys; from uffdtrace.cli import main\ntry: main(prog_name='uffdtrace')\n"
+    code += "finally: print(sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env={**os.environ, **environment}, text=True, capture_output=True
+    )
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in main.commands)
+    assert "numpy" not in done.stderr and "uffdtrace.cli.messages" in done.stderr

@@ -3,17 +3,78 @@
 from __future__ import annotations
 
 import difflib
-from typing import NoReturn
+import importlib
+from collections.abc import Iterator, MutableMapping
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 
 from uffdtrace import __version__
-from uffdtrace.cli import attach, doctor, inspect, report, run
-from uffdtrace.cli.common import say
+from uffdtrace.cli.messages import say
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+# Each is a module of this package, which is imported when it is called: they need numpy.
+_SHORT_HELP = {
+    "attach": "Trace a running process.",
+    "run": "Trace a program from its start.",
+    "report": "Read a trace again, or compare two.",
+    "inspect": "What the page tables say now, without BPF.",
+    "doctor": "Whether this machine can trace.",
+}
+
+
+class _Commands(MutableMapping[str, click.Command]):
+    """The verbs' commands by their names."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, click.Command] = {}
+
+    def __getitem__(self, verb: str) -> click.Command:
+        if verb not in self._loaded and verb in _SHORT_HELP:
+            command: click.Command = importlib.import_module(f"uffdtrace.cli.{verb}").command
+            command.short_help = _SHORT_HELP[verb]
+            self._loaded[verb] = command
+        return self._loaded[verb]
+
+    def __setitem__(self, verb: str, command: click.Command) -> None:
+        self._loaded[verb] = command
+
+    def __delitem__(self, verb: str) -> None:
+        del self._loaded[verb]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_SHORT_HELP)
+
+    def __len__(self) -> int:
+        return len(_SHORT_HELP)
+
+    def __contains__(self, verb: object) -> bool:
+        return verb in _SHORT_HELP
 
 
 class _Verbs(click.Group):
-    """Says in one line which verb was probably meant; exit status 2."""
+    """Imports a verb when it is called, and says in one line which one was probably meant; exit status 2."""
+
+    def __init__(self, **options: Any) -> None:
+        # click takes any mapping; what it says of it differs by version.
+        super().__init__(commands=cast("dict[str, click.Command]", _Commands()), **options)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_SHORT_HELP)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, _SHORT_HELP[verb]) for verb in self.list_commands(ctx)])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        verbs = [verb for verb in self.list_commands(ctx) if verb.startswith(incomplete)]
+        # A group's own would import each verb for its help.
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return [CompletionItem(verb, help=_SHORT_HELP[verb]) for verb in verbs] + options
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -44,10 +105,3 @@ def main() -> None:
       uffdtrace inspect 1234               what its page tables say, without BPF
       uffdtrace doctor                     whether this machine can trace
     """
-
-
-main.add_command(attach.command)
-main.add_command(run.command)
-main.add_command(report.command)
-main.add_command(inspect.command)
-main.add_command(doctor.command)

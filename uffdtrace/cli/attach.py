@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from uffdtrace.cli.common import PID, errors_in_one_line, say, show, trace_options, where
+from uffdtrace.cli.common import PID, errors_in_one_line, show, trace_options, where
+from uffdtrace.cli.messages import say
 from uffdtrace.cli.status import StatusLine
 from uffdtrace.collect.session import Follow, Options, Session, load
 from uffdtrace.collect.target import open_pidfd
@@ -16,7 +17,7 @@ from uffdtrace.kernel.probes import Backend
 from uffdtrace.reporters.options import Color, TextOptions
 
 
-@click.command("attach", short_help="Trace a running process.")
+@click.command("attach")
 @click.argument("pid", type=PID, required=False)
 @click.option("--all", "everybody", is_flag=True, help="Trace every userfaultfd on the machine instead of one PID's.")
 @click.option(

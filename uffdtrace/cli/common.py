@@ -7,10 +7,11 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any, Callable, NoReturn, TextIO, TypeVar
+from typing import Any, Callable, TextIO, TypeVar
 
 import click
 
+from uffdtrace.cli.messages import fail
 from uffdtrace.kernel.btf import BtfError
 from uffdtrace.kernel.layout import LayoutError
 from uffdtrace.kernel.preflight import Refusal
@@ -25,16 +26,6 @@ from uffdtrace.trace.file import DEFAULT, TraceError
 _ERRORS = (BtfError, LayoutError, Refusal, ProbeError, NoProcess, SymbolError, ModelError, TraceError)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def say(line: str) -> None:
-    """Progress, for the person at the terminal."""
-    click.echo(f"uffdtrace: {line}", err=True)
-
-
-def fail(line: str) -> NoReturn:
-    say(line)
-    sys.exit(1)
 
 
 def errors_in_one_line(function: Function) -> Function:

@@ -7,13 +7,14 @@ from typing import TextIO
 
 import click
 
-from uffdtrace.cli.common import backend_option, color_option, errors_in_one_line, format_option, say, write
+from uffdtrace.cli.common import backend_option, color_option, errors_in_one_line, format_option, write
+from uffdtrace.cli.messages import say
 from uffdtrace.collect.checkup import check
 from uffdtrace.kernel.probes import Backend
 from uffdtrace.reporters.options import Color, TextOptions
 
 
-@click.command("doctor", short_help="Whether this machine can trace.")
+@click.command("doctor")
 @format_option("text", "json")
 @backend_option
 @color_option

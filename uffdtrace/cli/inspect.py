@@ -23,7 +23,7 @@ from uffdtrace.model.inspection import Elsewhere, EventSleeper, Holder, Span, Us
 from uffdtrace.reporters.options import Color, TextOptions
 
 
-@click.command("inspect", short_help="What the page tables say now, without BPF.")
+@click.command("inspect")
 @click.argument("pid", type=PID)
 @format_option("text", "json")
 @color_option

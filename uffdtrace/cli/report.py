@@ -21,7 +21,7 @@ from uffdtrace.trace.file import DEFAULT
 _FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
 
 
-@click.command("report", short_help="Read a trace again, or compare two.")
+@click.command("report")
 @click.argument("file", type=_FILE, required=False, metavar="[FILE]")
 @format_option("text", "json")
 @color_option

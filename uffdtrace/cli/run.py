@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from uffdtrace.cli.common import errors_in_one_line, say, show, trace_options, where
+from uffdtrace.cli.common import errors_in_one_line, show, trace_options, where
+from uffdtrace.cli.messages import say
 from uffdtrace.collect.session import Follow, Options, Session, load
 from uffdtrace.collect.target import Command, open_pidfd
 from uffdtrace.kernel import preflight
@@ -16,7 +17,7 @@ from uffdtrace.kernel.probes import Backend
 from uffdtrace.reporters.options import Color, TextOptions
 
 
-@click.command("run", short_help="Trace a program from its start.", context_settings={"allow_interspersed_args": False})
+@click.command("run", context_settings={"allow_interspersed_args": False})
 @trace_options
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @errors_in_one_line

@@ -6,7 +6,7 @@ import os
 from types import TracebackType
 from typing import TextIO
 
-from uffdtrace.cli.common import say
+from uffdtrace.cli.messages import say
 from uffdtrace.collect.session import Progress
 from uffdtrace.reporters.words import known_part
 
