@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from uffdtrace.model.counting import among
 from uffdtrace.model.events import Array, Type
 
 # arch/x86/entry/syscalls/syscall_64.tbl: calls that can drop pages of a mapping.
@@ -20,7 +21,7 @@ _ADVICE = {
     102: "MADV_GUARD_INSTALL",
 }
 _ADVISED = ("madvise", "process_madvise")
-DISCARDS = (Type.DISCARD, Type.ZAP)
+DISCARDS = among((Type.DISCARD, Type.ZAP))
 # What MADV_FREE frees stays until reclaim takes it, which nobody sees.
 _LATER = 8
 

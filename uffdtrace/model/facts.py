@@ -9,9 +9,10 @@ from enum import Enum
 
 import numpy as np
 
+from uffdtrace.model.counting import among
 from uffdtrace.model.events import PAGE_SIZE, WRITEPROTECT_MODE_WP, Array, Ioctl, Type
 
-_FILLS = np.array([Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE, Ioctl.MOVE], dtype=np.uint8)
+_FILLS = among((Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE, Ioctl.MOVE))
 _MASK = ~(PAGE_SIZE - 1)
 _KNOWN = frozenset(int(kind) for kind in Ioctl)
 
@@ -67,7 +68,7 @@ def calls(events: Array, size: int, index: Array, found: Array) -> Iterator[Call
     results = events[found]
     kinds, failed, done = results["kind"], results["ret"] < 0, results["value"]
     length = (results["end"] - results["start"]).astype(np.int64)
-    fills = np.isin(kinds, _FILLS)
+    fills = _FILLS[kinds]
     partial = fills & (done > 0) & (done < length)
     for fact, hit in (
         (Fact.PARTIAL, partial),

@@ -10,14 +10,15 @@ from uffdtrace.model.events import Array
 from uffdtrace.model.sleep import QUEUE, SERVICE, TOTAL, WAKEUP
 
 _NS_PER_US = 1000.0
+_PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
 _BELOW_US = np.array([1 << power for power in range(62)], dtype=np.float64)
 
 
-def percentiles(waits: Array) -> dict[str, float]:
-    """p50, p90, p99 and max in µs of waits in ns; of one at least."""
-    p50, p90, p99 = np.percentile(waits, (50, 90, 99)) / _NS_PER_US
-    most = float(waits.max()) / _NS_PER_US
-    return {name: round(float(value), 1) for name, value in (("p50", p50), ("p90", p90), ("p99", p99), ("max", most))}
+def percentiles(waits: Array) -> list[dict[str, float]]:
+    """Per column: p50, p90, p99 and max in µs of waits in ns; of one at least."""
+    # All columns at once: ten thousand ranges have a few faults each.
+    found = np.percentile(waits, tuple(_PERCENTILES.values()), axis=0) / _NS_PER_US
+    return [{name: round(value, 1) for name, value in zip(_PERCENTILES, column)} for column in found.T.tolist()]
 
 
 def _histogram(waits: Array) -> list[dict[str, int]]:
@@ -34,13 +35,14 @@ def latency(waits: list[Array]) -> dict[str, Any] | None:
     if not waits:
         return None
     served = np.concatenate(waits)
-    woken = served[:, WAKEUP][~np.isnan(served[:, WAKEUP])]
+    woken = served[~np.isnan(served[:, WAKEUP])]
+    total, queue, service = percentiles(served[:, (TOTAL, QUEUE, SERVICE)])
     return {
         "faults": len(served),
-        **percentiles(served[:, TOTAL]),
-        "queue": percentiles(served[:, QUEUE]),
-        "service": percentiles(served[:, SERVICE]),
-        "wakeup": percentiles(woken) if len(woken) else None,
+        **total,
+        "queue": queue,
+        "service": service,
+        "wakeup": percentiles(woken[:, WAKEUP:])[0] if len(woken) else None,
         "histogram": _histogram(served[:, TOTAL]),
     }
 

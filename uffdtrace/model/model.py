@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from uffdtrace.model import circles, facts, join, open_faults
+from uffdtrace.model.counting import among, by_value, counted
 from uffdtrace.model.dropped import DISCARDS, at_once, by_call
 from uffdtrace.model.events import (
     EVENT,
@@ -30,7 +31,7 @@ from uffdtrace.model.sleep import Ending, Exit, Sleepers
 from uffdtrace.model.states import CHANGES, apply, exposed, having
 from uffdtrace.model.waits import Waits
 from uffdtrace.model.watched import EVERYWHERE, Userfaultfd, Watched
-from uffdtrace.model.work import EVIDENCE, EXPAND_PAGES, Work
+from uffdtrace.model.work import EVIDENCE, EXPAND_PAGES, MOVES, Work, with_sources
 
 # A call that does not return must not hold the account back for ever.
 _MOST_WAITING = 1 << 21
@@ -41,6 +42,7 @@ _FAULT_FLAG_USER = 0x40
 _MOST_SPANS = 64
 # Per row of CHANGES: whether it counts a page as dropped.
 _DROPPED = CHANGES[:, COUNTS.index("dropped")] != 0
+_UNPROTECTED_FILLS = among(UNPROTECTED_FILLS)
 _MODE_OF = {Kind.MISSING: Mode.MISSING, Kind.WP: Mode.WP, Kind.MINOR: Mode.MINOR}
 
 
@@ -144,7 +146,7 @@ class Model:
         self._run(work, begin, ready, numbers)
         self._holes(work, begin, ready, numbers)
         if self.watched.populated.late:
-            self.watched.dropped(work.events[np.isin(work.events["type"], DISCARDS)])
+            self.watched.dropped(work.events[DISCARDS[work.events["type"]]])
         for call in facts.calls(events, ready, *ioctls):
             self._wrong(int(numbers[call.index]), call, int(work.homes[call.index]))
         self._sleep(work.events, numbers)
@@ -157,8 +159,9 @@ class Model:
         self._served(*self._sleepers.feed(events, numbers))
 
     def _served(self, served: Array, waits: Array) -> None:
-        for number in np.unique(served[served >= 0]):
-            self.ranges.all[number].root().latencies.append(waits[served == number])
+        for number, index in by_value(served):
+            if number >= 0:
+                self.ranges.all[number].root().latencies.append(waits[index])
 
     def _holes(self, work: Work, begin: int, end: int, numbers: Array) -> None:
         """change_protection() counts the pages it found; the rest were holes (kernel-semantics.md 4)."""
@@ -191,10 +194,9 @@ class Model:
     def _first_unseen(self, events: Array) -> int | None:
         """The first fault in a range whose registration was not seen."""
         faults = np.flatnonzero(events["type"] == Type.FAULT)
-        contexts = events["ctx"][faults]
         unseen: list[int] = []
-        for ctx in np.unique(contexts).tolist():
-            mine = faults[contexts == ctx]
+        for ctx, index in by_value(events["ctx"][faults]):
+            mine = faults[index]
             _, numbers = self.ranges.space(ctx).locate(events["start"][mine])
             unseen += mine[numbers < 0][:1].tolist()
         return min(unseen) if unseen else None
@@ -211,11 +213,10 @@ class Model:
     def _run_seen(self, work: Work, begin: int, end: int, numbers: Array) -> None:
         if begin == end:
             return
-        contexts = work.events["ctx"][begin:end]
-        different = np.unique(contexts).tolist()
-        for ctx in different:
+        parts = by_value(work.events["ctx"][begin:end])
+        for ctx, index in parts:
             # One userfaultfd is the rule, and a slice copies nothing.
-            chosen = slice(begin, end) if len(different) == 1 else np.flatnonzero(contexts == ctx) + begin
+            chosen = slice(begin, end) if len(parts) == 1 else index + begin
             if ctx in self.watched.current:
                 self._run_one(work, chosen, self.watched.current[ctx], numbers)
 
@@ -241,7 +242,7 @@ class Model:
         named = (messages | (types == Type.FAULT_FOUND)) & known
         self._whole_pages(events, start, pages, number, named)
         # WP_ASYNC: the kernel notes writes by itself.
-        passed_over = home.has(Feature.WP_ASYNC) & np.isin(types, EVIDENCE)
+        passed_over = home.has(Feature.WP_ASYNC) & EVIDENCE[types]
         active = np.flatnonzero((ops != Op.NOTHING) & ((pages <= EXPAND_PAGES) | named) & ~passed_over)
         # A trace may claim more than fits in memory at once.
         for part in np.split(active, np.flatnonzero(np.diff(np.cumsum(pages[active]) // _MOST_EXPANDED)) + 1):
@@ -291,18 +292,22 @@ class Model:
             return
         flags = events["flags"][messages]
         # Memory of more than one kind may lie in a range; that of a fault before the trace is not known.
-        of_ranges = np.array([found.root().order for found in self.ranges.all], dtype=np.int64)[number[messages]]
-        orders = np.where(flags != 0, flags >> MEMORY_ORDER_SHIFT & 31, of_ranges).astype(np.int64)
+        orders = (flags >> MEMORY_ORDER_SHIFT & 31).astype(np.int64)
+        untold = flags == 0
+        if untold.any():
+            ranges, of_each = np.unique(number[messages][untold], return_inverse=True)
+            orders[untold] = np.array([self.ranges.all[one].root().order for one in ranges.tolist()])[of_each]
         start[messages] &= ~((np.uint64(PAGE_SIZE) << orders.astype(np.uint64)) - np.uint64(1))
         pages[messages] = np.int64(1) << orders
 
     def _expand(self, home: Userfaultfd, events: Array, start: Array, pages: Array, ops: Array) -> None:
+        events, start, pages, ops = with_sources(events, start, pages, ops)
         rows = np.repeat(np.arange(len(events)), pages)
         offsets = np.arange(len(rows)) - np.repeat(np.cumsum(pages) - pages, pages)
         addresses = start[rows] + offsets.astype(np.uint64) * np.uint64(PAGE_SIZE)
         ops = ops[rows]
         if (pages > 1).any():
-            fills = np.isin(ops, UNPROTECTED_FILLS) & (pages > 1)[rows]
+            fills = _UNPROTECTED_FILLS[ops] & (pages > 1)[rows]
             types = events["type"][rows]
             at_fault = addresses == events["aux"][rows]
             decided = ops != Op.UNDECIDED
@@ -323,7 +328,7 @@ class Model:
             for number in np.unique(owners[index]).tolist():
                 mine = index[owners[index] == number]
                 self.ranges.all[number].root().circles.add(call, addresses[inside][mine])
-        dropped = np.flatnonzero(_DROPPED[effects])
+        dropped = np.flatnonzero(_DROPPED[effects] & DISCARDS[events["type"][rows]])
         if dropped.size:
             self._dropped(home, events[rows[dropped]], owners[dropped], np.ones(len(dropped), dtype=np.int64))
 
@@ -350,9 +355,8 @@ class Model:
         mask = mask & (kinds < len(Kind))
         if not mask.any():
             return
-        pairs = np.bincount(numbers[mask] * len(Kind) + kinds[mask])
-        for pair in np.flatnonzero(pairs).tolist():
-            getattr(self.ranges.all[pair // len(Kind)].root(), name)[pair % len(Kind)] += int(pairs[pair])
+        for pair, count in counted(numbers[mask] * len(Kind) + kinds[mask]):
+            getattr(self.ranges.all[pair // len(Kind)].root(), name)[pair % len(Kind)] += count
 
     def _describe(self, events: Array, numbers: Array) -> None:
         """What memory a range is, from any event that saw its area."""
@@ -458,15 +462,15 @@ class Model:
             known = number >= 0
             self._describe(work.events[index : index + 1][known], number[known])
             asynchronous = ctx in self.watched.current and self.watched.current[ctx].has(Feature.WP_ASYNC)
-            if kind in EVIDENCE and asynchronous:
+            if EVIDENCE[kind] and asynchronous:
                 return
             op = Op(int(work.op[index]))
             if op in UNPROTECTED_FILLS and last - first > PAGE_SIZE and self._told(ctx, first, last):
                 op = Op.ANSWER_REST
             self._slice(ctx, first, last, op, event)
-            if op in (Op.MOVE, Op.MOVE_MAYBE):
-                source, left = int(event["value"]), Op.MOVED_AWAY if op is Op.MOVE else Op.MOVED_AWAY_MAYBE
-                self._slice(ctx, source, source + last - first, left, event)
+            if op in MOVES:
+                source = int(event["value"])
+                self._slice(ctx, source, source + last - first, MOVES[op], event)
             for low, high in work.doubts.get(index, ()):
                 self._slice(ctx, low, high, Op.DOUBT, event)
 
@@ -489,6 +493,6 @@ class Model:
                 addresses = low + index.astype(np.uint64) * np.uint64(PAGE_SIZE)
                 self.ranges.all[piece.range_number].root().circles.add(call, addresses)
             dropped = np.array([int(_DROPPED[effects].sum())])
-            if event["type"] in DISCARDS and dropped[0]:
+            if DISCARDS[event["type"]] and dropped[0]:
                 numbers = np.array([piece.range_number])
                 self._dropped(self.watched.home(ctx), event[None], numbers, dropped)

@@ -7,11 +7,13 @@ operation. `Space` knows which addresses of one userfaultfd are registered now.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from uffdtrace.model.circles import Circles
+from uffdtrace.model.counting import counted
 from uffdtrace.model.dropped import Dropped
 from uffdtrace.model.events import PAGE_SIZE, Array, Kind, Memory, Mode
 from uffdtrace.model.facts import Fact
@@ -20,6 +22,8 @@ from uffdtrace.model.pages import COUNTS, EVER_ARMED, NOTIFIED, WIDTH, Cause, Op
 from uffdtrace.model.sleep import Killed, Waiting
 from uffdtrace.model.states import CHANGES, apply_range, having
 
+# A table of all pieces costs as much as looking up one address for each so many of them.
+_WORTH_A_TABLE = 8
 # User addresses end here with five-level page tables; more no trace can claim.
 HIGHEST = 1 << 56
 
@@ -168,25 +172,34 @@ class Pool:
 
 
 class Space:
-    """One userfaultfd: its registered pieces, in order of address."""
+    """One userfaultfd: its registered pieces, in order of address; no two of them overlap."""
 
     def __init__(self, ctx: int) -> None:
         self.ctx = ctx
         self.pieces: list[Piece] = []
+        # Of each piece.
+        self._starts: list[int] = []
         self._table: tuple[Array, Array, Array, Array] | None = None
 
-    def changed(self) -> None:
-        self.pieces.sort(key=lambda piece: piece.start)
+    def add(self, piece: Piece) -> None:
+        index = bisect_left(self._starts, piece.start)
+        self._replace(index, index, [piece])
+
+    def _replace(self, first: int, last: int, pieces: list[Piece]) -> None:
+        self.pieces[first:last] = pieces
+        self._starts[first:last] = [piece.start for piece in pieces]
         self._table = None
 
     def locate(self, addresses: Array) -> tuple[Array, Array]:
         """(place in the pool, range number) of each address; -1 where it is not registered."""
+        if self._table is None and len(addresses) * _WORTH_A_TABLE < len(self.pieces):
+            return self._look_up(addresses.tolist())
         if not self.pieces:
             nowhere = np.full(len(addresses), -1, dtype=np.int64)
             return nowhere, nowhere
         if self._table is None:
             self._table = (
-                np.array([piece.start for piece in self.pieces], dtype=np.uint64),
+                np.array(self._starts, dtype=np.uint64),
                 np.array([piece.end for piece in self.pieces], dtype=np.uint64),
                 np.array([piece.place for piece in self.pieces], dtype=np.int64),
                 np.array([piece.range_number for piece in self.pieces], dtype=np.int64),
@@ -197,11 +210,29 @@ class Space:
         offset = ((addresses - starts[index]) // np.uint64(PAGE_SIZE)).astype(np.int64)
         return np.where(outside, -1, places[index] + offset), np.where(outside, -1, numbers[index])
 
+    def _look_up(self, addresses: list[int]) -> tuple[Array, Array]:
+        """The same, one by one: where ranges come and go, a table for all of them is made in vain."""
+        found = [(-1, -1)] * len(addresses)
+        for index, address in enumerate(addresses):
+            for piece in self.overlapping(address, address + 1):
+                found[index] = (piece.place + (address - piece.start) // PAGE_SIZE, piece.range_number)
+        places, numbers = np.array(found, dtype=np.int64).reshape(-1, 2).T
+        return places, numbers
+
     def touching(self, start: int, end: int) -> list[Piece]:
-        return [piece for piece in self.pieces if piece.start <= end and piece.end >= start]
+        """The pieces that overlap [start, end), and those beside it."""
+        return self.pieces[slice(*self._between(start, end, 0))]
 
     def overlapping(self, start: int, end: int) -> list[Piece]:
-        return [piece for piece in self.pieces if piece.start < end and piece.end > start]
+        return self.pieces[slice(*self._between(start, end, 1))]
+
+    def _between(self, start: int, end: int, shared: int) -> tuple[int, int]:
+        """The first and the one after the last of those that have `shared` bytes with [start, end), or more."""
+        first = bisect_right(self._starts, start)
+        # Of those that begin before it, only the last can reach into it.
+        if first and self.pieces[first - 1].end >= start + shared:
+            first -= 1
+        return first, max(first, bisect_right(self._starts, end - shared))
 
     def parts(self, start: int, end: int) -> list[Piece]:
         """What overlaps [start, end), trimmed to it."""
@@ -209,22 +240,11 @@ class Space:
 
     def cut(self, start: int, end: int) -> list[Piece]:
         """Take [start, end) out; the pieces taken, trimmed to it."""
-        taken: list[Piece] = []
-        kept: list[Piece] = []
-        for piece in self.pieces:
-            low, high = max(piece.start, start), min(piece.end, end)
-            if low >= high:
-                kept.append(piece)
-                continue
-            taken.append(_part(piece, low, high))
-            if piece.start < low:
-                kept.append(_part(piece, piece.start, low))
-            if high < piece.end:
-                kept.append(_part(piece, high, piece.end))
-        if taken:
-            self.pieces = kept
-            self.changed()
-        return taken
+        first, last = self._between(start, end, 1)
+        hit = self.pieces[first:last]
+        if hit:
+            self._replace(first, last, [part for piece in hit for part in _outside(piece, start, end)])
+        return [_part(piece, max(piece.start, start), min(piece.end, end)) for piece in hit]
 
 
 def _part(piece: Piece, start: int, end: int) -> Piece:
@@ -281,12 +301,11 @@ class Ranges:
                 again = _part(old, low, high)
                 states = self.pool.states[again.place : again.place + (high - low) // PAGE_SIZE]
                 apply_range(states, Op.REGISTERED_AGAIN)
-                space.pieces.append(Piece(low, high, again.place, number))
+                space.add(Piece(low, high, again.place, number))
                 fresh = [part for one in fresh for part in _without(one, low, high)]
         home.retired = [part for old in home.retired for part in _outside(old, start, end)]
         for low, high in fresh:
-            space.pieces.append(Piece(low, high, self.pool.take((high - low) // PAGE_SIZE), number))
-        space.changed()
+            space.add(Piece(low, high, self.pool.take((high - low) // PAGE_SIZE), number))
 
     def cut(self, space: Space, start: int, end: int) -> list[Piece]:
         """Take [start, end) out of what is registered; the pieces taken."""
@@ -367,9 +386,8 @@ class Ranges:
         if not some.any():
             return
         width = len(CHANGES)
-        pairs = np.bincount(numbers[some] * width + effects[some])
-        for pair in np.flatnonzero(pairs):
-            self.all[pair // width].root().changes += CHANGES[pair % width] * pairs[pair]
+        for pair, count in counted(numbers[some] * width + effects[some]):
+            self.all[pair // width].root().changes += CHANGES[pair % width] * count
 
     def rows(self) -> list[Range]:
         return [found for found in self.all if found.merged_into is None]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from uffdtrace.model.counting import among
 from uffdtrace.model.events import EVENT, MODES_SHIFT, PAGE_SIZE, Array, Kind, Mode, Type
 
-_TYPES = np.array([Type.FAULT, Type.FAULT_FOUND, Type.MESSAGE, Type.WAKE, Type.FAULT_RETURN], dtype=np.uint8)
-_BEGINNINGS = np.array([Type.FAULT, Type.FAULT_FOUND], dtype=np.uint8)
+_TYPES = among((Type.FAULT, Type.FAULT_FOUND, Type.MESSAGE, Type.WAKE, Type.FAULT_RETURN))
+_BEGINNINGS = among((Type.FAULT, Type.FAULT_FOUND))
 # After one of these a thread's fault is known from its events: what a queue told of it is old.
 _KNOWN = frozenset((Type.FAULT, Type.FAULT_FOUND, Type.WAKE))
 _NEVER = np.iinfo(np.int64).max
@@ -122,13 +123,13 @@ class Sleepers:
 
         `ranges` has the range number of every event of the batch.
         """
-        wanted = np.isin(events["type"], _TYPES) & ~((events["type"] == Type.FAULT) & (events["ret"] != 0))
+        wanted = _TYPES[events["type"]] & ~((events["type"] == Type.FAULT) & (events["ret"] != 0))
         events = np.concatenate([self._open, events[wanted]])
         numbers = np.concatenate([self._open_ranges, ranges[wanted]])
         order = np.argsort(events["tid"], kind="stable")
         order = order[_new(events[order])]
         events, numbers = events[order], numbers[order]
-        faults = np.isin(events["type"], _BEGINNINGS)
+        faults = _BEGINNINGS[events["type"]]
         # Before a thread's first fault: of faults older than the trace.
         segments = np.cumsum(faults) - 1
         first_of_thread = np.r_[True, events["tid"][1:] != events["tid"][:-1]] if len(events) else faults
@@ -227,7 +228,7 @@ class Sleepers:
         """
         read = set(self._open["tid"][self._open["type"] == Type.MESSAGE].tolist())
         found = []
-        for index in np.flatnonzero(np.isin(self._open["type"], _BEGINNINGS)).tolist():
+        for index in np.flatnonzero(_BEGINNINGS[self._open["type"]]).tolist():
             fault = self._open[index]
             before = fault["type"] == Type.FAULT_FOUND
             tid, alive = int(fault["tid"]), int(fault["tgid"]) in looked_at

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from uffdtrace.model import join
+from uffdtrace.model.counting import among
+from uffdtrace.model.dropped import DISCARDS
 from uffdtrace.model.events import (
     CONTINUE_MODE_WP,
     COPY_MODE_WP,
@@ -40,9 +42,9 @@ _PAGE_OPS = {
     Type.HUGE_WRITE: Op.OPENED,
     Type.UNMERGED: Op.OPENED,
 }
-EVIDENCE = np.array([int(kind) for kind in _PAGE_OPS], dtype=np.uint8)
-_STRUCTURAL = np.array(
-    [
+EVIDENCE = among(_PAGE_OPS)
+_STRUCTURAL = among(
+    (
         Type.USERFAULTFD,
         Type.UNMAP,
         Type.EXIT,
@@ -61,16 +63,13 @@ _STRUCTURAL = np.array(
         Type.WAITERS_FOUND,
         Type.SLEEPER_FOUND,
         Type.EVENT_FOUND,
-    ],
-    dtype=np.uint8,
+    )
 )
 # After these more may be registered than before.
-_REGISTERING = np.array([Type.USERFAULTFD, Type.FORKED, Type.REMAP, Type.RANGE_FOUND], dtype=np.uint8)
-_RESULTS = np.array(
-    [Type.IOCTL_RETURN, Type.PROTECT_RETURN, Type.REMAP_RETURN, Type.ZAP_RETURN, Type.WAKE, Type.FAULT_RETURN],
-    dtype=np.uint8,
+_REGISTERING = among((Type.USERFAULTFD, Type.FORKED, Type.REMAP, Type.RANGE_FOUND))
+_RESULTS = among(
+    (Type.IOCTL_RETURN, Type.PROTECT_RETURN, Type.REMAP_RETURN, Type.ZAP_RETURN, Type.WAKE, Type.FAULT_RETURN)
 )
-_DISCARDS = np.array([Type.DISCARD, Type.ZAP], dtype=np.uint8)
 # Calls that put pages into a range, and what they do where their mode does not protect.
 _FILLS = (
     (Ioctl.COPY, Op.COPY, COPY_MODE_WP),
@@ -78,6 +77,9 @@ _FILLS = (
     (Ioctl.ZEROPAGE, Op.ZEROPAGE, 0),
     (Ioctl.MOVE, Op.MOVE, 0),
 )
+# What a move leaves where its pages come from.
+MOVES = {Op.MOVE: Op.MOVED_AWAY, Op.MOVE_MAYBE: Op.MOVED_AWAY_MAYBE}
+_IS_MOVE = among(MOVES)
 _PAGE_MASK = ~np.uint64(PAGE_SIZE - 1)
 
 
@@ -99,6 +101,21 @@ _EFFECT = _effects()
 
 def _page_up(size: int) -> int:
     return (size + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
+
+
+def with_sources(events: Array, start: Array, pages: Array, ops: Array) -> tuple[Array, Array, Array, Array]:
+    """The same operations, each that moves pages followed by what it does where they come from."""
+    moves = np.flatnonzero(_IS_MOVE[ops])
+    if not moves.size:
+        return events, start, pages, ops
+    index = np.r_[np.arange(len(ops)), moves]
+    sources = np.arange(len(index)) >= len(ops)
+    order = np.argsort(index, kind="stable")
+    index, sources = index[order], sources[order]
+    start, ops = start[index], ops[index]
+    start[sources] = events["value"][moves].astype(np.uint64) & _PAGE_MASK
+    ops[sources] = [MOVES[Op(op)] for op in ops[sources].tolist()]
+    return events[index], start, pages[index], ops
 
 
 @dataclass(frozen=True)
@@ -152,12 +169,7 @@ class Work:
         doubtful = np.zeros(size, dtype=bool)
         doubtful[[*self.doubts, *self.refused]] = True
         self.barrier = (
-            doubtful
-            | np.isin(types, _STRUCTURAL)
-            | self._registered
-            | (self.op == Op.MOVE)
-            | (self.op == Op.MOVE_MAYBE)
-            | ((self.op != Op.NOTHING) & (self.pages > EXPAND_PAGES))
+            doubtful | _STRUCTURAL[types] | self._registered | ((self.op != Op.NOTHING) & (self.pages > EXPAND_PAGES))
         )
         self.busy = self._busy()
 
@@ -168,7 +180,7 @@ class Work:
     def pass_over(self, registered: list[tuple[int, int, int]]) -> None:
         """No barrier where a munmap() hits nothing that is `registered`, (mm, start, end): 6.1 tells of each."""
         events, types = self.events, self.events["type"]
-        if self._registered.any() or np.isin(types, _REGISTERING).any():
+        if self._registered.any() or _REGISTERING[types].any():
             return
         # What is impossible is an error, whose ever it is.
         index = np.flatnonzero((types == Type.UNMAP) & (events["start"] < events["end"]) & (events["end"] <= HIGHEST))
@@ -182,7 +194,7 @@ class Work:
 
     def _busy(self, wanted: Array | bool = True) -> Array:
         """What must be looked at between barriers: hundreds of registrations leave as many gaps of returns only."""
-        return np.cumsum(np.r_[False, ((self.op != Op.NOTHING) | ~np.isin(self.events["type"], _RESULTS)) & wanted])
+        return np.cumsum(np.r_[False, ((self.op != Op.NOTHING) | ~_RESULTS[self.events["type"]]) & wanted])
 
     def _own_pages(self, types: Array) -> None:
         """Faults, messages and what the fault paths did."""
@@ -198,12 +210,12 @@ class Work:
         self.op[(types == Type.UNPROTECTED_WRITE) & (events["kind"] == 1)] = Op.UNPROTECTED_ZERO_WRITE
         # Markers keep shmem and hugetlb protected through a discard (kernel-semantics.md section 2).
         anonymous = (events["flags"] & np.uint32(Memory.ANON)) != 0
-        discards = np.isin(types, _DISCARDS)
+        discards = DISCARDS[types]
         self.op[discards] = np.where(anonymous[discards], int(Op.DISCARD), int(Op.DROPPED))
         self.op[types == Type.SWAPPED_BACK] = Op.SWAPPED_BACK
         told = (types == Type.FAULT_FOUND) & (events["value"] == 1) & (write | (events["kind"] == Kind.WP))
         self.op[told] = Op.TOLD_BEFORE
-        whole = np.isin(types, EVIDENCE) | discards
+        whole = EVIDENCE[types] | discards
         self._take(np.flatnonzero(whole), events["start"][whole], events["end"][whole])
 
     def _take(self, index: Array, start: Array, end: Array) -> None:
@@ -234,7 +246,7 @@ class Work:
             if end > begin + 1:
                 call, window = self.events[begin], self.events[begin + 1 : end]
                 hit = (
-                    np.isin(window["type"], EVIDENCE)
+                    EVIDENCE[window["type"]]
                     & (window["ctx"] == call["ctx"])
                     & (window["end"] > call["start"])
                     & (window["start"] < call["end"])
@@ -294,7 +306,7 @@ class Work:
         acts["start"] = self.start[index]
         length = self.pages[index].astype(np.uint64) * np.uint64(PAGE_SIZE)
         acts["end"] = acts["start"] + length
-        moves = np.isin(self.op[index], (int(Op.MOVE), int(Op.MOVE_MAYBE)))
+        moves = _IS_MOVE[self.op[index]]
         sources = acts[moves]
         sources["start"] = self.events["value"][index[moves]].astype(np.uint64)
         sources["end"] = sources["start"] + length[moves]

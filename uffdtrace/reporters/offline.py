@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from uffdtrace.model.events import Array
 from uffdtrace.model.model import Model
 from uffdtrace.model.report import MOST_RUNS, build
 from uffdtrace.trace.file import TraceError
 from uffdtrace.trace.reader import Reader
 
+_BATCH = 1 << 15
+
 CUT_SHORT = "cut short: the collector was killed, what came before is whole"
 DAMAGED = "damaged: what comes after this point is lost, what came before is whole"
+
+
+def batches(chunks: Iterable[Array]) -> Iterator[Array]:
+    """The same events, in larger parts: a slow trace has chunks of a few, and each part has its price."""
+    held: list[Array] = []
+    for events in chunks:
+        held.append(events)
+        if sum(map(len, held)) >= _BATCH:
+            yield np.concatenate(held)
+            held = []
+    if sum(map(len, held)):
+        yield np.concatenate(held)
 
 
 def read(path: Path, most_runs: int | None = MOST_RUNS) -> dict[str, Any]:
@@ -29,10 +47,9 @@ def _read(path: Path, most_runs: int | None) -> dict[str, Any]:
     reader = Reader(path)
     model = Model()
     first = last = 0
-    for events in reader.events():
-        if len(events):
-            first = first or int(events["time"][0])
-            last = int(events["time"][-1])
+    for events in batches(reader.events()):
+        first = first or int(events["time"][0])
+        last = int(events["time"][-1])
         model.feed(events)
     model.finish()
     # It may have been moved since.
