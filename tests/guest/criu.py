@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Callable
 
-from programs import counts_of, scratch
+import uffd_log
+from programs import scratch
 from steps import FINISH_SECONDS, Guest, Result, attached, finish, started, until
 
 PAGES = 2048
@@ -31,7 +32,7 @@ def lazy_pages(guest: Guest) -> Result:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     with scratch(name) as folder, contextlib.ExitStack() as stack:
         (folder / "images").mkdir()
-        (folder / "counts").mkdir()
+        (folder / "uffd").mkdir()
         # CRIU cannot dump the C library's rseq before Linux 5.13 (90f093fa8ea4, ptrace: get_rseq_conf).
         command = ["env", "GLIBC_TUNABLES=glibc.pthread.rseq=0", f"{guest.programs}/restored", str(folder), str(PAGES)]
         process = stack.enter_context(started(guest, command, subprocess.DEVNULL, subprocess.DEVNULL))
@@ -42,8 +43,7 @@ def lazy_pages(guest: Guest) -> Result:
         # Its number is free again.
         finish(process, FINISH_SECONDS)
 
-        counting = ["env", f"LD_PRELOAD={guest.programs}/count_reads.so", f"UFFD_COUNTS={folder / 'counts'}"]
-        command = [*counting, *criu(folder, "lazy-pages")]
+        command = [*uffd_log.preloaded(guest.programs, folder / "uffd"), *criu(folder, "lazy-pages")]
         daemon = stack.enter_context(started(guest, command, subprocess.DEVNULL, subprocess.DEVNULL))
         collector = stack.enter_context(attached(guest, name, str(daemon.pid)))
         # It reads its memory as soon as it runs.
@@ -57,7 +57,7 @@ def lazy_pages(guest: Guest) -> Result:
             "daemon": daemon.pid,
             "memory": [int(memory, 16), PAGES],
             "restored": (folder / "result").read_text(),
-            "counts": counts_of(folder / "counts", daemon.pid),
+            "counts": uffd_log.counts(folder / "uffd", daemon.pid),
         }
 
 

@@ -1,6 +1,6 @@
 """Real programs under trace, in the guest: each is judged by its own account of what it did.
 
-That account: the messages that it read from its userfaultfds (count_reads.so in the
+That account: the messages that it read from its userfaultfds (uffd_log.so in the
 program itself), and what it reports and traces of itself. Only the standard library.
 """
 
@@ -11,19 +11,15 @@ import json
 import re
 import shutil
 import socket
-import struct
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
+import uffd_log
 from steps import FINISH_SECONDS, Guest, Result, attached, finish, started, until
 
-# As enum count in count_reads.c.
-MESSAGES = ("missing", "wp", "minor", "other_events")
-CALLS = ("protect", "unprotect", "copy", "zeropage", "continue")
-COUNTS = ("pid", *MESSAGES, *(call + unit for call in CALLS for unit in ("", "_bytes")))
 # On a file system that can map files shared, which 9p cannot.
 SCRATCH = Path("/run/uffdtrace-programs")
 MEMORY_MB = 32
@@ -36,14 +32,6 @@ WIDE_SLICES = 100
 # MIG_RP_MSG_REQ_PAGES_ID and MIG_RP_MSG_REQ_PAGES.
 REQUEST_PAGES = "[34]"
 MIGRATED = ("completed", "failed", "cancelled")
-
-
-def counts_of(folder: Path, pid: int) -> dict[str, int]:
-    """What count_reads.so counted in a process."""
-    path = folder / str(pid)
-    if not path.exists():
-        return dict.fromkeys(COUNTS, 0)
-    return dict(zip(COUNTS, struct.unpack(f"={len(COUNTS)}Q", path.read_bytes())))
 
 
 class Qmp:
@@ -120,8 +108,8 @@ class Machine:
         self.log = folder / f"{name}.log"
         self.stderr = folder / f"{name}.stderr"
         self.qmp_path = folder / f"{name}.qmp"
-        self.counts_folder = folder / f"{name}.counts"
-        self.counts_folder.mkdir()
+        self.log_folder = folder / f"{name}.uffd"
+        self.log_folder.mkdir()
         self.process: subprocess.Popen[str]
         self.qmp: Qmp
 
@@ -151,7 +139,7 @@ class Machine:
     def account(self) -> Result:
         return {
             "pid": self.process.pid,
-            "counts": counts_of(self.counts_folder, self.process.pid),
+            "counts": uffd_log.counts(self.log_folder, self.process.pid),
             "events": self.qmp.events,
             "stderr": self.stderr.read_text()[-2000:],
         }
@@ -160,7 +148,7 @@ class Machine:
 @contextlib.contextmanager
 def machine(guest: Guest, folder: Path, name: str, trace: list[str], *options: str) -> Iterator[Machine]:
     made = Machine(folder, name)
-    command = ["env", f"LD_PRELOAD={guest.programs}/count_reads.so", f"UFFD_COUNTS={made.counts_folder}"]
+    command = uffd_log.preloaded(guest.programs, made.log_folder)
     command += ["qemu-system-x86_64", "-accel", "tcg,tb-size=16", "-m", str(MEMORY_MB), "-nodefaults"]
     command += ["-display", "none", "-qmp", f"unix:{made.qmp_path},server=on,wait=off"]
     command += ["-drive", f"if=floppy,format=raw,readonly=on,file={guest.programs}/boot.img", "-boot", "a"]
