@@ -22,6 +22,7 @@ from typing import Any, Callable
 
 import containers
 import criu
+import foreign
 import handoff
 import hangs
 import programs
@@ -324,7 +325,7 @@ def main() -> None:
     steps["kill"] = lambda: kill(guest)
     steps["attach-armed"] = lambda: attach(guest, "seed", "armed", "attach-armed")
     steps["attach-all"] = lambda: attach_all(guest)
-    for name, program in {**handoff.STEPS, **hangs.STEPS, **programs.STEPS, **criu.STEPS}.items():
+    for name, program in {**handoff.STEPS, **hangs.STEPS, **programs.STEPS, **criu.STEPS, **foreign.STEPS}.items():
         steps[name] = lambda program=program: program(guest)  # type: ignore[misc]
     steps["pending"] = lambda: pending(guest)
     steps["attach-interrupted"] = lambda: stopped(guest, "attach-interrupted", interrupt=True)
