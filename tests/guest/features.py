@@ -40,6 +40,10 @@ SCENARIOS = (
     "wp-unpopulated-read",
     "wp-async",
     "wp-async-file",
+    "async-never-armed",
+    "async-part-armed",
+    "async-scanned",
+    "async-discarded",
     "shmem",
     "shmem-missing",
     "mapped-elsewhere",
@@ -157,6 +161,10 @@ _SINCE_6_1 = {
     "wp-unpopulated-read",
     "wp-async",
     "wp-async-file",
+    "async-never-armed",
+    "async-part-armed",
+    "async-scanned",
+    "async-discarded",
     "discarded-unpopulated",
     "huge-discarded-unpopulated",
     "continue-wp",
@@ -217,6 +225,10 @@ NOT_BY_CONTENT = frozenset(
         # Nobody is told, by design.
         "wp-async",
         "wp-async-file",
+        "async-never-armed",
+        "async-part-armed",
+        "async-scanned",
+        "async-discarded",
         # It is moved away, let go, or registered no more.
         "move-holes",
         "remapped",
@@ -288,8 +300,9 @@ _NOT_FORCED = {"armed-before-trace", "pending"}
 # Findings that a kernel cannot earn.
 UNEARNED: dict[str, set[str]] = {
     "bullseye": _NOT_FORCED
-    | {"continue-without-wp", "marker-erased", "moved", "async", "half-protected", "gap-skipped"},
-    "bookworm": _NOT_FORCED | {"moved", "async", "half-protected", "gap-skipped", "swapoff", "unexplained"},
+    | {"continue-without-wp", "marker-erased", "moved", "async", "reads-as-written", "half-protected", "gap-skipped"},
+    "bookworm": _NOT_FORCED
+    | {"moved", "async", "reads-as-written", "half-protected", "gap-skipped", "swapoff", "unexplained"},
     "trixie": _NOT_FORCED | {"swapoff", "unexplained", "stale-protection"},
     "sid": _NOT_FORCED | {"swapoff", "unexplained", "stale-protection"},
 }

@@ -13,6 +13,7 @@ TWICE = [
     "huge-write-returns",
     "zap-returns",
     "hugetlb-zap-returns",
+    "page-scan-returns",
 ]
 
 

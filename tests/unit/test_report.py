@@ -54,7 +54,7 @@ ASYNC = int(Feature.WP_ASYNC)
         ("ok", case(modes=Mode.MINOR, messages=[0, 0, 1])),
         ("ok", case(armed_pages=1)),
         ("async", case(ASYNC, armed_pages=1)),
-        ("async", case(ASYNC)),
+        ("never-armed", case(ASYNC)),
         ("idle", case(ASYNC, modes=Mode.MISSING)),
         ("pending", case(ASYNC, armed_pages=1, pending=1)),
         ("pending", case(armed_pages=1, pending=1)),

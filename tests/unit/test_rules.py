@@ -34,7 +34,7 @@ def case(features: int = 0, modes: Mode = Mode.WP, pages: int = 16, **found: Any
     home.readers = found.pop("readers", {7})
     home.events = found.pop("events", {})
     home.blocking_poll = found.pop("blocking_poll", False)
-    of_case = {name: found.pop(name) for name in ("offered", "whole", "elsewhere") if name in found}
+    of_case = {name: found.pop(name) for name in ("offered", "whole", "elsewhere", "sees_page_scans") if name in found}
     for name, value in {"armed_pages": 9, **found}.items():
         if name in COUNTS:
             row.changes[COUNTS.index(name)] = value
@@ -318,6 +318,12 @@ FIRES: dict[str, tuple[Callable[[int], Case], str, str]] = {
         "The userfaultfd uses UFFD_FEATURE_WP_ASYNC",
         "The userfaultfd uses UFFD_FEATURE_WP_ASYNC",
     ),
+    "reads-as-written": (
+        lambda count: case(ASYNC, pages=9 + count),
+        "1 page is without protection, and not because of a write (1 never-protected): PAGEMAP_SCAN tells it to be",
+        "1,234 pages are without protection, and not because of a write (1,234 never-protected): PAGEMAP_SCAN tells"
+        " them to be",
+    ),
     "repeated-messages": (
         lambda count: case(repeated=count),
         "1 message named pages whose message had been read before",
@@ -376,7 +382,9 @@ NEARLY: dict[str, list[Case]] = {
         case(armed_pages=1),
         case(armed_pages=0, before=True),
         case(armed_pages=0, modes=Mode.MISSING | Mode.MINOR),
-        case(ASYNC, armed_pages=0),
+        # PAGEMAP_SCAN armed it, or might have.
+        case(ASYNC, armed_pages=0, SCANNED=1),
+        case(ASYNC, armed_pages=0, sees_page_scans=False),
     ],
     "half-protected": [case(ARM_FAILED=3), case(GAP=3)],
     "arm-failed": [case(HALF_PROTECTED=3), case(ARM_FAILED=3, whole=False)],
@@ -418,8 +426,31 @@ NEARLY: dict[str, list[Case]] = {
     "already-populated": [case(REGISTERED_LATE=3)],
     "blocking-poll": [case()],
     "async": [case(), case(ASYNC, modes=Mode.MISSING)],
+    "reads-as-written": [
+        case(pages=20),
+        case(ASYNC, pages=9, exposed=exposed()),
+        case(ASYNC, pages=20, armed_pages=0),
+        case(ASYNC, pages=20, before=True),
+        case(ASYNC, pages=20, withdrawn=5),
+        case(ASYNC, pages=20, SCANNED=2, SCANNED_WHOLE=1),
+        case(ASYNC, pages=20, sees_page_scans=False),
+    ],
     "repeated-messages": [case(stale=3)],
 }
+
+
+def test_what_is_never_armed_under_wp_async_reads_as_written() -> None:
+    message = str(told(case(ASYNC, armed_pages=0))["never-armed"]["message"])
+    assert (
+        "but neither UFFDIO_WRITEPROTECT nor PAGEMAP_SCAN ever protected them: every page reads as written" in message
+    )
+
+
+def test_what_took_the_protection_away_under_wp_async() -> None:
+    found = told(case(ASYNC, pages=9, exposed=exposed(DISCARDED=4, MOVE=2)))["reads-as-written"]
+    assert found["pages"] == 6
+    assert "(4 discarded, 2 move)" in str(found["message"])
+    assert "exposed" not in told(case(ASYNC, pages=9, exposed=exposed(DISCARDED=4)))
 
 
 def test_nobody_read_before_the_threads_were_killed() -> None:

@@ -4,8 +4,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -15,6 +17,32 @@
 #define PM_SWAP (1ULL << 62)
 #define PM_UFFD_WP (1ULL << 57)
 #define PM_FRAME ((1ULL << 55) - 1)
+
+/* include/uapi/linux/fs.h, since Linux 6.7. */
+#ifndef PAGEMAP_SCAN
+#define PAGE_IS_WRITTEN (1 << 1)
+#define PM_SCAN_WP_MATCHING (1 << 0)
+struct page_region {
+	uint64_t start;
+	uint64_t end;
+	uint64_t categories;
+};
+struct pm_scan_arg {
+	uint64_t size;
+	uint64_t flags;
+	uint64_t start;
+	uint64_t end;
+	uint64_t walk_end;
+	uint64_t vec;
+	uint64_t vec_len;
+	uint64_t max_pages;
+	uint64_t category_inverted;
+	uint64_t category_mask;
+	uint64_t category_anyof_mask;
+	uint64_t return_mask;
+};
+#define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
+#endif
 
 /* Shared by all scenarios, each of which is a process. */
 static atomic_bool *tells;
@@ -83,6 +111,32 @@ size_t pagemap_present(const struct range *r, size_t first, size_t pages)
 size_t pagemap_swapped(const struct range *r, size_t first, size_t pages)
 {
 	return count(r, first, pages, PM_SWAP);
+}
+
+size_t pagemap_written(const struct range *r, size_t first, size_t pages, bool protect)
+{
+	struct page_region *regions = calloc(pages, sizeof(*regions));
+	struct pm_scan_arg scan = {.size = sizeof(scan), .start = (unsigned long)r->start + first * PAGE};
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC), found;
+	size_t n = 0;
+
+	if (!regions || fd < 0)
+		fail("pagemap: %s", strerror(errno));
+	scan.end = scan.start + pages * PAGE;
+	scan.flags = protect ? PM_SCAN_WP_MATCHING : 0;
+	scan.vec = (unsigned long)regions;
+	scan.vec_len = pages;
+	scan.category_mask = scan.return_mask = PAGE_IS_WRITTEN;
+	found = ioctl(fd, PAGEMAP_SCAN, &scan);
+	if (found < 0 && errno == ENOTTY)
+		unsupported("PAGEMAP_SCAN: %s", strerror(errno));
+	if (found < 0 || scan.walk_end != scan.end)
+		fail("PAGEMAP_SCAN: %s", found < 0 ? strerror(errno) : "it stopped early");
+	for (int i = 0; i < found; i++)
+		n += (regions[i].end - regions[i].start) / PAGE;
+	close(fd);
+	free(regions);
+	return n;
 }
 
 bool pagemap_one_frame(const struct range *r, size_t first, size_t pages)

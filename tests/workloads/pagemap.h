@@ -27,6 +27,8 @@ void pagemap_in_memory(const struct range *r, size_t first, size_t pages, bool *
 bool page_is_present(const struct range *r, size_t i);
 /* Pages in swap, and markers. */
 size_t pagemap_swapped(const struct range *r, size_t first, size_t pages);
+/* Pages that ioctl(PAGEMAP_SCAN) tells to be written; with `protect` it protects each of them. */
+size_t pagemap_written(const struct range *r, size_t first, size_t pages, bool protect);
 /* Whether all map the same page frame: merged. */
 bool pagemap_one_frame(const struct range *r, size_t first, size_t pages);
 

@@ -48,6 +48,10 @@ void wp_unpopulated(void);
 void wp_unpopulated_read(void);
 void wp_async(void);
 void wp_async_file(void);
+void async_never_armed(void);
+void async_part_armed(void);
+void async_scanned(void);
+void async_discarded(void);
 void wake_only(void);
 void discarded(void);
 

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* One write-protected range: what was populated when it was armed decides. */
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
 #include "pagemap.h"
 #include "run.h"
 #include "scenarios.h"
@@ -120,6 +124,72 @@ void wp_async_file(void)
 	track(r, MODE_WP, UFFD_FEATURE_WP_ASYNC, &m);
 	arm_all(r);
 	write_and_stop(r, &m);
+}
+
+static void expect_written(struct range *r, size_t pages)
+{
+	size_t written = pagemap_written(r, 0, r->pages, false);
+
+	if (written != pages)
+		fail("%zu pages read as written, not %zu", written, pages);
+}
+
+void async_never_armed(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_wp(PAGES, UFFD_FEATURE_WP_ASYNC, &m);
+
+	populate(r, 0, PAGES);
+	expect_written(r, PAGES);
+	monitor_stop(&m);
+}
+
+void async_part_armed(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_wp(PAGES, UFFD_FEATURE_WP_ASYNC, &m);
+
+	populate_by_reading(r, 0, PAGES);
+	arm(r, 0, PAGES / 4);
+	expect_written(r, PAGES - PAGES / 4);
+	truth_finding(r, "reads-as-written", PAGES - PAGES / 4);
+	monitor_stop(&m);
+}
+
+/* Armed by the scan itself, as trackers do under WP_ASYNC. */
+void async_scanned(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_wp(PAGES, UFFD_FEATURE_WP_ASYNC, &m);
+
+	populate(r, 0, PAGES / 2);
+	pagemap_written(r, 0, PAGES, true);
+	for (size_t i = 0; i < PAGES; i++)
+		truth_armed(r, i, false);
+	expect_written(r, 0);
+	for (size_t i = 0; i < PAGES; i += 4)
+		*(volatile char *)(r->start + i * PAGE) = 1;
+	expect_written(r, PAGES / 4);
+	pagemap_written(r, 0, PAGES, true);
+	expect_written(r, 0);
+	truth_no_finding(r, "reads-as-written");
+	monitor_stop(&m);
+}
+
+/* Nobody writes to these pages: they are dropped, and read. */
+void async_discarded(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_armed(PAGES, PAGES, UFFD_FEATURE_WP_ASYNC, &m);
+
+	expect_written(r, 0);
+	if (madvise(r->start, PAGES / 8 * PAGE, MADV_DONTNEED))
+		fail("MADV_DONTNEED: %s", strerror(errno));
+	for (size_t i = 0; i < PAGES / 8; i++)
+		(void)*(volatile char *)(r->start + i * PAGE);
+	expect_written(r, PAGES / 8);
+	truth_finding(r, "reads-as-written", PAGES / 8);
+	monitor_stop(&m);
 }
 
 void wake_only(void)

@@ -104,7 +104,7 @@ static bool is_async(const struct range *r)
 
 static bool never_armed(const struct range *r, const struct sums *s)
 {
-	return r->modes & MODE_WP && !s->armed && !is_async(r);
+	return r->modes & MODE_WP && !s->armed;
 }
 
 static const char *verdict(const struct range *r, const struct sums *s)

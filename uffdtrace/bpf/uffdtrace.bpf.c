@@ -105,6 +105,11 @@ struct huge_write {
 	u32 pad;
 };
 
+struct page_scan {
+	u64 mm;
+	u64 argument;
+};
+
 struct counts {
 	u64 slot[COUNTER_SLOTS];
 };
@@ -135,6 +140,8 @@ BPF_HASH(ioctl_calls, u32, struct ioctl_call, 16384);
 BPF_HASH(protect_calls, u32, u64, 16384);
 BPF_HASH(sleepers, u32, struct sleeper, 65536);
 BPF_HASH(merges, u32, u64, 64);
+/* Threads in ioctl(PAGEMAP_SCAN) with PM_SCAN_WP_MATCHING. */
+BPF_HASH(page_scans, u32, struct page_scan, 1024);
 /* Threads that drop the entries of an area, with its userfaultfd. */
 BPF_HASH(zapping, u32, u64, 16384);
 /* Threads in do_huge_pmd_wp_page(), with the address of their fault. */
@@ -769,6 +776,81 @@ int on_protect_return(void *ctx, u64 pages)
 		return 0;
 	event.ctx = *call;
 	protect_calls.delete(&tid);
+	emit_here(&event);
+	return 0;
+}
+
+/* include/uapi/linux/fs.h. */
+#define PAGEMAP_SCAN_COMMAND ('f' << 8 | 16)
+#define PM_SCAN_WP_MATCHING 1
+#define PAGE_IS_WPALLOWED 1
+#define PAGE_IS_WRITTEN 2
+
+struct pm_scan_argument {
+	u64 size;
+	u64 flags;
+	u64 start;
+	u64 end;
+	u64 walk_end;
+	u64 vec;
+	u64 vec_len;
+	u64 max_pages;
+	u64 category_inverted;
+	u64 category_mask;
+	u64 category_anyof_mask;
+	u64 return_mask;
+};
+
+/*
+ * long do_pagemap_cmd(struct file *file, unsigned int cmd, unsigned long arg)
+ *
+ * PM_SCAN_WP_MATCHING sets the bits of page-table entries itself, in areas with
+ * WP_ASYNC: no other probe sees that these are armed.
+ */
+int on_page_scan(void *ctx, u64 command, u64 argument, u64 file)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct page_scan scan = {.argument = argument};
+	struct event event = {.type = EVENT_PAGE_SCAN};
+	struct pm_scan_argument words = {};
+
+	if ((command & 0xffff) != PAGEMAP_SCAN_COMMAND)
+		return 0;
+	scan.mm = event.ctx = read64(file + FILE_PRIVATE);
+	if (!is_traced(scan.mm))
+		return 0;
+	if (bpf_probe_read_user(&words, sizeof(words), (void *)argument)) {
+		lose(LOSS_UNREADABLE);
+		return 0;
+	}
+	if (!(words.flags & PM_SCAN_WP_MATCHING))
+		return 0;
+	if (page_scans.update(&tid, &scan))
+		lose(LOSS_MAP_FULL);
+	event.start = words.start;
+	event.end = words.end;
+	emit_here(&event);
+	return 0;
+}
+
+int on_page_scan_return(void *ctx, u64 result)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct page_scan *scan = page_scans.lookup(&tid);
+	struct event event = {.type = EVENT_PAGE_SCAN_RETURN};
+	struct pm_scan_argument words = {};
+
+	if (!scan)
+		return 0;
+	event.ctx = scan->mm;
+	if (bpf_probe_read_user(&words, sizeof(words), (void *)scan->argument))
+		lose(LOSS_UNREADABLE);
+	page_scans.delete(&tid);
+	event.start = words.start;
+	event.end = words.walk_end;
+	event.ret = (s64)result < 0 ? result : 0;
+	event.kind = !words.category_inverted && (words.category_mask & ~(u64)PAGE_IS_WPALLOWED) == PAGE_IS_WRITTEN &&
+		     (!words.category_anyof_mask || words.category_anyof_mask & PAGE_IS_WRITTEN);
 	emit_here(&event);
 	return 0;
 }

@@ -57,6 +57,8 @@ _TELLS: dict[str, tuple[Type, ...]] = {
     "remaps": (Type.REMAP,),
     "remap-returns": (Type.REMAP_RETURN,),
     "events": (Type.EVENT,),
+    "page-scans": (Type.PAGE_SCAN,),
+    "page-scan-returns": (Type.PAGE_SCAN_RETURN,),
     "areas": (Type.AREA,),
     "descriptors": (Type.USERFAULTFD,),
 }

@@ -13,10 +13,11 @@ import re
 import select
 import struct
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Callable
 
-from uffdtrace.kernel import offers
+from uffdtrace.kernel import offers, pagemap
 from uffdtrace.model.events import PAGE_SIZE, Feature, Mode
 
 # include/uapi/linux/userfaultfd.h
@@ -196,6 +197,13 @@ def _polled(uffd: _Userfaultfd) -> None:
     select.select([uffd.fd], [], [], 0)
 
 
+def _scanned(memory: _Memory) -> None:
+    """A scan that would protect what matches, had it WP_ASYNC."""
+    # Before 6.7 there is no such call, and no probe that should see it.
+    with open("/proc/self/pagemap", "rb") as pages, suppress(OSError):
+        pagemap.protect_written(pages.fileno(), memory.start, memory.start + memory.bytes)
+
+
 def protects_shared() -> bool:
     """Whether shared memory can be write-protected: since 5.19 (b1f9e876862d)."""
     return bool(offers.write_protects(offers.Memory.SHMEM))
@@ -214,6 +222,7 @@ def provoke(say: Callable[[int, bool], None], wait: Callable[[], None]) -> None:
     if protects_shared():
         _file_pages(uffd)
     _moved(source)
+    _scanned(source)
     _forked()
     _polled(uffd)
     say(uffd.fd, huge)

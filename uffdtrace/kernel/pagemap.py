@@ -21,8 +21,10 @@ import numpy.typing as npt
 
 from uffdtrace.kernel import proc
 
-# include/uapi/linux/fs.h, Linux 6.7. No flags: PM_SCAN_WP_MATCHING would protect pages.
+# include/uapi/linux/fs.h, Linux 6.7.
 _PAGEMAP_SCAN = 0xC0606610
+_PM_SCAN_WP_MATCHING = 1
+# size, flags, start, end, walk_end, vec, vec_len, max_pages, category_inverted, _mask, _anyof_mask, return_mask
 _ARGUMENT = struct.Struct("<12Q")
 _WPALLOWED, _WRITTEN, _PRESENT, _SWAPPED = 1 << 0, 1 << 1, 1 << 3, 1 << 4
 _REGIONS = 1 << 15
@@ -43,6 +45,15 @@ class Pages:
     swapped: int
     empty: int
     in_memory: int
+
+
+def protect_written(fd: int, start: int, end: int) -> None:
+    """Protect what counts as written in [start, end), where it is registered with WP_ASYNC; OSError without the call.
+
+    Of memory of our own: a tracer protects nothing of others.
+    """
+    flags, mask = _PM_SCAN_WP_MATCHING, _WRITTEN
+    fcntl.ioctl(fd, _PAGEMAP_SCAN, _ARGUMENT.pack(_ARGUMENT.size, flags, start, end, 0, 0, 0, 0, 0, mask, 0, mask))
 
 
 class Pagemap:
@@ -69,7 +80,7 @@ class Pagemap:
 
     def _scan(self, start: int, end: int, any_of: int, tell: int) -> tuple[npt.NDArray[np.uint64], int]:
         """Rows start, end, categories of pages in any of the categories, and where the kernel stopped."""
-        # size, flags, start, end, walk_end, vec, vec_len, max_pages, category_inverted, _mask, _anyof_mask, return_mask
+        # No flags: PM_SCAN_WP_MATCHING would protect pages.
         argument = bytearray(
             _ARGUMENT.pack(_ARGUMENT.size, 0, start, end, 0, self._regions.ctypes.data, _REGIONS, 0, 0, 0, any_of, tell)
         )

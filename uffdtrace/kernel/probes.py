@@ -271,6 +271,16 @@ TABLE: tuple[Row, ...] = (
         (Candidate("userfaultfd_event_wait_completion", "on_event", ("ctx", "ewq")),),
         required=False,
     ),
+    # PAGEMAP_SCAN is as old as WP_ASYNC (52526ca7fdb9, "fs/proc/task_mmu: implement IOCTL to get and optionally clear
+    # info about PTEs", 6.7).
+    Row("page-scans", (), (Candidate("do_pagemap_cmd", "on_page_scan", ("cmd", "arg", "file")),), required=False),
+    Row(
+        "page-scan-returns",
+        (),
+        (Candidate("do_pagemap_cmd", "on_page_scan_return", (), _RETURN),),
+        required=False,
+        twice=True,
+    ),
     Row("areas", ("pages",), (Candidate("show_map_vma", "on_area", ("m", "vma")),)),
     # A kernel without CONFIG_KSM merges nothing.
     Row(

@@ -48,6 +48,8 @@ class Case:
     end: int = 0
     # Mappings of its memory that nothing watches.
     elsewhere: Sequence[Elsewhere] = ()
+    # Whether PAGEMAP_SCAN was among what was traced.
+    sees_page_scans: bool = True
 
     def cause(self, *causes: Cause) -> int:
         return sum(self.row.cause(cause) for cause in causes)
@@ -76,9 +78,10 @@ class Case:
 
     @property
     def never_armed(self) -> bool:
-        # Under WP_ASYNC PAGEMAP_SCAN arms without a call that could be seen.
-        armed = self.row.count("armed_pages") or self.before
-        return self.wp and not armed and not self.asynchronous and not self.tried
+        armed = self.row.count("armed_pages") or self.before or self.fact(Fact.SCANNED)
+        # Under WP_ASYNC PAGEMAP_SCAN arms, too.
+        unseen = self.asynchronous and not self.sees_page_scans
+        return self.wp and not armed and not unseen and not self.tried
 
     @property
     def tried(self) -> bool:
@@ -111,16 +114,32 @@ class Case:
         return max(0, row.holes - gone)
 
     @property
+    def unprotected(self) -> dict[Cause, int]:
+        """Pages that were armed and are protected no more, though no write of theirs was seen, by what took it away."""
+        return {cause: int(self.row.exposed[cause]) for cause in Cause if self.row.exposed[cause]}
+
+    @property
     def exposed(self) -> dict[Cause, int]:
         """Armed pages that stand unprotected, by what took the protection away."""
         if self.asynchronous:
             return {}
-        found = {cause: int(self.row.exposed[cause]) for cause in Cause if self.row.exposed[cause]}
+        found = self.unprotected
         if self.row.modes & Mode.MISSING:
             # What is empty sends a MISSING message.
             found.pop(Cause.DISCARDED, None)
             found.pop(Cause.MOVE, None)
         return found
+
+    @property
+    def reads_as_written(self) -> dict[str, int]:
+        """Pages under WP_ASYNC that PAGEMAP_SCAN tells to be written, whether they are or not, by why."""
+        row = self.row
+        scans_known = self.sees_page_scans and self.fact(Fact.SCANNED) == self.fact(Fact.SCANNED_WHOLE)
+        if not (self.asynchronous and self.wp and scans_known) or self.before or self.never_armed or row.withdrawn:
+            return {}
+        found = {cause.label: pages for cause, pages in self.unprotected.items()}
+        never = row.pages - row.count("armed_pages")
+        return {**found, **({"never-protected": never} if never else {})}
 
     @property
     def wp_dropped(self) -> int:

@@ -30,6 +30,8 @@ class Fact(Enum):
     REFUSED = "faults that could not sleep"
     SIGNALLED = "faults of user space under UFFD_FEATURE_SIGBUS"
     FAILED = "calls that failed in another way"
+    SCANNED = "calls to PAGEMAP_SCAN that were to protect what matches"
+    SCANNED_WHOLE = "those of them that were seen to protect every page that counted as written"
     FORK = "forks that copied the range unwatched"
     MOVED_AWAY = "pages that mremap took out of the registration"
     GROWN = "pages that mremap added"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uffdtrace.model import circles, facts, join, open_faults
+from uffdtrace.model import circles, facts, join, open_faults, scans
 from uffdtrace.model.counting import among, by_value, counted
 from uffdtrace.model.dropped import DISCARDS, at_once, by_call
 from uffdtrace.model.events import (
@@ -54,6 +54,8 @@ class Model:
         self.ranges = self.watched.ranges
         self.lost_returns = 0
         self.unattributed_messages = 0
+        # PAGEMAP_SCAN is among what is traced.
+        self.sees_page_scans = True
         self.losses = Losses()
         # Time (ns) of the last event.
         self.last = 0
@@ -76,20 +78,12 @@ class Model:
         open_faults.settle(self.watched, self._sleepers, self._asleep, self._looked_at)
         self._waits.finish(self.watched, self._asleep)
         self.watched.forget_monitors_forks()
-        self._registered_late()
+        self.watched.registered_late()
         self.ranges.count_once()
         self._no_more_holes_than_known()
         for row, piece in self.ranges.pieces():
             row.exposed += np.bincount(exposed(self.ranges.states(piece)), minlength=len(Cause))
             row.exposed[Cause.NONE] = 0
-
-    def _registered_late(self) -> None:
-        """Pages that were populated when MISSING was registered over them, and have not been dropped since."""
-        for late in self.watched.populated.late:
-            if late.pages and late.range_number >= 0:
-                row = self.ranges.all[late.range_number].root()
-                row.note(Fact.REGISTERED_LATE if late.again else Fact.POPULATED_BEFORE, late.pages)
-                row.note(Fact.MORE_POPULATED, int(late.at_least))
 
     def _no_more_holes_than_known(self) -> None:
         """Losses of holes beyond those that the armings counted have another cause, which nobody saw."""
@@ -419,6 +413,9 @@ class Model:
             self.watched.home(ctx).blocking_poll = True
         elif kind == Type.CHILD:
             self.watched.made_child(ctx, int(event["tid"]), int(event["value"]))
+        elif kind in (Type.PAGE_SCAN, Type.PAGE_SCAN_RETURN):
+            for armed in scans.armed(self.watched, event):
+                self._slice(*armed, Op.ARM_FULL, event)
         elif kind == Type.EVENT:
             what = int(event["kind"])
             if ctx in self.watched.current and what in list(UffdEvent):

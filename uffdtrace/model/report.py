@@ -251,7 +251,7 @@ def build(
     for row in model.rows():
         home = model.userfaultfd_of(row)
         others = of_range(row, home, looks)
-        case = Case(row, home, ending.get("features_offered"), whole, model.last, others)
+        case = Case(row, home, ending.get("features_offered"), whole, model.last, others, model.sees_page_scans)
         ranges.append(_range(case, _name(row, home, names), lost.get(row.number, []), most_runs))
     pending = [row for row in model.rows() if row.pending]
     verdicts = [found["verdict"] for found in ranges]

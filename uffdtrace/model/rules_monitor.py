@@ -110,9 +110,17 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "error",
         lambda case: case.row.pages if case.never_armed else 0,
         "registered for write protection, but UFFDIO_WRITEPROTECT was never called",
-        "{count} {are} registered with UFFDIO_REGISTER_MODE_WP, but UFFDIO_WRITEPROTECT never protected {them}: no"
-        " write can be seen.",
+        "{count} {are} registered with UFFDIO_REGISTER_MODE_WP, but {nothing} protected {them}: {so}.",
         "call UFFDIO_WRITEPROTECT with UFFDIO_WRITEPROTECT_MODE_WP after UFFDIO_REGISTER: registering protects nothing",
+        words={
+            # Under WP_ASYNC another call protects as well.
+            "nothing": lambda case: (
+                "neither UFFDIO_WRITEPROTECT nor PAGEMAP_SCAN ever"
+                if case.asynchronous
+                else "UFFDIO_WRITEPROTECT never"
+            ),
+            "so": lambda case: "every page reads as written" if case.asynchronous else "no write can be seen",
+        },
     ),
     Rule(
         "half-protected",
@@ -328,6 +336,19 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "The userfaultfd uses UFFD_FEATURE_WP_ASYNC: the kernel resolves write faults itself and sends no message, by"
         " design.",
         "read written pages with ioctl(PAGEMAP_SCAN)",
+    ),
+    Rule(
+        "reads-as-written",
+        "warning",
+        lambda case: sum(case.reads_as_written.values()),
+        "WP_ASYNC: pages that read as written, whether anybody wrote or not",
+        "{count} {are} without protection, and not because of a write ({causes}): PAGEMAP_SCAN tells {them} to be"
+        " written, whether anybody wrote or not.",
+        "protect the whole range when it is registered (UFFDIO_WRITEPROTECT, or PAGEMAP_SCAN with PM_SCAN_WP_MATCHING),"
+        " and what was dropped or filled since once more",
+        words={
+            "causes": lambda case: ", ".join(f"{pages:,} {cause}" for cause, pages in case.reads_as_written.items())
+        },
     ),
     Rule(
         "signals",

@@ -415,6 +415,14 @@ class Watched:
             for event in events[mine & (events["time"] <= min(ends, default=EVERYWHERE))]:
                 late.drop(int(event["start"]), int(event["end"]))
 
+    def registered_late(self) -> None:
+        """Pages that were populated when MISSING was registered over them, and have not been dropped since."""
+        for late in self.populated.late:
+            if late.pages and late.range_number >= 0:
+                row = self.ranges.all[late.range_number].root()
+                row.note(Fact.REGISTERED_LATE if late.again else Fact.POPULATED_BEFORE, late.pages)
+                row.note(Fact.MORE_POPULATED, int(late.at_least))
+
     def _replace(self, ctx: int, piece: Piece, modes: Mode) -> None:
         """Registered again with other modes: what was armed goes on in the new range."""
         old = self.ranges.states(piece).copy()

@@ -54,6 +54,8 @@ _STRUCTURAL = among(
         Type.PROCESS,
         Type.POLL,
         Type.CHILD,
+        Type.PAGE_SCAN,
+        Type.PAGE_SCAN_RETURN,
         Type.PRESENT,
         Type.REMAP,
         Type.MERGED,

@@ -46,6 +46,7 @@ def read(path: Path, most_runs: int | None = MOST_RUNS) -> dict[str, Any]:
 def _read(path: Path, most_runs: int | None) -> dict[str, Any]:
     reader = Reader(path)
     model = Model()
+    model.sees_page_scans = any(probe["row"] == "page-scans" for probe in reader.meta["probes"])
     first = last = 0
     for events in batches(reader.events()):
         first = first or int(events["time"][0])
