@@ -324,20 +324,20 @@ ABSENT_STEPS: dict[str, frozenset[str]] = {
     "bullseye": frozenset({"criu-lazy-pages"}),
     "sid": frozenset({"criu-lazy-pages"}),
 }
-# Programs of foreign.py that find no userfaultfd on a kernel: the kernel's own tests open theirs with
+# The programs of foreign.py.
+_SELFTESTS = (
+    "uffd-stress-anon",
+    "uffd-stress-shmem",
+    "uffd-stress-shmem-private",
+    "uffd-stress-hugetlb",
+    "uffd-unit-tests",
+    "uffd-wp-mremap",
+)
+FOREIGN = (*_SELFTESTS, "stress-ng")
+# Those that find no userfaultfd on a kernel: the kernel's own tests open theirs with
 # UFFD_USER_MODE_ONLY, since Linux 5.11 (37cd0575b849).
 FOREIGN_ABSENT: dict[str, frozenset[str]] = {suite: frozenset() for suite in SUITES}
-FOREIGN_ABSENT["bullseye"] = frozenset(
-    f"uffd-{name}"
-    for name in (
-        "stress-anon",
-        "stress-shmem",
-        "stress-shmem-private",
-        "stress-hugetlb",
-        "unit-tests",
-        "wp-mremap",
-    )
-)
+FOREIGN_ABSENT["bullseye"] = frozenset(_SELFTESTS)
 # Those that test, and find what their kernel does wrong: protection that a fork of private hugetlb memory loses, and
 # that mremap keeps though the range is registered no more (0cef0bb836e3, "mm: clear uffd-wp PTE/PMD state on
 # mremap()", 6.13).
@@ -347,11 +347,10 @@ FOREIGN_FAILS["bookworm"] = frozenset({"uffd-unit-tests", "uffd-wp-mremap"})
 # never protects. Where WP_UNPOPULATED is tested (6.4) it drops a marker, and writes.
 _UNIT_TESTS = frozenset({"register-failed", "never-armed"})
 FOREIGN_ERRORS: dict[str, dict[str, frozenset[str]]] = {
-    "bullseye": {},
-    "bookworm": {"uffd-unit-tests": _UNIT_TESTS},
-    "trixie": {"uffd-unit-tests": _UNIT_TESTS | {"discarded"}},
-    "sid": {"uffd-unit-tests": _UNIT_TESTS | {"discarded"}},
+    suite: {"uffd-unit-tests": _UNIT_TESTS | {"discarded"}} for suite in SUITES
 }
+FOREIGN_ERRORS["bullseye"] = {}
+FOREIGN_ERRORS["bookworm"] = {"uffd-unit-tests": _UNIT_TESTS}
 # What the kernel has no part in is tried on one.
 ONCE = "trixie"
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from guest.features import FOREIGN_ABSENT, FOREIGN_ERRORS, FOREIGN_FAILS
-from guest.foreign import PROGRAMS
+from guest.features import FOREIGN, FOREIGN_ABSENT, FOREIGN_ERRORS, FOREIGN_FAILS
 from guest.results import Guest, Json
 
 from uffdtrace.model.events import Ioctl
 from uffdtrace.model.facts import Fact
 
-pytestmark = pytest.mark.parametrize("program", PROGRAMS)
+pytestmark = pytest.mark.parametrize("program", FOREIGN)
 # EEXIST and EAGAIN have findings of their own, and so have arms; a part that is done is a failure, too, where it ends
 # the call.
 _FAILED = (Fact.EEXIST, Fact.EAGAIN, Fact.PARTIAL, Fact.ARM_FAILED, Fact.HALF_PROTECTED)
@@ -36,6 +35,7 @@ def ranges(report: Json, account: Json) -> list[Json]:
 def test_it_ran(guest: Guest, suite: str, program: str) -> None:
     step = guest.step("foreign")
     ended = {name: int(status) for name, status, _ in map(str.split, step["ended"])}
+    assert set(step["programs"]) == set(FOREIGN)
     registered = step["programs"][program]["calls"].get("register", 0)
     if program in FOREIGN_ABSENT[suite]:
         assert not registered, "it runs, where features.py says that it does not"

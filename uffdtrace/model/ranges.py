@@ -228,8 +228,8 @@ class Space:
 
     def _between(self, start: int, end: int, shared: int) -> tuple[int, int]:
         """The first and the one after the last of those that have `shared` bytes with [start, end), or more."""
-        first = bisect_right(self._starts, start)
-        # Of those that begin before it, only the last can reach into it.
+        first = bisect_left(self._starts, start)
+        # Of those that begin before it, only the last can reach to it.
         if first and self.pieces[first - 1].end >= start + shared:
             first -= 1
         return first, max(first, bisect_right(self._starts, end - shared))
