@@ -356,7 +356,7 @@ def fed(events: Array, cuts: list[int] | None = None, finish: bool = True) -> Mo
 
 def lost_runs(model: Model) -> dict[int, list[dict[str, Any]]]:
     """Number of each range to its lost pages; `first_s` counts from 0."""
-    return lost_pages(model.losses.runs(), model.ranges, 0)
+    return {number: runs for number, (runs, _) in lost_pages(model.losses.runs(), model.ranges, 0).items()}
 
 
 def beliefs(model: Model, row: Range) -> dict[int, int]:

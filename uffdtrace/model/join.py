@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uffdtrace.model.events import Array, Type
+from uffdtrace.model.events import EVENT, Array, Type
 
 OPEN = -2
 LOST = -1
@@ -29,6 +29,38 @@ def returns_of(events: Array, call: Type, result: Type) -> tuple[Array, Array]:
     index = order[calls]
     by_time = np.argsort(index)
     return index[by_time], found[by_time]
+
+
+class Held:
+    """Events that are not accounted for yet: a call that has not returned holds back all that came since it began."""
+
+    def __init__(self) -> None:
+        self._parts: list[Array] = []
+        self._size = 0
+        # The thread of such a call, 0 for none, and how many events waited when its return was last looked for.
+        self._blocker = 0
+        self._looked_through = 0
+
+    def add(self, events: Array) -> bool:
+        """Hold more; whether it is time to look through all of them.
+
+        To look with each batch would take time that grows with the square of what
+        waits: it is looked where the thread did something, or twice as many wait.
+        """
+        self._parts.append(events)
+        self._size += len(events)
+        many = self._size >= 2 * self._looked_through
+        return not self._blocker or many or bool((events["tid"] == self._blocker).any())
+
+    def take(self) -> Array:
+        """All of them, which are held no more."""
+        parts, self._parts, self._size = self._parts, [], 0
+        return np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else np.empty(0, dtype=EVENT)
+
+    def keep(self, events: Array, blocker: int) -> None:
+        """Hold what a call of the thread `blocker` (0 for nobody's) keeps from being accounted for."""
+        self._parts, self._size = [events.copy()], len(events)
+        self._blocker, self._looked_through = blocker, len(events)
 
 
 def not_within(ready: int, *calls: tuple[Array, Array]) -> int:

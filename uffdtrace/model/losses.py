@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from uffdtrace.model.counting import by_value
 from uffdtrace.model.events import PAGE_SIZE, Array
 from uffdtrace.model.pages import COUNTS, Cause
 from uffdtrace.model.ranges import Ranges
@@ -38,6 +39,17 @@ def how_of(code: int) -> str:
 
 def cause_of(code: int) -> Cause:
     return Cause((code - 1) >> 1)
+
+
+def _ranks() -> Array:
+    """Per code: where it stands among the others of one page, by how and cause."""
+    codes = sorted(range(1, 1 + 2 * len(Cause)), key=lambda code: (how_of(code), cause_of(code).label))
+    ranks = np.zeros(CANCEL, dtype=np.uint8)
+    ranks[codes] = np.arange(len(codes))
+    return ranks
+
+
+_RANKS = _ranks()
 
 
 def merged(runs: Array) -> Array:
@@ -142,8 +154,10 @@ def _every(places: Array, pages: Array) -> Array:
     return every
 
 
-def lost_pages(runs: Array, ranges: Ranges, began: int) -> dict[int, list[dict[str, Any]]]:
-    """Number of each range that lost pages to their runs, in the form of the report.
+def lost_pages(
+    runs: Array, ranges: Ranges, began: int, most: int | None = None
+) -> dict[int, tuple[list[dict[str, Any]], int]]:
+    """Number of each range that lost pages: the first `most` of its runs, in the form of the report, and how many not.
 
     `began` is the time (ns) from which `first_s` counts.
     """
@@ -166,11 +180,12 @@ def lost_pages(runs: Array, ranges: Ranges, began: int) -> dict[int, list[dict[s
     parts["place"] = (starts[at] + (first - places[at]) * PAGE_SIZE) // PAGE_SIZE
     parts["pages"] = last - first
     owners = numbers[at]
-    return {int(number): _listed(parts[owners == number], began) for number in np.unique(owners)}
+    return {number: _listed(merged(parts[index]), began, most) for number, index in by_value(owners)}
 
 
-def _listed(parts: Array, began: int) -> list[dict[str, Any]]:
-    found = [
+def _listed(runs: Array, began: int, most: int | None) -> tuple[list[dict[str, Any]], int]:
+    order = np.lexsort((_RANKS[runs["code"]], runs["place"]))[:most]
+    listed = [
         {
             "start": hex(int(run["place"]) * PAGE_SIZE),
             "end": hex((int(run["place"]) + int(run["pages"])) * PAGE_SIZE),
@@ -180,6 +195,6 @@ def _listed(parts: Array, began: int) -> list[dict[str, Any]]:
             "first_s": round((int(run["time"]) - began) / 1e9, 6),
             "tid": int(run["tid"]),
         }
-        for run in merged(parts)
+        for run in runs[order]
     ]
-    return sorted(found, key=lambda run: (int(run["start"], 16), run["how"], run["cause"]))
+    return listed, len(runs) - len(listed)

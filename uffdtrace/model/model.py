@@ -59,7 +59,7 @@ class Model:
         self.losses = Losses()
         # Time (ns) of the last event.
         self.last = 0
-        self._waiting = np.empty(0, dtype=EVENT)
+        self._held = join.Held()
         self._sleepers = Sleepers()
         self._overlaps = Overlaps()
         self._asleep: set[int] = set()
@@ -68,11 +68,12 @@ class Model:
 
     def feed(self, events: Array) -> None:
         """Take the next batch (dtype EVENT)."""
-        self._advance(np.concatenate([self._waiting, events]) if len(self._waiting) else events, final=False)
+        if self._held.add(events):
+            self._advance(final=False)
 
     def finish(self) -> None:
         """No more events: account for what was held back, and for who still sleeps."""
-        self._advance(self._waiting, final=True)
+        self._advance(final=True)
         nothing = np.empty(0, dtype=EVENT)
         self._served(*self._sleepers.feed(nothing, np.empty(0, dtype=np.int64), final=True))
         open_faults.settle(self.watched, self._sleepers, self._asleep, self._looked_at)
@@ -109,19 +110,20 @@ class Model:
 
     # ---- batches -----------------------------------------------------------
 
-    def _advance(self, events: Array, final: bool) -> None:
+    def _advance(self, final: bool) -> None:
+        events = self._held.take()
         ioctls = join.returns_of(events, Type.IOCTL, Type.IOCTL_RETURN)
         protects = join.returns_of(events, Type.PROTECT, Type.PROTECT_RETURN)
         remaps = join.returns_of(events, Type.REMAP, Type.REMAP_RETURN)
         zaps = join.returns_of(events, Type.ZAP, Type.ZAP_RETURN)
-        ready = len(events)
+        ready, blocker = len(events), 0
         if not final and ready < _MOST_WAITING:
             for index, found in (ioctls, protects, remaps, zaps):
                 waiting = index[found == join.OPEN]
-                if waiting.size:
-                    ready = min(ready, int(waiting[0]))
+                if waiting.size and waiting[0] < ready:
+                    ready, blocker = int(waiting[0]), int(events["tid"][waiting[0]])
             ready = join.not_within(ready, protects, remaps)
-        self._waiting = events[ready:].copy()
+        self._held.keep(events[ready:], blocker)
         if not ready:
             return
         self.last = max(self.last, int(events["time"][:ready].max()))

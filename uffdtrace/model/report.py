@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from uffdtrace.model.diagnosis import VERDICTS, Case, verdict
 from uffdtrace.model.elsewhere import Look, of_range
 from uffdtrace.model.events import PAGE_SIZE, Counter, Feature, Kind, Memory, Mode, UffdEvent
 from uffdtrace.model.losses import lost_pages
 from uffdtrace.model.model import Model
 from uffdtrace.model.pages import Cause
-from uffdtrace.model.ranges import Range
+from uffdtrace.model.ranges import HIGHEST, Range
 from uffdtrace.model.rules import findings
 from uffdtrace.model.rules_calls import userfaultfd_findings
 from uffdtrace.model.rules_waits import waiting_findings
@@ -72,7 +74,7 @@ def _kinds(counts: list[int]) -> dict[str, int]:
     return {kind.name.lower(): counts[kind] for kind in Kind}
 
 
-def _range(case: Case, name: str | None, runs: list[dict[str, Any]], most_runs: int | None) -> dict[str, Any]:
+def _range(case: Case, name: str | None, runs: list[dict[str, Any]], left_off: int) -> dict[str, Any]:
     row = case.row
     # Populated without protection here, but perhaps armed before the trace.
     unknown = case.unknown_before
@@ -103,8 +105,8 @@ def _range(case: Case, name: str | None, runs: list[dict[str, Any]], most_runs: 
             "observed": known(row.count("observed")),
             "blind": known(row.count("blind")),
             "causes": None if unknown else {cause.label: row.cause(cause) for cause in Cause if row.cause(cause)},
-            "runs": None if unknown else runs[:most_runs],
-            "runs_left_off": 0 if unknown or most_runs is None else max(0, len(runs) - most_runs),
+            "runs": None if unknown else runs,
+            "runs_left_off": 0 if unknown else left_off,
         },
         "dropped": [
             {"call": drop.call, "told": drop.told, "pages": pages}
@@ -190,11 +192,19 @@ def use_counters(model: Model, counters: list[list[int]]) -> bool:
     wanted: dict[int, list[int]] = {}
     if any(len(row) != 2 + len(Counter) for row in counters):
         return False
+    of_ctx: dict[int, list[Range]] = {}
+    for row in model.rows():
+        of_ctx.setdefault(model.userfaultfd_of(row).ctx, []).append(row)
+    bounds = {ctx: np.array([(row.start, row.end) for row in rows], dtype=np.int64) for ctx, rows in of_ctx.items()}
     for ctx, vm_start, *slots in counters:
         if not any(slots):
             continue
-        rows = [row for row in model.rows() if model.userfaultfd_of(row).ctx == ctx]
-        rows = [row for row in rows if row.start <= vm_start < row.end] if vm_start else rows
+        if vm_start >= HIGHEST:
+            return False
+        rows = of_ctx.get(ctx, [])
+        if vm_start and rows:
+            inside = (bounds[ctx][:, 0] <= vm_start) & (bounds[ctx][:, 1] > vm_start)
+            rows = [rows[index] for index in np.flatnonzero(inside).tolist()]
         if len(rows) != 1:
             return False
         total = wanted.setdefault(rows[0].number, [0] * len(Counter))
@@ -246,13 +256,13 @@ def build(
     if any(row.pending is None for row in model.rows()):
         lower.append("pending")
     whole = not dropped and "armed_pages" not in lower
-    lost = lost_pages(model.losses.runs(), model.ranges, began)
+    lost = lost_pages(model.losses.runs(), model.ranges, began, most_runs)
     ranges = []
     for row in model.rows():
         home = model.userfaultfd_of(row)
         others = of_range(row, home, looks)
         case = Case(row, home, ending.get("features_offered"), whole, model.last, others, model.sees_page_scans)
-        ranges.append(_range(case, _name(row, home, names), lost.get(row.number, []), most_runs))
+        ranges.append(_range(case, _name(row, home, names), *lost.get(row.number, ([], 0))))
     pending = [row for row in model.rows() if row.pending]
     verdicts = [found["verdict"] for found in ranges]
     if any(home.event_waits or home.still_asleep for home in model.userfaultfds):

@@ -8,6 +8,7 @@ package data, for they take long to make: `scripts/states` makes them from
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,9 @@ from uffdtrace.model.pages import (
     Cause,
     Op,
 )
+
+# Of fewer pages than that, one by one is faster than one array operation for each of many rounds.
+_FEW, _MANY = 16, 64
 
 TABLES = Path(__file__).with_name("states.npz")
 
@@ -112,6 +116,10 @@ def apply(states: Array, places: Array, ops: Array, before: Array | None = None)
         active = sizes > turn
         if not active.all():
             starts, sizes = starts[active], sizes[active]
+        if len(starts) < _FEW and rounds - turn > _MANY:
+            for start, size in zip(starts.tolist(), sizes.tolist()):
+                _apply_to_one(states, places, ops, effects, before, order[start + turn : start + size])
+            break
         at = order[starts + turn]
         here = places[at]
         met = states[here]
@@ -120,6 +128,27 @@ def apply(states: Array, places: Array, ops: Array, before: Array | None = None)
         if before is not None:
             before[at] = met
     return effects
+
+
+def _apply_to_one(states: Array, places: Array, ops: Array, effects: Array, before: Array | None, at: Array) -> None:
+    """The operations `at` of one page, one after the other."""
+    nexts, changes = _plain_tables()
+    place = places[at[0]]
+    state, met, done = int(states[place]), [], []
+    for op in ops[at].tolist():
+        met.append(state)
+        done.append(changes[op][state])
+        state = nexts[op][state]
+    states[place] = state
+    effects[at] = done
+    if before is not None:
+        before[at] = met
+
+
+@lru_cache
+def _plain_tables() -> tuple[list[list[int]], list[list[int]]]:
+    """NEXT and EFFECT: of single numbers Python's lists are faster."""
+    return NEXT.tolist(), EFFECT.tolist()
 
 
 def apply_range(states: Array, op: Op) -> Array:
