@@ -10,6 +10,8 @@ import numpy as np
 
 from uffdtrace.model.events import EVENT, Array, Type
 
+# A call that does not return must not hold the account back for ever: 64 MiB of events.
+MOST_HELD = 1 << 20
 OPEN = -2
 LOST = -1
 
@@ -49,7 +51,7 @@ class Held:
         """
         self._parts.append(events)
         self._size += len(events)
-        many = self._size >= 2 * self._looked_through
+        many = self._size >= min(2 * self._looked_through, MOST_HELD)
         return not self._blocker or many or bool((events["tid"] == self._blocker).any())
 
     def take(self) -> Array:

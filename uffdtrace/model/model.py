@@ -33,8 +33,6 @@ from uffdtrace.model.waits import Waits
 from uffdtrace.model.watched import EVERYWHERE, Userfaultfd, Watched
 from uffdtrace.model.work import EVIDENCE, EXPAND_PAGES, MOVES, Work, with_sources
 
-# A call that does not return must not hold the account back for ever.
-_MOST_WAITING = 1 << 21
 _MOST_EXPANDED = 1 << 22
 _NO_HOLES = Feature.WP_UNPOPULATED | Feature.WP_ASYNC
 _FAULT_FLAG_RETRY_NOWAIT = 8
@@ -117,7 +115,7 @@ class Model:
         remaps = join.returns_of(events, Type.REMAP, Type.REMAP_RETURN)
         zaps = join.returns_of(events, Type.ZAP, Type.ZAP_RETURN)
         ready, blocker = len(events), 0
-        if not final and ready < _MOST_WAITING:
+        if not final and ready < join.MOST_HELD:
             for index, found in (ioctls, protects, remaps, zaps):
                 waiting = index[found == join.OPEN]
                 if waiting.size and waiting[0] < ready:
