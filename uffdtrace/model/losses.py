@@ -82,23 +82,27 @@ class Losses:
     def __init__(self) -> None:
         self._records: list[Array] = []
 
-    def add(self, places: Array, effects: Array, times: Array | int, tids: Array | int) -> None:
-        """Note the losses among the effects (rows of CHANGES) of operations, in their order."""
+    def add(self, places: Array, effects: Array, times: Array | int, tids: Array | int, pages: Array | int = 1) -> None:
+        """Note the losses among the effects (rows of CHANGES) of operations, in their order.
+
+        `pages` follow one another at each place.
+        """
         codes = CODES[effects]
         lossy = codes != 0
         if not lossy.any():
             return
         records = np.empty(int(lossy.sum()), dtype=_RECORD)
-        records["place"], records["code"], records["pages"] = places[lossy], codes[lossy], 1
+        records["place"], records["code"] = places[lossy], codes[lossy]
+        records["pages"] = pages if isinstance(pages, int) else pages[lossy]
         records["time"] = times if isinstance(times, int) else times[lossy]
         records["tid"] = tids if isinstance(tids, int) else tids[lossy]
         # Neighbours of one event are one record: a huge page is 512 of them.
-        fresh = records["place"][1:] != records["place"][:-1] + 1
+        fresh = records["place"][1:] != records["place"][:-1] + records["pages"][:-1]
         for name in ("time", "tid", "code"):
             fresh |= records[name][1:] != records[name][:-1]
         starts = np.flatnonzero(np.r_[True, fresh])
         kept = records[starts]
-        kept["pages"] = np.diff(np.r_[starts, len(records)])
+        kept["pages"] = np.add.reduceat(records["pages"], starts)
         self._records.append(kept)
 
     def runs(self) -> Array:

@@ -81,7 +81,9 @@ class Model:
         self.ranges.count_once()
         self._no_more_holes_than_known()
         for row, piece in self.ranges.pieces():
-            row.exposed += np.bincount(exposed(self.ranges.states(piece)), minlength=len(Cause))
+            counts = self.ranges.count(piece)
+            causes = exposed(np.arange(len(counts)))
+            row.exposed += np.bincount(causes, weights=counts, minlength=len(Cause)).astype(np.int64)
             row.exposed[Cause.NONE] = 0
 
     def _no_more_holes_than_known(self) -> None:
@@ -315,7 +317,7 @@ class Model:
         places, owners, ops, rows = places[inside], owners[inside], ops[inside], rows[inside]
         if (pages > 1).any() and fills[inside].any():
             self._answers(places, ops, rows, fills[inside])
-        effects = apply(self.ranges.pool.states, places, ops)
+        effects = self.ranges.pool.apply(places, ops)
         self.ranges.changes(owners, effects)
         self.losses.add(places, effects, events["time"][rows], events["tid"][rows])
         for call, index in circles.answers(effects, ops).items():
@@ -331,7 +333,7 @@ class Model:
         touched, inverse = np.unique(places, return_inverse=True)
         before = np.empty(len(places), dtype=np.uint16)
         # The states that each page has when its call comes: tried on a copy.
-        apply(self.ranges.pool.states[touched], inverse, ops, before)
+        apply(self.ranges.pool.read(touched), inverse, ops, before)
         answers = np.zeros(int(rows.max()) + 1, dtype=bool)
         answers[rows[fills & having(before, TOLD)]] = True
         ops[fills & answers[rows]] = Op.ANSWER_REST
@@ -474,7 +476,7 @@ class Model:
     def _told(self, ctx: int, start: int, end: int) -> bool:
         """Whether the monitor has read of a write to any of these pages in its arming."""
         parts = self.ranges.space(ctx).parts(start, end)
-        return any(bool(having(self.ranges.states(part), TOLD).any()) for part in parts)
+        return any(bool(having(np.flatnonzero(self.ranges.count(part)), TOLD).any()) for part in parts)
 
     def _ended(self, ctx: int, start: int, end: int, time: int, closed: bool) -> None:
         if self.watched.end(ctx, start, end, time) or closed:
@@ -484,12 +486,13 @@ class Model:
         for piece in self.ranges.space(ctx).overlapping(start, end):
             low = max(start, piece.start)
             high = low + -(-(min(end, piece.end) - low) // PAGE_SIZE) * PAGE_SIZE
-            first, effects = self.ranges.operate(piece, low, high, op)
-            self.losses.add(np.arange(first, first + len(effects)), effects, int(event["time"]), int(event["tid"]))
+            befell, notable = self.ranges.operate(piece, low, high, op)
+            self.losses.add(notable.firsts, notable.effects, int(event["time"]), int(event["tid"]), notable.pages)
+            effects = np.repeat(notable.effects, notable.pages)
             for call, index in circles.answers(effects, np.full(len(effects), int(op), dtype=np.uint8)).items():
-                addresses = low + index.astype(np.uint64) * np.uint64(PAGE_SIZE)
+                addresses = piece.start + (notable.places()[index] - piece.place) * PAGE_SIZE
                 self.ranges.all[piece.range_number].root().circles.add(call, addresses)
-            dropped = np.array([int(_DROPPED[effects].sum())])
+            dropped = np.array([int(befell[_DROPPED].sum())])
             if DISCARDS[event["type"]] and dropped[0]:
                 numbers = np.array([piece.range_number])
                 self._dropped(self.watched.home(ctx), event[None], numbers, dropped)

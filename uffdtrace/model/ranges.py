@@ -19,9 +19,12 @@ from uffdtrace.model.events import PAGE_SIZE, Array, Kind, Memory, Mode
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.failures import Failures
 from uffdtrace.model.pages import COUNTS, EVER_ARMED, NOTIFIED, WIDTH, Cause, Op
+from uffdtrace.model.pool import Pool, PoolError, Runs
 from uffdtrace.model.sleep import Killed, Waiting
-from uffdtrace.model.states import CHANGES, apply_range, having
+from uffdtrace.model.states import CHANGES, having
 
+# Rows of CHANGES of which more is told than how many pages they befell.
+NOTABLE = CHANGES[:, [COUNTS.index(name) for name in ("observed", "blind", "circled")]].any(axis=1)
 # A table of all pieces costs as much as looking up one address for each so many of them.
 _WORTH_A_TABLE = 8
 # User addresses end here with five-level page tables; more no trace can claim.
@@ -147,28 +150,6 @@ class Piece:
     end: int
     place: int
     range_number: int
-
-
-class Pool:
-    """Page states, one after the other, growing."""
-
-    def __init__(self) -> None:
-        self.states = np.zeros(1 << 12, dtype=np.uint16)
-        self._used = 0
-
-    def take(self, pages: int) -> int:
-        place = self._used
-        # A place between: runs of pages must not go on from one piece into another.
-        self._used += pages + 1
-        if self._used > len(self.states):
-            # zeros(): pages nobody touches cost no memory.
-            try:
-                larger = np.zeros(max(self._used, 2 * len(self.states)), dtype=np.uint16)
-            except (MemoryError, ValueError):
-                raise ModelError(f"the trace registers {self._used:,} pages, more than this machine can hold") from None
-            larger[:place] = self.states[:place]
-            self.states = larger
-        return place
 
 
 class Space:
@@ -299,13 +280,12 @@ class Ranges:
             if low < high:
                 # Here before: pages that were armed or notified then count once.
                 again = _part(old, low, high)
-                states = self.pool.states[again.place : again.place + (high - low) // PAGE_SIZE]
-                apply_range(states, Op.REGISTERED_AGAIN)
+                self.pool.do(again.place, (high - low) // PAGE_SIZE, Op.REGISTERED_AGAIN, NOTABLE)
                 space.add(Piece(low, high, again.place, number))
                 fresh = [part for one in fresh for part in _without(one, low, high)]
         home.retired = [part for old in home.retired for part in _outside(old, start, end)]
         for low, high in fresh:
-            space.add(Piece(low, high, self.pool.take((high - low) // PAGE_SIZE), number))
+            space.add(Piece(low, high, self._take((high - low) // PAGE_SIZE), number))
 
     def cut(self, space: Space, start: int, end: int) -> list[Piece]:
         """Take [start, end) out of what is registered; the pieces taken."""
@@ -321,12 +301,21 @@ class Ranges:
             self.operate(piece, piece.start, piece.end, Op.ENDED)
         return taken
 
-    def operate(self, piece: Piece, start: int, end: int, op: Op) -> tuple[int, Array]:
-        """Do `op` to every page of [start, end) in a piece: (place of the first, row of CHANGES of each)."""
+    def _take(self, pages: int) -> int:
+        try:
+            return self.pool.take(pages)
+        except PoolError as error:
+            raise ModelError(f"the trace registers {error}, more than this machine can hold") from None
+
+    def operate(self, piece: Piece, start: int, end: int, op: Op) -> tuple[Array, Runs]:
+        """Do `op` to every page of [start, end) in a piece.
+
+        How many pages each row of CHANGES befell, and the pages that a row of NOTABLE did.
+        """
         first = piece.place + (start - piece.start) // PAGE_SIZE
-        effects = apply_range(self.pool.states[first : first + (end - start) // PAGE_SIZE], op)
-        self.row_of(piece).changes += np.bincount(effects, minlength=len(CHANGES)) @ CHANGES
-        return first, effects
+        befell, notable = self.pool.do(first, (end - start) // PAGE_SIZE, op, NOTABLE)
+        self.row_of(piece).changes += befell @ CHANGES
+        return befell, notable
 
     def row_of(self, piece: Piece) -> Range:
         return self.all[piece.range_number].root()
@@ -359,8 +348,12 @@ class Ranges:
                 row.changes[COUNTS.index(name)] -= int(np.maximum(times - 1, 0).sum())
 
     def states(self, piece: Piece) -> Array:
-        """The states of its pages, as they are: not a copy."""
-        return self.pool.states[piece.place : piece.place + (piece.end - piece.start) // PAGE_SIZE]
+        """The states of its pages: a copy."""
+        return self.pool.states(piece.place, (piece.end - piece.start) // PAGE_SIZE)
+
+    def count(self, piece: Piece) -> Array:
+        """How many of its pages have each state."""
+        return self.pool.count(piece.place, (piece.end - piece.start) // PAGE_SIZE)
 
     def _number_for(self, space: Space, start: int, end: int, modes: Mode) -> int:
         """The range that [start, end) belongs to: what it touches, or a new one."""

@@ -268,8 +268,8 @@ class Watched:
         for piece in space.overlapping(start, end):
             low, high = max(piece.start, start), min(piece.end, end)
             first = (low - piece.start) // PAGE_SIZE
-            states = self.ranges.states(piece)[first : first + (high - low) // PAGE_SIZE]
-            row, states = self.ranges.row_of(piece), inherit(states)
+            states = inherit(self.ranges.pool.states(piece.place + first, (high - low) // PAGE_SIZE))
+            row = self.ranges.row_of(piece)
             if wiped:
                 apply_range(states, Op.DISCARD)
             parts.append(Copied(low, high, row, states, row.holes == 0))
@@ -291,7 +291,7 @@ class Watched:
             self.register(ctx, part.start, part.end, part.row.modes, time)
             for piece in self.ranges.space(ctx).overlapping(part.start, part.end):
                 row, first = self.ranges.row_of(piece), (part.start - piece.start) // PAGE_SIZE + piece.place
-                self.ranges.pool.states[first : first + len(part.states)] = part.states
+                self.ranges.pool.write(first, part.states)
                 armed = int(having(part.states, ARMED | DOUBT).sum())
                 row.changes[COUNTS.index("armed_pages")] += armed
                 row.carried |= armed > 0
@@ -350,7 +350,7 @@ class Watched:
     def _move(self, home: Userfaultfd, piece: Piece, to: int, time: int) -> None:
         """Pages go to another address with their states; what is there is another range."""
         row = self.ranges.row_of(piece)
-        old = self.ranges.states(piece).copy()
+        old = self.ranges.states(piece)
         end = to + piece.end - piece.start
         self.register(home.ctx, to, end, row.modes, time)
         self._carry(home.ctx, Piece(to, end, 0, piece.range_number), old)
@@ -425,7 +425,7 @@ class Watched:
 
     def _replace(self, ctx: int, piece: Piece, modes: Mode) -> None:
         """Registered again with other modes: what was armed goes on in the new range."""
-        old = self.ranges.states(piece).copy()
+        old = self.ranges.states(piece)
         self.ranges.operate(piece, piece.start, piece.end, Op.ENDED)
         for new, start, end in self._carry(ctx, piece, old):
             if not modes & Mode.WP:
@@ -438,8 +438,8 @@ class Watched:
             start, end = max(new.start, place.start), min(new.end, place.end)
             first = (start - new.start) // PAGE_SIZE + new.place
             skip, count = (start - place.start) // PAGE_SIZE, (end - start) // PAGE_SIZE
-            states = self.ranges.pool.states[first : first + count]
-            states[:], armed = carry(old[skip : skip + count], states)
+            states, armed = carry(old[skip : skip + count], self.ranges.pool.states(first, count))
+            self.ranges.pool.write(first, states)
             row, before = self.ranges.row_of(new), self.ranges.row_of(place)
             row.changes[COUNTS.index("armed_pages")] += armed
             row.carried |= bool(having(states, ARMED | DOUBT).any())
