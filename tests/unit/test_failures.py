@@ -51,6 +51,17 @@ def test_a_release_that_fails() -> None:
     assert said.startswith("UFFDIO_WRITEPROTECT without MODE_WP once with EINVAL (an address or length")
 
 
+@pytest.mark.parametrize("cuts", [(), (1,), (2,)])
+def test_the_first_call_on_a_new_one_fails(cuts: tuple[int, ...]) -> None:
+    """The kernel tells of the userfaultfd at the call's end."""
+    events = Events()
+    events.call(Ioctl.API, 0, 0)
+    events.userfaultfd()
+    events.returned(Ioctl.API, 0, 0, ret=-errno.EINVAL)
+    (home,) = fed(events.array(), list(cuts)).userfaultfds
+    assert home.failures.count(Ioctl.API) == 1
+
+
 @pytest.mark.parametrize("error", [errno.EAGAIN, errno.EEXIST])
 def test_what_has_a_finding_of_its_own_is_not_told_twice(error: int) -> None:
     events = started()

@@ -213,8 +213,9 @@ class Model:
         for ctx, index in parts:
             # One userfaultfd is the rule, and a slice copies nothing.
             chosen = slice(begin, end) if len(parts) == 1 else index + begin
-            if ctx in self.watched.current:
-                self._run_one(work, chosen, self.watched.current[ctx], numbers)
+            # The first call on a new one begins before any event tells of it, and may fail.
+            if ctx in self.watched.current or work.opens(chosen):
+                self._run_one(work, chosen, self.watched.home(ctx), numbers)
 
     def _run_one(self, work: Work, chosen: Array | slice, home: Userfaultfd, numbers: Array) -> None:
         space = self.ranges.space(home.ctx)

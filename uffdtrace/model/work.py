@@ -179,6 +179,11 @@ class Work:
     def unmaps(self) -> bool:
         return bool((self.events["type"] == Type.UNMAP).any())
 
+    def opens(self, chosen: Array | slice) -> bool:
+        """Whether a userfaultfd's first call, UFFDIO_API, is among these events."""
+        events = self.events[chosen]
+        return bool(((events["type"] == Type.IOCTL) & (events["kind"] == Ioctl.API)).any())
+
     def pass_over(self, registered: list[tuple[int, int, int]]) -> None:
         """No barrier where a munmap() hits nothing that is `registered`, (mm, start, end): 6.1 tells of each."""
         events, types = self.events, self.events["type"]
