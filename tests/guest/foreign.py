@@ -52,7 +52,7 @@ NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 # For uffd-stress: two areas, and one page more of each.
 HUGE_PAGES = 24
 HUGE_PAGE = 2 << 20
-ANSWERS = ("copy", "zeropage", "continue", "writeprotect")
+ANSWERS = ("copy", "zeropage", "continue", "poison", "writeprotect")
 
 
 def pages_of(own: list[uffd_log.Record]) -> int:

@@ -51,6 +51,22 @@ def test_a_release_that_fails() -> None:
     assert said.startswith("UFFDIO_WRITEPROTECT without MODE_WP once with EINVAL (an address or length")
 
 
+@pytest.mark.parametrize("error", [errno.EAGAIN, errno.EEXIST])
+@pytest.mark.parametrize("kind", [Ioctl.COPY, Ioctl.MOVE, Ioctl.CONTINUE])
+def test_what_has_a_finding_of_its_own_is_told_where_there_is_no_range(kind: Ioctl, error: int) -> None:
+    events = started()
+    events.ioctl(kind, 40, 1, ret=-error)
+    (found,) = of_userfaultfd(events)
+    assert f"UFFDIO_{kind.name} once with {errno.errorcode[error]}" in str(found["message"])
+
+
+def test_arming_what_is_no_range() -> None:
+    events = started()
+    events.ioctl(Ioctl.WRITEPROTECT, 40, 1, 1, ret=-errno.ENOENT)
+    (found,) = of_userfaultfd(events)
+    assert "UFFDIO_WRITEPROTECT with MODE_WP once with ENOENT" in str(found["message"])
+
+
 @pytest.mark.parametrize("cuts", [(), (1,), (2,)])
 def test_the_first_call_on_a_new_one_fails(cuts: tuple[int, ...]) -> None:
     """The kernel tells of the userfaultfd at the call's end."""

@@ -97,7 +97,7 @@ TABLE: tuple[Row, ...] = (
     Row("faults", ("faults", "pending", "latency_us"), (Candidate("handle_userfault", "on_fault", ("vmf", "reason")),)),
     Row(
         "fault-returns",
-        (),
+        ("killed",),
         (Candidate("handle_userfault", "on_fault_return", (), _RETURN),),
         required=False,
         twice=True,

@@ -79,19 +79,26 @@ def calls(events: Array, size: int, index: Array, found: Array) -> Iterator[Call
     ):
         for place in np.flatnonzero(hit).tolist():
             span = (int(results["start"][place]) & _MASK, int(results["end"][place]))
-            yield Call(int(index[place]), fact, 1, spans=(span,) if fact is Fact.EEXIST else ())
+            spans = (span,) if fact is Fact.EEXIST else ()
+            yield Call(int(index[place]), fact, 1, spans=spans, failed=_failed(results[place], 0))
     told = np.isin(results["ret"], _TOLD_ELSEWHERE) & (fills | (results["ret"] == -errno.EAGAIN))
     arming = (kinds == Ioctl.WRITEPROTECT) & (results["aux"] & np.uint64(WRITEPROTECT_MODE_WP) != 0)
     # A REGISTER that failed has its place among those that succeed (Work.refused).
     for place in np.flatnonzero(failed & ~told & ~arming & ~partial & (kinds != Ioctl.REGISTER)).tolist():
-        kind, error = int(kinds[place]), -int(results["ret"][place])
-        if kind in _KNOWN:
-            start, end = (0, 0) if kind == Ioctl.API else (int(results["start"][place]), int(results["end"][place]))
-            failure = (Ioctl(kind), error, 0, start, end)
-            yield Call(int(index[place]), Fact.FAILED, 1, failed=failure)
+        if call := _failed(results[place], 0):
+            yield Call(int(index[place]), Fact.FAILED, 1, failed=call)
     arms = (kinds == Ioctl.WRITEPROTECT) & (results["aux"] & np.uint64(WRITEPROTECT_MODE_WP) != 0)
     arms &= results["ret"] != -errno.EAGAIN
     yield from _arms(events, index[arms], found[arms], failed[arms], length[arms])
+
+
+def _failed(result: Array, mode: int) -> tuple[Ioctl, int, int, int, int] | None:
+    """Call.failed of a call with this IOCTL_RETURN; None of one that we do not know."""
+    if result["ret"] >= 0 or int(result["kind"]) not in _KNOWN:
+        return None
+    kind = Ioctl(int(result["kind"]))
+    start, end = (0, 0) if kind is Ioctl.API else (int(result["start"]), int(result["end"]))
+    return kind, -int(result["ret"]), mode, start, end
 
 
 def _arms(events: Array, index: Array, found: Array, failed: Array, length: Array) -> Iterator[Call]:
@@ -115,4 +122,4 @@ def _arms(events: Array, index: Array, found: Array, failed: Array, length: Arra
         elif spans:
             yield Call(int(index[one]), Fact.HALF_PROTECTED, 1, error, spans)
         else:
-            yield Call(int(index[one]), Fact.ARM_FAILED, 1, error)
+            yield Call(int(index[one]), Fact.ARM_FAILED, 1, error, failed=_failed(events[found[one]], 1))

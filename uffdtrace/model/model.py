@@ -273,7 +273,7 @@ class Model:
                 self.userfaultfds[home].failures.add(*call.failed)
             return
         row = self.ranges.all[number].root()
-        if call.failed:
+        if call.failed and call.fact is Fact.FAILED:
             row.failures.add(*call.failed)
             return
         row.note(call.fact, call.count)
