@@ -321,7 +321,6 @@ def main() -> None:
         steps[f"run-{backend}"] = lambda backend=backend: trace_workload(guest, backend)  # type: ignore[misc]
     steps["plans"] = lambda: plans(guest)
     steps["doctor"] = lambda: doctor(guest)
-    steps["silenced"] = lambda: silenced(guest)
     steps["kill"] = lambda: kill(guest)
     steps["attach-armed"] = lambda: attach(guest, "seed", "armed", "attach-armed")
     steps["attach-all"] = lambda: attach_all(guest)
@@ -336,6 +335,7 @@ def main() -> None:
         for name in ("wheel", "deb"):
             steps[f"installed-{name}"] = lambda name=name: installed(guest, name)  # type: ignore[misc]
         steps["compare"] = lambda: trace_both(guest)
+        steps["silenced"] = lambda: silenced(guest)
         steps["refused-pid"] = lambda: refuse_no_such_process(guest)
         steps["refused-command"] = lambda: refuse_no_such_command(guest)
         for name, program in {**containers.STEPS, **hangs.ONCE}.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from guest.compare import owned_ranges
 from guest.results import Guest
 
@@ -23,6 +24,7 @@ def test_every_row_that_can_be_tried_fires(guest: Guest, suite: str) -> None:
     assert set(proof["proven"]) | set(proof["not_tried"]) == {one["row"] for one in said["probes"] if one["kind"]}
 
 
+@pytest.mark.once
 def test_silenced_rows_are_named(guest: Guest) -> None:
     """Their probes are on a function that never runs."""
     step, trace = guest.step("silenced"), guest.trace("silenced")
@@ -35,6 +37,7 @@ def test_silenced_rows_are_named(guest: Guest) -> None:
     assert {"lost", "skipped", "pages"} <= rest == set(trace.report["loss"]["lower_bounds"])
 
 
+@pytest.mark.once
 def test_nothing_of_the_child_is_in_the_report(guest: Guest) -> None:
     """Not even where its exit is not seen."""
     trace = guest.trace("silenced")
