@@ -7,7 +7,7 @@ import errno
 import pytest
 from unit.events import BASE, CTX, Events, fed
 
-from uffdtrace.model.events import Ioctl, Mode
+from uffdtrace.model.events import PAGE_SIZE, Ioctl, Mode
 from uffdtrace.model.failures import Failures, meaning
 from uffdtrace.model.model import Model
 from uffdtrace.model.rules_calls import userfaultfd_findings
@@ -99,6 +99,29 @@ def test_a_register_that_succeeds_at_the_second_try_is_no_error() -> None:
     events = started()
     events.register(100, 50, Mode.WP | Mode.MINOR, ret=-errno.EINVAL)
     events.register(100, 50, Mode.WP)
+    assert of_userfaultfd(events) == []
+
+
+def test_a_register_that_succeeds_forgives_no_failure_elsewhere() -> None:
+    events = started()
+    for page in (100, 200):
+        events.register(page, 50, Mode.WP, ret=-errno.EINVAL)
+    events.register(100, 50, Mode.WP)
+    (found,) = of_userfaultfd(events)
+    message = str(found["message"])
+    assert (found["id"], found["pages"]) == ("register-failed", 1)
+    assert f"{BASE + 200 * PAGE_SIZE:x}-{BASE + 250 * PAGE_SIZE:x}" in message
+    assert f"{BASE + 100 * PAGE_SIZE:x}-" not in message
+
+
+def test_many_registers_that_succeed_at_the_second_try_are_no_error() -> None:
+    """As many as no message names."""
+    events = started()
+    places = range(100, 200, 10)
+    for page in places:
+        events.register(page, 5, Mode.WP | Mode.MINOR, ret=-errno.EINVAL)
+    for page in places:
+        events.register(page, 5, Mode.WP)
     assert of_userfaultfd(events) == []
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
+from itertools import islice
 
 from uffdtrace.model.events import Ioctl
 
 # As many places are kept of each kind of failure: a call may fail a million times.
 MOST_PLACES = 4
+# Of a REGISTER each place, for one that succeeds there later forgives what failed there, and nothing else.
+MOST_REGISTERS = 1024
 
 # What the errors mean, from fs/userfaultfd.c and mm/userfaultfd.c (5.10 to 7.2). What is not listed is named only.
 _EVERY_CALL = {
@@ -64,13 +67,24 @@ def meaning(kind: Ioctl, error: int) -> str:
 
 @dataclass
 class Failure:
-    """Calls of one kind that failed with one error (errno): how often, and the first spans [start, end) of them."""
+    """Calls of one kind that failed with one error (errno): how often, and of the first spans [start, end) each."""
 
     kind: Ioctl
     error: int
     mode: int = 0
     count: int = 0
-    places: list[tuple[int, int]] = field(default_factory=list)
+    places: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def add(self, count: int, places: dict[tuple[int, int], int]) -> None:
+        self.count += count
+        most = MOST_REGISTERS if self.kind is Ioctl.REGISTER else MOST_PLACES
+        for place, times in places.items():
+            if place in self.places or len(self.places) < most:
+                self.places[place] = self.places.get(place, 0) + times
+
+    def forgive(self, start: int, end: int) -> None:
+        for low, high in [(low, high) for low, high in self.places if low < end and start < high]:
+            self.count -= self.places.pop((low, high))
 
     @property
     def name(self) -> str:
@@ -84,7 +98,7 @@ class Failure:
         """`UFFDIO_COPY 50 times with ENOENT (what it means), at 1000-5000`."""
         named = errno.errorcode.get(self.error, f"error {self.error}")
         means = meaning(self.kind, self.error)
-        where = ", ".join(f"{start:x}-{end:x}" for start, end in self.places)
+        where = ", ".join(f"{start:x}-{end:x}" for start, end in islice(self.places, MOST_PLACES))
         times = "once" if self.count == 1 else f"{self.count:,} times"
         return f"{self.name} {times} with {named}" + f" ({means})" * bool(means) + f", at {where}" * bool(where)
 
@@ -97,22 +111,19 @@ class Failures:
 
     def add(self, kind: Ioctl, error: int, mode: int, start: int, end: int, count: int = 1) -> None:
         failure = self._all.setdefault((kind, error, mode), Failure(kind, error, mode))
-        failure.count += count
-        if start < end and len(failure.places) < MOST_PLACES and (start, end) not in failure.places:
-            failure.places.append((start, end))
+        failure.add(count, {(start, end): count} if start < end else {})
 
     def absorb(self, other: Failures) -> None:
         for failure in other.all():
             mine = self._all.setdefault((failure.kind, failure.error, failure.mode), failure)
             if mine is not failure:
-                mine.count += failure.count
-                mine.places = (mine.places + failure.places)[:MOST_PLACES]
+                mine.add(failure.count, failure.places)
 
     def forgive(self, kind: Ioctl, start: int, end: int) -> None:
         """The same call succeeded over these addresses since."""
-        for key, failure in list(self._all.items()):
-            if failure.kind is kind and any(low < end and start < high for low, high in failure.places):
-                del self._all[key]
+        for failure in self.of(kind):
+            failure.forgive(start, end)
+        self._all = {key: failure for key, failure in self._all.items() if failure.count}
 
     def all(self) -> list[Failure]:
         """The most frequent first."""
