@@ -22,7 +22,7 @@ from steps import READY_SECONDS, Guest, Result, finish, started
 # scripts/selftests builds them there.
 SELFTESTS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uffdtrace" / "selftests"
 MEGABYTES, BOUNCES = "1", "20"
-HUGE_MEGABYTES = "16"
+HUGE_MEGABYTES = "8"
 PROGRAMS: dict[str, list[str]] = {
     **{
         f"uffd-stress-{memory}": [str(SELFTESTS / "uffd-stress"), memory, megabytes, BOUNCES]
@@ -50,7 +50,7 @@ PROGRAMS: dict[str, list[str]] = {
 PROGRAM_SECONDS = 100
 NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 # For uffd-stress: two areas, and one page more of each.
-HUGE_PAGES = 24
+HUGE_PAGES = 16
 HUGE_PAGE = 2 << 20
 ANSWERS = ("copy", "zeropage", "continue", "poison", "writeprotect")
 

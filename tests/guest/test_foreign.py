@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 
 import pytest
@@ -12,9 +13,10 @@ from uffdtrace.model.events import Ioctl
 from uffdtrace.model.facts import Fact
 
 pytestmark = pytest.mark.parametrize("program", FOREIGN)
-# EEXIST and EAGAIN have findings of their own, and so have arms; a part that is done is a failure, too, where it ends
-# the call.
-_FAILED = (Fact.EEXIST, Fact.EAGAIN, Fact.PARTIAL, Fact.ARM_FAILED, Fact.HALF_PROTECTED)
+# EEXIST and EAGAIN have findings of their own, in which no call is named; so have arms. A part that is done ends with
+# EAGAIN, too.
+_NAMELESS = {"EEXIST": (Fact.EEXIST,), "EAGAIN": (Fact.EAGAIN, Fact.PARTIAL)}
+_NAMELESS["writeprotect"] = (Fact.ARM_FAILED, Fact.HALF_PROTECTED)
 
 
 def own(report: Json, account: Json) -> dict[int, Json]:
@@ -61,17 +63,29 @@ def test_pages_are_those_of_the_messages(guest: Guest, program: str) -> None:
     assert sum(found["notified_pages"] for found in ranges(report, account)) == account["pages"]
 
 
+def failed(call: str, error: str) -> str:
+    """How the report tells of a call that failed with this error."""
+    return next((name for name in (error, call) if name in _NAMELESS), f"{call} {error}")
+
+
 def test_calls_that_failed(guest: Guest, program: str) -> None:
-    """All but REGISTER, which is forgiven where it succeeds later."""
-    account, report = guest.step("foreign")["programs"][program], guest.trace("foreign").report
-    mine = own(report, account)
-    model = guest.trace("foreign").model
+    """By call and error; all but REGISTER, which is forgiven where it succeeds later."""
+    account, model = guest.step("foreign")["programs"][program], guest.trace("foreign").model
+    mine = own(guest.trace("foreign").report, account)
     rows = [row for row in model.rows() if model.userfaultfd_of(row).number in mine]
-    told = sum(row.fact(fact) for row in rows for fact in _FAILED)
-    told += sum(row.failures.count(*Ioctl) - row.failures.count(Ioctl.REGISTER) for row in rows)
     uffds = [uffd for uffd in model.userfaultfds if uffd.number in mine]
-    told += sum(uffd.failures.count(*Ioctl) - uffd.failures.count(Ioctl.REGISTER) for uffd in uffds)
-    assert told == sum(count for call, count in account["failures"].items() if not call.startswith("register "))
+    told: Counter[str] = Counter()
+    for name, facts in _NAMELESS.items():
+        told[name] += sum(row.fact(fact) for row in rows for fact in facts)
+    for failure in (failure for place in (*rows, *uffds) for failure in place.failures.all()):
+        if failure.kind is not Ioctl.REGISTER:
+            told[failed(failure.kind.name.lower(), errno.errorcode[failure.error])] += failure.count
+    logged: Counter[str] = Counter()
+    for what, count in account["failures"].items():
+        call, error = what.split()
+        if call != "register":
+            logged[failed(call, error)] += count
+    assert {name: count for name, count in told.items() if count} == logged
 
 
 def test_errors_are_those_that_the_program_earns(guest: Guest, suite: str, program: str) -> None:

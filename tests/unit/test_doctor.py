@@ -19,10 +19,11 @@ from uffdtrace.collect.proof import Proof
 from uffdtrace.kernel import offers, preflight, probes
 from uffdtrace.kernel.btf import BtfError, Function
 from uffdtrace.kernel.layout import LayoutError
-from uffdtrace.kernel.offers import Access, Memory
+from uffdtrace.kernel.offers import Memory
 from uffdtrace.kernel.preflight import Refusal
 from uffdtrace.kernel.probes import TABLE, Backend, ProbeError, Where
 from uffdtrace.kernel.symbols import SymbolError
+from uffdtrace.kernel.userfaultfd import Access
 from uffdtrace.model.events import Feature
 from uffdtrace.reporters import doctor_text
 

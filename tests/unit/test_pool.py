@@ -76,6 +76,6 @@ def test_what_nothing_happened_to_takes_no_memory() -> None:
     assert int(pool.count(place, pages).sum()) == pages
 
 
-def test_more_than_any_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_any_machine_has() -> None:
     with pytest.raises(PoolError, match="pages"):
         Pool().take(1 << 60)

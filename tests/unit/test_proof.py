@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -35,13 +36,13 @@ def proven(monkeypatch: pytest.MonkeyPatch, *tries: tuple[list[int], str, bool],
     program, stream = FakeProgram(), FakeStream()
     left = list(tries)
 
-    def one(*_: object) -> tuple[Any, str, bool]:
+    def one(*_: object) -> tuple[Any, str, set[str]]:
         seen, problem, huge = left.pop(0)
         program.lost += lost
-        return events(*({"type": kind} for kind in seen)), problem, huge
+        provoked = set(proof._TELLS) - (set() if huge else proof._OF_HUGE_PAGES)
+        return events(*({"type": kind} for kind in seen)), problem, provoked
 
     monkeypatch.setattr(proof, "_one", one)
-    monkeypatch.setattr(proof.provoker, "protects_shared", lambda: True)
     found = proof.prove(program, stream)  # type: ignore[arg-type]
     assert not left
     assert sorted([*found.proven, *found.silent, *found.not_tried]) == sorted({one.row.name for one in ATTACHMENTS})
@@ -92,6 +93,54 @@ def test_a_child_that_failed_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     found = proven(monkeypatch, ([], "no memory", False))
     assert (found.proven, found.silent) == ([], [])
     assert "no memory" in proof.sentences(ATTACHMENTS, found)[0]
+
+
+class Kernel:
+    """A program without probes, and the stream of it: what one child left there."""
+
+    def __init__(self) -> None:
+        self.held = np.empty(0, dtype=EVENT)
+        self.pid = 0
+        self.forgotten: list[tuple[int, list[int]]] = []
+        self.counters: set[int] = set()
+
+    def follow(self, pid: int) -> None:
+        self.pid = pid
+
+    def peek(self) -> None:
+        if not len(self.held):
+            uffd = {"type": Type.USERFAULTFD, "ctx": CTX, "start": MM, "aux": self.pid, "tgid": self.pid}
+            other = {"type": Type.UNMAP, "ctx": MM + 8, "tgid": 7}
+            self.held = events(uffd, {"type": Type.FAULT, "ctx": CTX, "tgid": self.pid}, other)
+
+    def forget(self, pid: int, addresses: list[int]) -> None:
+        self.forgotten.append((pid, addresses))
+
+    def forget_counters(self, userfaultfds: set[int]) -> None:
+        self.counters |= userfaultfds
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_of_a_child_stays(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """A real child, which does nothing; it may also come to no end."""
+
+    def provoke(say: Any, wait: Any) -> None:
+        if fails:
+            raise TimeoutError("no message came")
+        say(3, True, False)
+        wait()
+
+    monkeypatch.setattr(proof.provoker, "provoke", provoke)
+    kernel: Any = Kernel()
+    found, problem, provoked = proof._one(kernel, kernel)
+    assert found["type"].tolist() == [Type.USERFAULTFD, Type.FAULT]
+    assert kernel.held["type"].tolist() == [Type.UNMAP]
+    # Its exit was not seen.
+    assert kernel.forgotten == [(kernel.pid, [CTX, MM])] and kernel.counters == {CTX, MM}
+    assert problem == ("no message came" if fails else "")
+    assert provoked == (set() if fails else set(proof._TELLS) - {"file-faults"})
+    with pytest.raises(ChildProcessError):
+        os.waitpid(kernel.pid, 0)
 
 
 def test_which_events_are_the_childs() -> None:

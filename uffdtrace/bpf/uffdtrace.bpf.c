@@ -816,6 +816,8 @@ int on_page_scan(void *ctx, u64 command, u64 argument, u64 file)
 
 	if ((command & 0xffff) != PAGEMAP_SCAN_COMMAND)
 		return 0;
+	/* The return of an earlier call may have been lost: it must not be taken for this one's. */
+	page_scans.delete(&tid);
 	scan.mm = event.ctx = read64(file + FILE_PRIVATE);
 	if (!is_traced(scan.mm))
 		return 0;

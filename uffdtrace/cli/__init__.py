@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
@@ -25,7 +25,7 @@ _SHORT_HELP = {
 }
 
 
-class _Commands(MutableMapping[str, click.Command]):
+class _Commands(Mapping[str, click.Command]):
     """The verbs' commands by their names."""
 
     def __init__(self) -> None:
@@ -38,31 +38,19 @@ class _Commands(MutableMapping[str, click.Command]):
             self._loaded[verb] = command
         return self._loaded[verb]
 
-    def __setitem__(self, verb: str, command: click.Command) -> None:
-        self._loaded[verb] = command
-
-    def __delitem__(self, verb: str) -> None:
-        del self._loaded[verb]
-
     def __iter__(self) -> Iterator[str]:
         return iter(_SHORT_HELP)
 
     def __len__(self) -> int:
         return len(_SHORT_HELP)
 
-    def __contains__(self, verb: object) -> bool:
-        return verb in _SHORT_HELP
-
 
 class _Verbs(click.Group):
     """Imports a verb when it is called, and says in one line which one was probably meant; exit status 2."""
 
     def __init__(self, **options: Any) -> None:
-        # click takes any mapping; what it says of it differs by version.
+        # Nothing is ever added: a mapping that can be read is enough for click.
         super().__init__(commands=cast("dict[str, click.Command]", _Commands()), **options)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_SHORT_HELP)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -62,6 +62,9 @@ _TELLS: dict[str, tuple[Type, ...]] = {
     "areas": (Type.AREA,),
     "descriptors": (Type.USERFAULTFD,),
 }
+# Rows that are provoked only where the child finds such memory.
+_OF_HUGE_PAGES = {"huge-faults", "huge-writes", "huge-write-returns"}
+_OF_SHARED_MEMORY = {"file-faults"}
 _CHILD_S = 5.0
 _DONE, _GO = b"\0", b"\1"
 _PR_SET_PDEATHSIG = 1
@@ -87,11 +90,11 @@ def prove(program: Program, stream: Stream) -> Proof:
     tried: set[str] = set()
     lost = _lost(program, stream)
     for _ in range(_TRIES):
-        events, problem, huge = _one(program, stream)
+        events, problem, provoked = _one(program, stream)
         if problem:
             return Proof(not_tried=rows, problem=problem)
         seen |= set(np.unique(events["type"]).tolist())
-        tried |= _tried(huge)
+        tried |= provoked
         if all(_told(row, seen) for row in rows if row in tried):
             break
     else:
@@ -113,19 +116,8 @@ def _told(row: str, seen: set[int]) -> bool:
     return any(int(kind) in seen for kind in _TELLS[row])
 
 
-def _tried(huge: bool) -> set[str]:
-    """The rows that the child provoked."""
-    tried = set(_TELLS)
-    if not huge:
-        tried -= {"huge-faults", "huge-writes", "huge-write-returns"}
-    if not provoker.protects_shared():
-        tried -= {"file-faults"}
-    return tried
-
-
-def _one(program: Program, stream: Stream) -> tuple[Array, str, bool]:
-    """The events of one child; why there was none; whether it had huge pages."""
-    nothing = stream.held[:0]
+def _one(program: Program, stream: Stream) -> tuple[Array, str, set[str]]:
+    """The events of one child; why it came to no end; the rows that it provoked."""
     to_child, from_child = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -136,36 +128,49 @@ def _one(program: Program, stream: Stream) -> tuple[Array, str, bool]:
         program.follow(pid)
         os.write(to_child[1], _GO)
         said = _said(from_child[0])
-        if not said.startswith(_DONE):
-            return nothing, said.decode(errors="replace") or "the child ended", False
-        proc.fdinfo(pid, said[1])
-        proc.areas(pid)
+        whole = said.startswith(_DONE)
+        if whole:
+            proc.fdinfo(pid, said[1])
+            proc.areas(pid)
         stream.peek()
-        told = stream.held[_of_child(stream.held, pid)]
         # While the child lives, nobody else has these addresses.
-        program.forget_counters(set(np.unique(told["ctx"]).tolist()))
-        os.write(to_child[1], _GO)
-        os.read(from_child[0], 1)
+        program.forget_counters(set(_addresses(stream.held, pid).tolist()))
+        if whole:
+            os.write(to_child[1], _GO)
+            os.read(from_child[0], 1)
     finally:
         for fd in (to_child[1], from_child[0]):
             os.close(fd)
         _reap(pid)
+    events = _taken_out(program, stream, pid)
+    if not whole:
+        return events, said.decode(errors="replace") or "the child ended", set()
+    huge, shared = said[2:4]
+    tried = set(_TELLS) - (set() if huge else _OF_HUGE_PAGES) - (set() if shared else _OF_SHARED_MEMORY)
+    return events, "", tried
+
+
+def _taken_out(program: Program, stream: Stream, pid: int) -> Array:
+    """The events of a child that is gone: from here on nothing of it is in the stream or the maps."""
     stream.peek()
     own = _of_child(stream.held, pid)
     events = stream.held[own]
     stream.held = stream.held[~own]
-    ended = set(events["type"].tolist())
     # Where these probes fire, they have done it already, before others could have the same addresses.
-    if not {int(Type.EXIT), int(Type.RELEASE)} <= ended:
-        program.forget(pid, np.unique(events["ctx"]).tolist())
-    return events, "", said[2] == 1
+    if not {int(Type.EXIT), int(Type.RELEASE)} <= set(events["type"].tolist()):
+        program.forget(pid, _addresses(events, pid).tolist())
+    return events
+
+
+def _addresses(events: Array, pid: int) -> Array:
+    """Where the child's userfaultfds and its memory are in the kernel."""
+    told = (events["type"] == Type.USERFAULTFD) & (events["aux"] == pid)
+    return np.unique(np.concatenate([events["ctx"][told], events["start"][told]]))
 
 
 def _of_child(events: Array, pid: int) -> Array:
     """Which events tell of the child, its userfaultfds and its memory."""
-    told = (events["type"] == Type.USERFAULTFD) & (events["aux"] == pid)
-    own = np.unique(np.concatenate([events["ctx"][told], events["start"][told]]))
-    mine: Array = np.isin(events["ctx"], own) | (events["tgid"] == pid)
+    mine: Array = np.isin(events["ctx"], _addresses(events, pid)) | (events["tgid"] == pid)
     return mine
 
 
@@ -178,7 +183,7 @@ def _child(go: int, said: int) -> None:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(int(_CHILD_S) + 1)
         os.read(go, 1)
-        provoker.provoke(lambda fd, huge: _write(said, _DONE + bytes([fd, huge])), lambda: _wait(go))
+        provoker.provoke(lambda *found: _write(said, _DONE + bytes(found)), lambda: _wait(go))
         os._exit(0)
     except BaseException as error:  # noqa: BLE001 - whatever it was, the parent tells of it
         os.write(said, str(error).encode()[:200])
@@ -195,7 +200,7 @@ def _wait(fd: int) -> None:
 
 
 def _said(fd: int) -> bytes:
-    """What the child wrote: _DONE and a descriptor, or why it failed; nothing where it ended without a word."""
+    """What the child wrote: _DONE and what provoke() says, or why it failed; nothing where it ended without a word."""
     if not select.select([fd], [], [], _CHILD_S)[0]:
         return b"the child did not come to its end in time"
     return os.read(fd, 256)

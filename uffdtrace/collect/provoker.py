@@ -1,6 +1,6 @@
 """What the proof's child does to memory of its own, so that every probe that can be provoked has something to see.
 
-Runs in a fork of the collector: it uses nothing but system calls, and leaves by _exit().
+Runs in a fork of the collector, which has other threads: it takes no lock of theirs, and leaves by _exit().
 """
 
 from __future__ import annotations
@@ -11,27 +11,21 @@ import mmap
 import os
 import re
 import select
-import struct
 import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Callable
 
 from uffdtrace.kernel import offers, pagemap
+from uffdtrace.kernel.userfaultfd import Userfaultfd
 from uffdtrace.model.events import PAGE_SIZE, Feature, Mode
 
-# include/uapi/linux/userfaultfd.h
-_UFFD_API = 0xAA
-_API = 0xC018AA3F
-_REGISTER = 0xC020AA00
-_UNREGISTER = 0x8010AA01
-_COPY = 0xC028AA03
-_WRITEPROTECT = 0xC018AA06
+# sizeof(struct uffd_msg), include/uapi/linux/userfaultfd.h.
 _MESSAGE_BYTES = 32
 # include/uapi/asm-generic/mman-common.h
 _MADV_DONTNEED = 4
 _MADV_HUGEPAGE = 14
-_MREMAP_MAYMOVE = 1
+_MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 _HUGE_PAGE = 2 << 20
 _WAIT_S = 5.0
 
@@ -68,24 +62,14 @@ class _Memory:
         _libc.madvise(ctypes.c_void_p(self.at(page)), ctypes.c_size_t(pages * PAGE_SIZE), advice)
 
 
-class _Userfaultfd:
-    def __init__(self, features: int = 0) -> None:
-        self.fd, _ = offers.open_userfaultfd()
-        fcntl.ioctl(self.fd, _API, struct.pack("<QQQ", _UFFD_API, features, 0))
+class _Userfaultfd(Userfaultfd):
+    """In pages of a mapping."""
 
-    def register(self, memory: _Memory, modes: int) -> None:
-        fcntl.ioctl(self.fd, _REGISTER, struct.pack("<QQQQ", memory.start, memory.bytes, modes, 0))
+    def watch(self, memory: _Memory, modes: int) -> None:
+        self.register(memory.start, memory.bytes, modes)
 
-    def unregister(self, memory: _Memory) -> None:
-        fcntl.ioctl(self.fd, _UNREGISTER, struct.pack("<QQ", memory.start, memory.bytes))
-
-    def protect(self, memory: _Memory, on: bool, page: int = 0, pages: int | None = None) -> None:
-        length = memory.bytes if pages is None else pages * PAGE_SIZE
-        fcntl.ioctl(self.fd, _WRITEPROTECT, struct.pack("<QQQ", memory.at(page), length, int(on)))
-
-    def copy(self, memory: _Memory, page: int, source: _Memory, mode: int = 0) -> None:
-        argument = struct.pack("<QQQQq", memory.at(page), source.start, PAGE_SIZE, mode, 0)
-        fcntl.ioctl(self.fd, _COPY, argument)
+    def arm(self, memory: _Memory) -> None:
+        self.write_protect(memory.start, memory.bytes, True)
 
     def next_message(self) -> None:
         """Raises TimeoutError: nobody may hang in a proof."""
@@ -107,25 +91,25 @@ def _small_pages(uffd: _Userfaultfd, source: _Memory) -> None:
     memory = _Memory(16)
     memory.write(0)
     memory.write(3)
-    uffd.register(memory, int(Mode.WP))
-    uffd.protect(memory, True)
+    uffd.watch(memory, int(Mode.WP))
+    uffd.arm(memory)
     memory.write(1)
     memory.read(2)
     memory.write(2)
 
     def answer() -> None:
         uffd.next_message()
-        uffd.protect(memory, False, 0, 1)
+        uffd.write_protect(memory.start, PAGE_SIZE, False)
 
     _beside(lambda: memory.write(0), answer)
     memory.advise(3, 1, _MADV_DONTNEED)
     _libc.munmap(ctypes.c_void_p(memory.at(8)), ctypes.c_size_t(8 * PAGE_SIZE))
     missing = _Memory(4)
-    uffd.register(missing, int(Mode.MISSING))
+    uffd.watch(missing, int(Mode.MISSING))
 
     def fill() -> None:
         uffd.next_message()
-        uffd.copy(missing, 0, source, 0)
+        uffd.copy(missing.start, source.start, PAGE_SIZE)
 
     _beside(lambda: missing.write(0), fill)
 
@@ -140,11 +124,11 @@ def _huge_pages(uffd: _Userfaultfd) -> bool:
     memory.advise(0, 2 * pages, _MADV_HUGEPAGE)
     memory.write(pages)
     there = _huge_bytes() >= _HUGE_PAGE
-    uffd.register(memory, int(Mode.WP))
-    uffd.protect(memory, True)
+    uffd.watch(memory, int(Mode.WP))
+    uffd.arm(memory)
     memory.write(0)
     both = _huge_bytes() >= 2 * _HUGE_PAGE
-    uffd.register(memory, int(Mode.MISSING))
+    uffd.watch(memory, int(Mode.MISSING))
     memory.write(pages)
     return there and both
 
@@ -160,16 +144,16 @@ def _file_pages(uffd: _Userfaultfd) -> None:
     fd = os.memfd_create("uffdtrace-proof")
     os.ftruncate(fd, 4 * PAGE_SIZE)
     memory = _Memory(4, fd=fd)
-    uffd.register(memory, int(Mode.WP))
+    uffd.watch(memory, int(Mode.WP))
     memory.write(0)
 
 
-def _moved(source: _Memory) -> None:
+def _moved() -> None:
     """A mremap that sleeps until its event is read."""
     uffd = _Userfaultfd(int(Feature.EVENT_REMAP))
     memory = _Memory(4)
     memory.write(0)
-    uffd.register(memory, int(Mode.MISSING))
+    uffd.watch(memory, int(Mode.MISSING))
     target = _Memory(4)
 
     def move() -> None:
@@ -177,7 +161,7 @@ def _moved(source: _Memory) -> None:
             ctypes.c_void_p(memory.start),
             ctypes.c_size_t(memory.bytes),
             ctypes.c_size_t(memory.bytes),
-            _MREMAP_MAYMOVE | 2,
+            _MREMAP_MAYMOVE | _MREMAP_FIXED,
             ctypes.c_void_p(target.start),
         )
 
@@ -204,28 +188,26 @@ def _scanned(memory: _Memory) -> None:
         pagemap.protect_written(pages.fileno(), memory.start, memory.start + memory.bytes)
 
 
-def protects_shared() -> bool:
-    """Whether shared memory can be write-protected: since 5.19 (b1f9e876862d)."""
-    return bool(offers.write_protects(offers.Memory.SHMEM))
+def provoke(say: Callable[[int, bool, bool], None], wait: Callable[[], None]) -> None:
+    """Do all of it, then `wait` until it was looked at.
 
-
-def provoke(say: Callable[[int, bool], None], wait: Callable[[], None]) -> None:
-    """Do all of it; `say` is called with the descriptor of a userfaultfd to look at, and whether there were huge pages.
-
-    Then `wait` until it was looked at.
+    `say` is called before with the descriptor of a userfaultfd to look at, and whether
+    there were huge pages, and shared memory that can be write-protected.
     """
     source = _Memory(1)
     source.write(0)
     uffd = _Userfaultfd()
     _small_pages(uffd, source)
     huge = _huge_pages(uffd)
-    if protects_shared():
+    # Since 5.19 (b1f9e876862d, "mm/uffd: enable write protection for shmem & hugetlbfs").
+    shared = bool(offers.write_protects(offers.Memory.SHMEM))
+    if shared:
         _file_pages(uffd)
-    _moved(source)
+    _moved()
     _scanned(source)
     _forked()
     _polled(uffd)
-    say(uffd.fd, huge)
+    say(uffd.fd, huge, shared)
     wait()
     # Closed here, so that it is done when the parent hears of the end: see proof.py.
-    os.close(uffd.fd)
+    uffd.close()

@@ -181,7 +181,7 @@ class Session:
         # The clock of bpf_ktime_get_ns(), and Python's.
         began, started = time.monotonic(), datetime.now(timezone.utc)
         # Where everybody is traced, others' events came while the probes were tried.
-        began_ns = min([time.clock_gettime_ns(time.CLOCK_MONOTONIC), *stream.held["time"].tolist()])
+        began_ns = int(stream.held["time"].min(initial=np.uint64(time.clock_gettime_ns(time.CLOCK_MONOTONIC))))
         trace: dict[str, Any] = {
             "file": str(self._options.output),
             "started": started.isoformat(timespec="milliseconds"),

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import mmap
 import os
-import platform
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 
 from uffdtrace.kernel import proc
+from uffdtrace.kernel.userfaultfd import Access, Userfaultfd, open_new
 
 _SYSCTL = Path("/proc/sys/vm/unprivileged_userfaultfd")
-_SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 # include/uapi/linux/userfaultfd.h
-_UFFDIO_API = 0xC018AA3F
-_UFFDIO_REGISTER = 0xC020AA00
-_UFFDIO_WRITEPROTECT = 0xC018AA06
-_UFFD_API = 0xAA
-_UFFD_USER_MODE_ONLY = 1
 _MODE_REGISTER_WP = 2
-_MODE_WRITEPROTECT_WP = 1
 # _UFFDIO_WRITEPROTECT's bit in what REGISTER answers.
 _CAN_WRITEPROTECT = 1 << 6
 # include/uapi/asm-generic/mman-common.h; no reserve, so that hugetlb needs no page in its pool.
@@ -41,43 +32,9 @@ class Memory(str, Enum):
     HUGETLB = "hugetlb"
 
 
-class Access(str, Enum):
-    """What faults a userfaultfd of this user gets: all, or only those that user space raises."""
-
-    FULL = "full"
-    USER_MODE_ONLY = "user-mode-only"
-
-
-def open_userfaultfd() -> tuple[int, Access]:
-    """A userfaultfd of our own; OSError says why not."""
-    number = _SYS_USERFAULTFD.get(platform.machine())
-    if number is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    libc = ctypes.CDLL(None, use_errno=True)
-    refused = 0
-    for access, flag in ((Access.FULL, 0), (Access.USER_MODE_ONLY, _UFFD_USER_MODE_ONLY)):
-        fd = int(libc.syscall(number, os.O_CLOEXEC | os.O_NONBLOCK | flag))
-        if fd >= 0:
-            return fd, access
-        # The first is the reason: the flag is not known before 5.11.
-        refused = refused or ctypes.get_errno()
-    raise OSError(refused, os.strerror(refused))
-
-
-@contextmanager
-def _userfaultfd() -> Iterator[tuple[int, int]]:
-    """A userfaultfd, and UFFD_FEATURE_* bits that the kernel offers; OSError where there is none for us."""
-    fd, _ = open_userfaultfd()
-    try:
-        answer = fcntl.ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _UFFD_API, 0, 0))
-        yield fd, int(struct.unpack("<QQQ", answer)[1])
-    finally:
-        os.close(fd)
-
-
 def access() -> Access:
     """What this user gets; OSError says why nothing."""
-    fd, found = open_userfaultfd()
+    fd, found = open_new()
     os.close(fd)
     return found
 
@@ -92,8 +49,8 @@ def unprivileged() -> bool | None:
 
 def features() -> int | None:
     """UFFD_FEATURE_* bits that the kernel offers; None where it does not say."""
-    with suppress(OSError), _userfaultfd() as (_, offered):
-        return offered
+    with suppress(OSError), Userfaultfd() as uffd:
+        return uffd.offered
     return None
 
 
@@ -121,28 +78,26 @@ def _huge_page() -> int:
     raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
 
-def _register(fd: int, start: int, length: int) -> bool:
-    """Whether the memory can now be write-protected."""
-    argument = struct.pack("<QQQQ", start, length, _MODE_REGISTER_WP, 0)
+def _protectable(uffd: Userfaultfd, start: int, length: int) -> bool:
+    """Whether the memory, which is registered now, can be write-protected."""
     try:
-        answer = fcntl.ioctl(fd, _UFFDIO_REGISTER, argument)
+        return bool(uffd.register(start, length, _MODE_REGISTER_WP) & _CAN_WRITEPROTECT)
     except OSError:
         return False
-    return bool(struct.unpack("<QQQQ", answer)[3] & _CAN_WRITEPROTECT)
 
 
 def write_protects(kind: Memory) -> bool | None:
     """Whether memory of that kind can be write-protected: tried on our own. None where it could not be tried."""
-    with suppress(OSError), _userfaultfd() as (fd, _), _mapping(kind) as (page, start):
-        return _register(fd, start, len(page))
+    with suppress(OSError), Userfaultfd() as uffd, _mapping(kind) as (page, start):
+        return _protectable(uffd, start, len(page))
     return None
 
 
 def pagemap_tells_protection() -> bool:
     """Whether pagemap shows which pages userfaultfd protects: tried on a page of our own."""
-    with suppress(OSError), _userfaultfd() as (fd, _), _mapping(Memory.ANON) as (page, start):
+    with suppress(OSError), Userfaultfd() as uffd, _mapping(Memory.ANON) as (page, start):
         page[0] = 1
-        if _register(fd, start, len(page)):
-            fcntl.ioctl(fd, _UFFDIO_WRITEPROTECT, struct.pack("<QQQ", start, len(page), _MODE_WRITEPROTECT_WP))
+        if _protectable(uffd, start, len(page)):
+            uffd.write_protect(start, len(page), True)
             return any(True for _ in proc.protected_runs(os.getpid(), start, start + len(page)))
     return False

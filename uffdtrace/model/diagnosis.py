@@ -135,7 +135,9 @@ class Case:
         """Pages under WP_ASYNC that PAGEMAP_SCAN tells to be written, whether they are or not, by why."""
         row = self.row
         scans_known = self.sees_page_scans and self.fact(Fact.SCANNED) == self.fact(Fact.SCANNED_WHOLE)
-        if not (self.asynchronous and self.wp and scans_known) or self.before or self.never_armed or row.withdrawn:
+        if not (self.asynchronous and self.wp and scans_known) or self.before or self.never_armed:
+            return {}
+        if row.withdrawn is not None:
             return {}
         found = {cause.label: pages for cause, pages in self.unprotected.items()}
         never = row.pages - row.count("armed_pages")

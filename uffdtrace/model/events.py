@@ -130,8 +130,8 @@ FIELDS = {
     Type.EVENT_FOUND: "waits since before the trace until an event is read: kind=UffdEvent, tid, tgid=the thread",
     Type.CHILD: "ctx=mm: the fork of this thread, which copied areas (FORK), made the process value",
     Type.PAGE_SCAN: "ctx=mm: ioctl(PAGEMAP_SCAN) with PM_SCAN_WP_MATCHING begins to protect what matches in start..end",
-    Type.PAGE_SCAN_RETURN: "ctx=mm: it has come to end; kind=1 where every page that counts as written matched,"
-    " ret=0 or -errno",
+    Type.PAGE_SCAN_RETURN: "ctx=mm: that call has gone through start..end; kind=1 where it protected every page there"
+    " that counted as written, ret=0 or -errno",
     Type.RANGE_FOUND: "found registered at attach: start, end, aux=Mode, flags=Memory,"
     " kind=1 if protected pages would be found",
     Type.PAGES_FOUND: "found protected at attach: start, end",

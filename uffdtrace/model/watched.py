@@ -251,6 +251,7 @@ class Watched:
                 self._judge(home, home.unwatched_forks.popleft())
 
     def _judge(self, home: Userfaultfd, fork: UnwatchedFork) -> None:
+        """Take a fork back that is the monitor's, as far as is known by now."""
         monitors = fork.tid in home.threads or fork.child in home.readers
         for number in fork.range_numbers:
             row = self.ranges.all[number].root()

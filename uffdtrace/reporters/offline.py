@@ -14,6 +14,7 @@ from uffdtrace.model.report import MOST_RUNS, build
 from uffdtrace.trace.file import TraceError
 from uffdtrace.trace.reader import Reader
 
+# As many events as are accounted for at once: each batch has a price of its own.
 _BATCH = 1 << 15
 
 CUT_SHORT = "cut short: the collector was killed, what came before is whole"
@@ -21,14 +22,16 @@ DAMAGED = "damaged: what comes after this point is lost, what came before is who
 
 
 def batches(chunks: Iterable[Array]) -> Iterator[Array]:
-    """The same events, in larger parts: a slow trace has chunks of a few, and each part has its price."""
+    """The same events in larger parts: a slow trace has chunks of a few."""
     held: list[Array] = []
+    size = 0
     for events in chunks:
         held.append(events)
-        if sum(map(len, held)) >= _BATCH:
+        size += len(events)
+        if size >= _BATCH:
             yield np.concatenate(held)
-            held = []
-    if sum(map(len, held)):
+            held, size = [], 0
+    if size:
         yield np.concatenate(held)
 
 
