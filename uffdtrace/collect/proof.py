@@ -165,7 +165,8 @@ def _taken_out(program: Program, stream: Stream, pid: int) -> Array:
 def _addresses(events: Array, pid: int) -> Array:
     """Where the child's userfaultfds and its memory are in the kernel."""
     told = (events["type"] == Type.USERFAULTFD) & (events["aux"] == pid)
-    return np.unique(np.concatenate([events["ctx"][told], events["start"][told]]))
+    own: Array = np.unique(np.concatenate([events["ctx"][told], events["start"][told]]))
+    return own
 
 
 def _of_child(events: Array, pid: int) -> Array:
