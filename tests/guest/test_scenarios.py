@@ -83,4 +83,5 @@ def test_nothing_else_is_reported(trace: Trace, backend: str) -> None:
 
 def test_the_default_backend_bounds_nothing(guest: Guest, backend: str) -> None:
     if backend == "auto":
-        assert not guest.trace("auto").report["loss"].get("lower_bounds")
+        loss = guest.trace("auto").report["loss"]
+        assert not loss["lower_bounds"], loss

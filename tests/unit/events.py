@@ -156,7 +156,8 @@ class Events:
         mode = WRITEPROTECT_MODE_WP if on else 0
         self.call(Ioctl.WRITEPROTECT, at, pages, mode, tid=tid)
         self.protect(at, pages, tid, on)
-        self.protect_return(changed, tid)
+        if on:
+            self.protect_return(changed, tid)
         self.returned(Ioctl.WRITEPROTECT, at, pages, mode, tid=tid)
 
     def arm_part(self, at: int, pages: int, spans: list[tuple[int, int]], ret: int = 0) -> None:
@@ -216,8 +217,9 @@ class Events:
         aux = int(MessageFlag.WRITE if write else 0) | {Kind.MISSING: 0, Kind.WP: 2, Kind.MINOR: 4}[kind]
         self.add(Type.FAULT_FOUND, start=page(at), aux=aux, kind=kind, value=int(read), tid=tid, tgid=self.owner)
 
-    def wake(self, at: int, tid: int = THREAD) -> None:
-        self.add(Type.WAKE, start=page(at), tid=tid, tgid=self.owner)
+    def wake(self, at: int, tid: int = THREAD, by: int = 0) -> None:
+        """`by` the thread that wakes it; 0 for one that is in none of these events."""
+        self.add(Type.WAKE, start=page(at), tid=tid, tgid=self.owner, value=by)
 
     def fault_return(self, tid: int = THREAD, died: bool = False) -> None:
         self.add(Type.FAULT_RETURN, tid=tid, tgid=self.owner, kind=int(died))

@@ -275,7 +275,7 @@ class History:
             # The kernel wakes them all, or they die.
             if one is home:
                 if not dying:
-                    self.events.wake(at, tid)
+                    self.events.wake(at, tid, by=self.events.monitor)
                 self.events.fault_return(tid, died=dying)
                 self._dead |= {tid} if dying else set()
                 del self._asleep[tid]
@@ -411,7 +411,7 @@ class History:
                 self.events.message(at, kind, tid, write=variant < 6, reader=reader)
             return
         if name == "resolve":
-            self.events.wake(at, tid)
+            self.events.wake(at, tid, by=self.events.monitor if variant % 2 else 0)
         if name != "resolve" or variant < 6:
             self.events.fault_return(tid, died=name == "die")
         if name == "die":

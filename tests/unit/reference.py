@@ -85,11 +85,27 @@ class Reference:
     def _over(self, index: int) -> float:
         """Index of the return of the call at `index`: its own where that was lost, none where it still runs."""
         call, end = self.records[index], self._result(index)
+        if call["type"] == Type.PROTECT and not call["kind"]:
+            return self._release_over(index)
         again = any(
             later["tid"] == call["tid"] and later["type"] in (call["type"], RETURNS[call["type"]])
             for later in self.records[index + 1 :]
         )
         return float("inf") if not again else index if end is None else end
+
+    def _release_over(self, index: int) -> float:
+        """A release ends with what its thread does next: it wakes somebody, or the call returns."""
+        tid = self.records[index]["tid"]
+        for later in range(index + 1, len(self.records)):
+            event = self.records[later]
+            if event["type"] == Type.WAKE and event["value"] == tid:
+                return later
+            if event["tid"] == tid and event["type"] in (Type.IOCTL, Type.IOCTL_RETURN):
+                return later if event["type"] == Type.IOCTL_RETURN else index
+        for earlier in reversed(self.records[:index]):
+            if earlier["tid"] == tid and earlier["type"] in (Type.IOCTL, Type.IOCTL_RETURN):
+                return float("inf") if earlier["type"] == Type.IOCTL else index
+        return index
 
     def _undecided(self) -> set[int]:
         found: set[int] = set()

@@ -43,8 +43,6 @@
 #define BPF_F_MMAPABLE (1U << 10)
 #endif
 
-/* include/linux/sched/signal.h. */
-#define SIGNAL_GROUP_EXIT 0x4
 /* include/linux/signal.h, sigmask(SIGKILL). */
 #define SIGKILL_PENDING (1UL << 8)
 
@@ -74,11 +72,13 @@ enum mark_kind { MARK_HOLE = 1, MARK_PROTECTED_HOLE, MARK_HUGE, MARK_HUGE_ZERO }
 struct mark {
 	u64 page;
 	u64 ctx;
+	/* 0 where there is none. */
 	u32 kind;
 	u32 write;
 };
 
 struct ioctl_call {
+	/* 0 where there is none. */
 	u64 ctx;
 	u64 argument;
 	u32 command;
@@ -92,9 +92,22 @@ struct place {
 };
 
 struct sleeper {
+	/* Its ctx is 0 where the thread is in no fault. */
 	struct place place;
 	u32 memory;
 	u32 pad;
+};
+
+/*
+ * What a thread is in the middle of. It is written in place: an update and a delete of
+ * a map for each fault would cost more than all the rest.
+ */
+struct thread {
+	struct mark mark;
+	struct ioctl_call call;
+	/* The userfaultfd of the memory that change_protection() is arming, or 0. */
+	u64 protects;
+	struct sleeper sleeper;
 };
 
 struct huge_write {
@@ -135,10 +148,8 @@ BPF_HASH(traced, u64, u8, 16384);
 #define KNOWN 1
 #define BLOCKING 2
 BPF_HASH(known, u64, u8, 16384);
-BPF_HASH(marks, u32, struct mark, 65536);
-BPF_HASH(ioctl_calls, u32, struct ioctl_call, 16384);
-BPF_HASH(protect_calls, u32, u64, 16384);
-BPF_HASH(sleepers, u32, struct sleeper, 65536);
+/* By tid; a thread takes its entry along when it exits. */
+BPF_HASH(threads, u32, struct thread, 65536);
 BPF_HASH(merges, u32, u64, 64);
 /* Threads in ioctl(PAGEMAP_SCAN) with PM_SCAN_WP_MATCHING. */
 BPF_HASH(page_scans, u32, struct page_scan, 1024);
@@ -160,6 +171,31 @@ BPF_ARRAY(losses, u64, LOSS_COUNT);
  */
 BPF_F_TABLE("array", u32, struct event, messages, (CPUS) * (MESSAGE_SLOTS), BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u64, heads, CPUS, BPF_F_MMAPABLE);
+
+/*
+ * Programs of fentry are given typed pointers: what these point to is loaded as by any
+ * instruction, and a pointer that is loaded so has a type again. Elsewhere, and behind a
+ * void pointer, it takes a helper, which costs several times as much.
+ */
+static __always_inline u64 load64(bool typed, u64 address)
+{
+	u64 value = 0;
+
+	if (typed)
+		return *(u64 *)address;
+	bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
+	return value;
+}
+
+static __always_inline u32 load32(bool typed, u64 address)
+{
+	u32 value = 0;
+
+	if (typed)
+		return *(u32 *)address;
+	bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
+	return value;
+}
 
 static __always_inline u64 read64(u64 address)
 {
@@ -187,9 +223,16 @@ static __always_inline void lose(int what)
 
 static __always_inline void emit(struct event *event)
 {
+	struct event *record;
+
 	event->time = bpf_ktime_get_ns();
-	if (events.ringbuf_output(event, sizeof(*event), BPF_RB_NO_WAKEUP))
+	record = events.ringbuf_reserve(sizeof(*record));
+	if (!record) {
 		lose(LOSS_RING_FULL);
+		return;
+	}
+	*record = *event;
+	events.ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }
 
 static __always_inline void emit_here(struct event *event)
@@ -238,9 +281,47 @@ static __always_inline void keep_message(struct event *event)
 	*(volatile u64 *)head = *head + 1;
 }
 
+/* ---- what a thread does --------------------------------------------------- */
+
+/* What is known of a thread; null for one that did nothing yet. */
+static __always_inline struct thread *thread_of(u32 tid)
+{
+	return threads.lookup(&tid);
+}
+
+static __always_inline struct thread *this_thread(void)
+{
+	return thread_of(bpf_get_current_pid_tgid());
+}
+
+/* Null only where there is no room for one more. */
+static __always_inline struct thread *make_thread(void)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct thread *thread = threads.lookup(&tid);
+	struct thread nothing = {};
+
+	if (thread)
+		return thread;
+	threads.insert(&tid, &nothing);
+	thread = threads.lookup(&tid);
+	if (!thread)
+		lose(LOSS_MAP_FULL);
+	return thread;
+}
+
+static __always_inline int forget_thread(void)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+
+	threads.delete(&tid);
+	return 0;
+}
+
 /* ---- whose memory ------------------------------------------------------- */
 
 struct area {
+	bool typed;
 	u64 vma;
 	u64 flags;
 	u64 mm;
@@ -255,16 +336,17 @@ static __always_inline bool is_traced(u64 mm)
 }
 
 /* An area with a userfaultfd in an address space we trace. */
-static __always_inline bool registered_area(u64 vma, u64 wanted_flags, struct area *area)
+static __always_inline bool registered_area(bool typed, u64 vma, u64 wanted_flags, struct area *area)
 {
+	area->typed = typed;
 	area->vma = vma;
-	area->ctx = read64(vma + VMA_CTX);
+	area->ctx = load64(typed, vma + VMA_CTX);
 	if (!area->ctx)
 		return false;
-	area->flags = read64(vma + VMA_FLAGS);
+	area->flags = load64(typed, vma + VMA_FLAGS);
 	if (wanted_flags && !(area->flags & wanted_flags))
 		return false;
-	area->mm = read64(vma + VMA_MM);
+	area->mm = load64(typed, vma + VMA_MM);
 	return is_traced(area->mm);
 }
 
@@ -296,7 +378,7 @@ static __always_inline u32 memory_of(struct area *area)
 	u64 superblock, hstate;
 
 	if (!(area->flags & VM_HUGETLB))
-		return memory_by_ops(read64(area->vma + VMA_OPS));
+		return memory_by_ops(load64(area->typed, area->vma + VMA_OPS));
 	superblock = read64(read64(read64(area->vma + VMA_FILE) + FILE_INODE) + INODE_SB);
 	hstate = read64(read64(superblock + SB_FS_INFO) + HUGETLBFS_HSTATE);
 	return MEMORY_HUGETLB | read32(hstate + HSTATE_ORDER) << MEMORY_ORDER_SHIFT;
@@ -527,16 +609,28 @@ static __always_inline void emit_present(struct event *call, u64 mm)
 
 /* ---- descriptors and ioctls ---------------------------------------------- */
 
-static __always_inline void fault_entry(u64 entry, struct event *event)
-{
-	u64 fault = entry - UWQ_WQ;
-	u64 task;
+/* A struct userfaultfd_wait_queue, read at once: member by member it would take a helper for each. */
+struct waiter {
+	u64 words[UWQ_SIZE / 8];
+};
 
-	event->ctx = read64(fault + UWQ_CTX);
-	event->aux = read64(fault + UWQ_MSG + 8);
-	event->start = read64(fault + UWQ_MSG + 16);
-	task = read64(entry + WQE_PRIVATE);
-	event->tid = read32(task + TASK_PID);
+/* `entry` is that of the wait queue. */
+static __always_inline void read_waiter(struct waiter *waiter, u64 entry)
+{
+	__builtin_memset(waiter, 0, sizeof(*waiter));
+	bpf_probe_read_kernel(waiter, sizeof(*waiter), (void *)(entry - UWQ_WQ));
+}
+
+static __always_inline u64 task_of(struct waiter *waiter)
+{
+	return waiter->words[(UWQ_WQ + WQE_PRIVATE) / 8];
+}
+
+static __always_inline void describe_waiter(struct event *event, struct waiter *waiter)
+{
+	event->ctx = waiter->words[UWQ_CTX / 8];
+	event->aux = waiter->words[UWQ_MSG / 8 + 1];
+	event->start = waiter->words[UWQ_MSG / 8 + 2];
 }
 
 static __always_inline u8 message_kind(u64 flags)
@@ -555,31 +649,33 @@ static __always_inline u8 message_kind(u64 flags)
 static __always_inline void emit_waiters(u64 uffd, u64 head, u32 type, bool read)
 {
 	u64 next = read64(head);
+	struct waiter waiter;
 	struct event event;
-	u64 entry, task;
+	u64 entry;
 
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < MOST_WAITERS; i++) {
 		entry = next - WQE_ENTRY;
-		if (next == head || read64(entry - UWQ_WQ + UWQ_CTX) != uffd)
+		read_waiter(&waiter, entry);
+		if (next == head || waiter.words[UWQ_CTX / 8] != uffd)
 			break;
 		__builtin_memset(&event, 0, sizeof(event));
 		event.type = type;
-		fault_entry(entry, &event);
+		describe_waiter(&event, &waiter);
+		event.tid = read32(task_of(&waiter) + TASK_PID);
 		if (type == EVENT_FAULT_FOUND) {
 			event.kind = message_kind(event.aux);
 			event.value = read;
 		} else {
-			event.kind = read32(entry - UWQ_WQ + UWQ_MSG) & 0xff;
+			event.kind = waiter.words[UWQ_MSG / 8] & 0xff;
 		}
-		task = read64(entry + WQE_PRIVATE);
-		event.tgid = read32(task + TASK_TGID);
+		event.tgid = read32(task_of(&waiter) + TASK_TGID);
 		emit(&event);
 		next = read64(next);
 	}
 }
 
-int on_fdinfo(void *ctx, u64 m, u64 file)
+int on_fdinfo(bool typed, u64 m, u64 file)
 {
 	struct event event = {};
 	u64 uffd = read64(file + FILE_PRIVATE);
@@ -595,12 +691,12 @@ int on_fdinfo(void *ctx, u64 m, u64 file)
 }
 
 /* The collector reads /proc/PID/maps: only here does the kernel say whose a mapping is. */
-int on_area(void *ctx, u64 m, u64 vma)
+int on_area(bool typed, u64 m, u64 vma)
 {
 	struct event event = {.type = EVENT_AREA};
 	struct area area;
 
-	if ((u32)(bpf_get_current_pid_tgid() >> 32) != COLLECTOR || !registered_area(vma, 0, &area))
+	if ((u32)(bpf_get_current_pid_tgid() >> 32) != COLLECTOR || !registered_area(typed, vma, 0, &area))
 		return 0;
 	event.ctx = area.ctx;
 	event.start = read64(vma + VMA_START);
@@ -645,69 +741,74 @@ static __always_inline void read_argument(struct event *event, u32 command, u64 
 	}
 }
 
-int on_ioctl(void *ctx, u64 file, u64 command, u64 argument)
+int on_ioctl(bool typed, u64 file, u64 command, u64 argument)
 {
-	u32 tid = bpf_get_current_pid_tgid();
-	struct ioctl_call call = {.command = command, .argument = argument};
 	struct event event = {.type = EVENT_IOCTL, .kind = command & 0xff};
+	struct thread *thread;
+	u64 mm;
 
 	if ((command >> 8 & 0xff) != UFFDIO)
 		return 0;
-	call.ctx = event.ctx = read64(file + FILE_PRIVATE);
-	if (!admit(read64(call.ctx + CTX_MM)))
+	event.ctx = load64(typed, file + FILE_PRIVATE);
+	mm = read64(event.ctx + CTX_MM);
+	if (!admit(mm))
 		return 0;
-	marks.delete(&tid);
 	if (event.kind == IOCTL_API)
-		know(call.ctx);
-	else if (!known.lookup(&call.ctx))
-		emit_userfaultfd(call.ctx, 1);
+		know(event.ctx);
+	else if (!known.lookup(&event.ctx))
+		emit_userfaultfd(event.ctx, 1);
 	else if (event.kind == IOCTL_REGISTER)
-		emit_userfaultfd(call.ctx, 0);
-	if (ioctl_calls.update(&tid, &call))
-		lose(LOSS_MAP_FULL);
+		emit_userfaultfd(event.ctx, 0);
+	thread = make_thread();
+	if (thread) {
+		/* What COPY and its kin commit is no page of a fault. */
+		thread->mark.kind = 0;
+		thread->call.ctx = event.ctx;
+		thread->call.argument = argument;
+		thread->call.command = command;
+	}
 	read_argument(&event, command, argument);
 	/* With WP a page that is there is protected; with MINOR it is meant to be there. */
 	if (event.kind == IOCTL_REGISTER && (event.aux & (MODE_MISSING | MODE_WP | MODE_MINOR)) == MODE_MISSING)
-		emit_present(&event, read64(call.ctx + CTX_MM));
+		emit_present(&event, mm);
 	emit_here(&event);
 	return 0;
 }
 
 /* The kernel enters the userfaultfd into an area while REGISTER runs, and takes it out with a null pointer. */
-int on_set_uffd(void *ctx, u64 vma, u64 uffd)
+int on_set_uffd(bool typed, u64 vma, u64 uffd)
 {
 	struct event event = {.type = EVENT_AREA_REGISTERED, .ctx = uffd};
-	struct area area = {.vma = vma, .ctx = uffd};
+	struct area area = {.typed = typed, .vma = vma, .ctx = uffd};
 
-	if (!uffd || !is_traced(read64(uffd + CTX_MM)))
+	if (!uffd || !is_traced(load64(typed, uffd + CTX_MM)))
 		return 0;
-	area.flags = read64(vma + VMA_FLAGS);
-	event.start = read64(vma + VMA_START);
-	event.end = read64(vma + VMA_END);
+	area.flags = load64(typed, vma + VMA_FLAGS);
+	event.start = load64(typed, vma + VMA_START);
+	event.end = load64(typed, vma + VMA_END);
 	event.flags = memory_of(&area);
 	emit_here(&event);
 	return 0;
 }
 
-int on_ioctl_return(void *ctx, u64 result)
+int on_ioctl_return(bool typed, u64 result)
 {
-	u32 tid = bpf_get_current_pid_tgid();
-	struct ioctl_call *call = ioctl_calls.lookup(&tid);
+	struct thread *thread = this_thread();
 	struct event event = {.type = EVENT_IOCTL_RETURN, .ret = result};
 
-	if (!call)
+	if (!thread || !thread->call.ctx)
 		return 0;
-	event.kind = call->command & 0xff;
-	event.ctx = call->ctx;
-	read_argument(&event, call->command, call->argument);
+	event.kind = thread->call.command & 0xff;
+	event.ctx = thread->call.ctx;
+	thread->call.ctx = 0;
+	read_argument(&event, thread->call.command, thread->call.argument);
 	if (event.kind == IOCTL_API)
 		emit_userfaultfd(event.ctx, 0);
-	ioctl_calls.delete(&tid);
 	emit_here(&event);
 	return 0;
 }
 
-int on_release(void *ctx, u64 file)
+int on_release(bool typed, u64 file)
 {
 	struct event event = {.type = EVENT_RELEASE};
 
@@ -724,15 +825,15 @@ int on_release(void *ctx, u64 file)
 /* include/uapi/asm-generic/fcntl.h. */
 #define O_NONBLOCK 0x800
 
-int on_poll(void *ctx, u64 file)
+int on_poll(bool typed, u64 file)
 {
 	struct event event = {.type = EVENT_POLL};
 	u8 *seen;
 
 	/* Monitors that do it right pay for no more than this. */
-	if (read32(file + FILE_FLAGS) & O_NONBLOCK)
+	if (load32(typed, file + FILE_FLAGS) & O_NONBLOCK)
 		return 0;
-	event.ctx = read64(file + FILE_PRIVATE);
+	event.ctx = load64(typed, file + FILE_PRIVATE);
 	seen = known.lookup(&event.ctx);
 	/* A monitor that spins would fill the ring: each userfaultfd is told of once. */
 	if (!seen || *seen & BLOCKING)
@@ -746,36 +847,38 @@ int on_poll(void *ctx, u64 file)
 
 /* ---- protection ---------------------------------------------------------- */
 
-int on_protect(void *ctx, u64 vma, u64 start, u64 end, u64 flags)
+int on_protect(bool typed, u64 vma, u64 start, u64 end, u64 flags)
 {
-	u32 tid = bpf_get_current_pid_tgid();
 	struct event event = {.type = EVENT_PROTECT, .start = start, .end = end};
+	struct thread *thread;
 	struct area area;
 
-	if (!(flags & (MM_CP_UFFD_WP | MM_CP_UFFD_WP_RESOLVE)) || !registered_area(vma, 0, &area))
+	if (!(flags & (MM_CP_UFFD_WP | MM_CP_UFFD_WP_RESOLVE)) || !registered_area(typed, vma, 0, &area))
 		return 0;
 	event.ctx = area.ctx;
 	event.kind = flags & MM_CP_UFFD_WP ? 1 : 0;
 	event.aux = area.flags;
-	/* Swapped-out pages that are protected already are not in the return value. */
-	event.value = read64(TOTAL_SWAP_PAGES) != read64(FREE_SWAP_PAGES);
 	event.flags = memory_of(&area);
-	if (protect_calls.update(&tid, &area.ctx))
-		lose(LOSS_MAP_FULL);
+	thread = make_thread();
+	/* What a release found says nothing, and the call around it tells when it was over. */
+	if (thread)
+		thread->protects = event.kind ? area.ctx : 0;
+	/* Swapped-out pages that are protected already are not in the return value. */
+	if (event.kind)
+		event.value = read64(TOTAL_SWAP_PAGES) != read64(FREE_SWAP_PAGES);
 	emit_here(&event);
 	return 0;
 }
 
-int on_protect_return(void *ctx, u64 pages)
+int on_protect_return(bool typed, u64 pages)
 {
-	u32 tid = bpf_get_current_pid_tgid();
-	u64 *call = protect_calls.lookup(&tid);
+	struct thread *thread = this_thread();
 	struct event event = {.type = EVENT_PROTECT_RETURN, .value = pages};
 
-	if (!call)
+	if (!thread || !thread->protects)
 		return 0;
-	event.ctx = *call;
-	protect_calls.delete(&tid);
+	event.ctx = thread->protects;
+	thread->protects = 0;
 	emit_here(&event);
 	return 0;
 }
@@ -807,7 +910,7 @@ struct pm_scan_argument {
  * PM_SCAN_WP_MATCHING sets the bits of page-table entries itself, in areas with
  * WP_ASYNC: no other probe sees that these are armed.
  */
-int on_page_scan(void *ctx, u64 command, u64 argument, u64 file)
+int on_page_scan(bool typed, u64 command, u64 argument, u64 file)
 {
 	u32 tid = bpf_get_current_pid_tgid();
 	struct page_scan scan = {.argument = argument};
@@ -835,7 +938,7 @@ int on_page_scan(void *ctx, u64 command, u64 argument, u64 file)
 	return 0;
 }
 
-int on_page_scan_return(void *ctx, u64 result)
+int on_page_scan_return(bool typed, u64 result)
 {
 	u32 tid = bpf_get_current_pid_tgid();
 	struct page_scan *scan = page_scans.lookup(&tid);
@@ -860,35 +963,38 @@ int on_page_scan_return(void *ctx, u64 result)
 /* ---- faults and messages ------------------------------------------------- */
 
 /* handle_userfault()'s own conditions, in its order: these return at once, and nobody is told. */
-static __always_inline bool cannot_sleep(u64 uffd, u32 flags)
+static __always_inline bool cannot_sleep(bool typed, u64 uffd, u32 flags)
 {
 	u64 task = (u64)bpf_get_current_task();
 
-	return read32(task + TASK_FLAGS) & (PF_EXITING | PF_DUMPCORE) || read32(uffd + CTX_FEATURES) & FEATURE_SIGBUS ||
-	       (!(flags & FAULT_FLAG_USER) && read32(uffd + CTX_FLAGS) & USER_MODE_ONLY) ||
+	return read32(task + TASK_FLAGS) & (PF_EXITING | PF_DUMPCORE) ||
+	       load32(typed, uffd + CTX_FEATURES) & FEATURE_SIGBUS ||
+	       (!(flags & FAULT_FLAG_USER) && load32(typed, uffd + CTX_FLAGS) & USER_MODE_ONLY) ||
 	       !(flags & FAULT_FLAG_ALLOW_RETRY) || flags & FAULT_FLAG_RETRY_NOWAIT;
 }
 
-int on_fault(void *ctx, u64 vmf, u64 reason)
+int on_fault(bool typed, u64 vmf, u64 reason)
 {
-	u32 tid = bpf_get_current_pid_tgid();
 	struct event event = {.type = EVENT_FAULT};
-	struct sleeper sleeper = {};
+	struct thread *thread;
 	struct area area;
+	u32 memory;
 
-	if (!registered_area(read64(vmf + VMF_VMA), 0, &area))
+	if (!registered_area(typed, load64(typed, vmf + VMF_VMA), 0, &area))
 		return 0;
 	/* The MINOR bit moves (37, 38, 41); the other two never did. */
 	event.kind = reason == VM_UFFD_MISSING ? KIND_MISSING : reason == VM_UFFD_WP ? KIND_WP : KIND_MINOR;
 	event.ctx = area.ctx;
-	event.start = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
-	event.aux = read32(vmf + VMF_FLAGS);
-	event.value = read64(area.vma + VMA_START);
-	event.end = read64(area.vma + VMA_END);
-	event.flags = sleeper.memory = memory_of(&area);
+	event.start = load64(typed, vmf + VMF_ADDRESS) & PAGE_MASK;
+	event.aux = load32(typed, vmf + VMF_FLAGS);
+	event.value = load64(typed, area.vma + VMA_START);
+	event.end = load64(typed, area.vma + VMA_END);
+	event.flags = memory = memory_of(&area);
 	event.flags |= (area.flags & VM_UFFD_MISSING ? MODE_MISSING : 0) << MODES_SHIFT;
 	event.flags |= (area.flags & VM_UFFD_WP ? MODE_WP : 0) << MODES_SHIFT;
-	if (cannot_sleep(area.ctx, event.aux)) {
+	if (cannot_sleep(typed, area.ctx, event.aux)) {
+		u32 tid = bpf_get_current_pid_tgid();
+
 		/* break_ksm() up to 6.1 asks and goes on: no access of anybody's has failed. */
 		if (unmerging.lookup(&tid))
 			return 0;
@@ -896,35 +1002,34 @@ int on_fault(void *ctx, u64 vmf, u64 reason)
 		emit_here(&event);
 		return 0;
 	}
-	sleeper.place.ctx = area.ctx;
-	sleeper.place.vm_start = event.value;
-	if (sleepers.update(&tid, &sleeper))
-		lose(LOSS_MAP_FULL);
+	thread = make_thread();
+	if (thread) {
+		thread->sleeper.place.ctx = area.ctx;
+		thread->sleeper.place.vm_start = event.value;
+		thread->sleeper.memory = memory;
+	}
 	count(area.ctx, event.value, COUNTER_FAULT_MISSING + event.kind);
 	emit_here(&event);
 	return 0;
 }
 
-int on_fault_return(void *ctx, u64 result)
+int on_fault_return(bool typed, u64 result)
 {
-	u32 tid = bpf_get_current_pid_tgid();
-	struct sleeper *sleeper = sleepers.lookup(&tid);
+	struct thread *thread = this_thread();
 	struct event event = {.type = EVENT_FAULT_RETURN, .value = (u32)result};
 	u64 task;
 
-	if (!sleeper)
+	if (!thread || !thread->sleeper.place.ctx)
 		return 0;
-	event.ctx = sleeper->place.ctx;
+	event.ctx = thread->sleeper.place.ctx;
+	thread->sleeper.place.ctx = 0;
 	/*
-	 * A thread that is killed in its fault was never served. SIGKILL is pending for
-	 * each thread of a process that dies, and for all but one at an exec.
+	 * A thread that is killed in its fault was never served. SIGKILL is pending for each
+	 * thread of a process that dies (complete_signal() and zap_other_threads() in
+	 * kernel/signal.c, zap_process() in fs/coredump.c), and for all but one at an exec.
 	 */
 	task = (u64)bpf_get_current_task();
-	event.kind = read32(read64(task + TASK_SIGNAL) + SIGNAL_FLAGS) & SIGNAL_GROUP_EXIT ||
-				     read64(task + TASK_PENDING) & SIGKILL_PENDING
-			     ? 1
-			     : 0;
-	sleepers.delete(&tid);
+	event.kind = read64(task + TASK_PENDING) & SIGKILL_PENDING ? 1 : 0;
 	emit_here(&event);
 	return 0;
 }
@@ -933,17 +1038,28 @@ int on_fault_return(void *ctx, u64 result)
  * userfaultfd_ctx_read() moves a fault from the pending to the read queue, once
  * for each message, with add_wait_queue(): at its call there, else in itself.
  */
-int on_message(void *ctx, u64 entry)
+int on_message(bool typed, u64 entry)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	struct event event = {.tid = id, .tgid = id >> 32, .kind = 1};
-	struct sleeper *sleeper;
+	struct thread *thread;
+	u32 sleeper, memory = 0;
+	struct waiter waiter;
+	u64 vm_start = 0;
 
-	if (read64(entry + WQE_FUNC) != USERFAULTFD_WAKE_FUNCTION)
+	read_waiter(&waiter, entry);
+	if (waiter.words[(UWQ_WQ + WQE_FUNC) / 8] != USERFAULTFD_WAKE_FUNCTION)
 		return 0;
-	event.ctx = read64(entry - UWQ_WQ + UWQ_CTX);
-	if (!admit(read64(event.ctx + CTX_MM)))
+	event.ctx = waiter.words[UWQ_CTX / 8];
+	sleeper = read32(task_of(&waiter) + TASK_PID);
+	thread = thread_of(sleeper);
+	/* It may sleep since before the trace; else its fault has passed the filter. */
+	if (thread && thread->sleeper.place.ctx == event.ctx) {
+		vm_start = thread->sleeper.place.vm_start;
+		memory = thread->sleeper.memory;
+	} else if (!admit(read64(event.ctx + CTX_MM))) {
 		return 0;
+	}
 	if (!known.lookup(&event.ctx)) {
 		/* Its descriptor came from a process that we do not follow. */
 		if (describe_process(&event, (u64)bpf_get_current_task()))
@@ -956,30 +1072,46 @@ int on_message(void *ctx, u64 entry)
 		event.end = 0;
 	}
 	event.type = EVENT_MESSAGE;
-	fault_entry(entry, &event);
+	describe_waiter(&event, &waiter);
+	event.tid = sleeper;
 	event.kind = message_kind(event.aux);
 	event.value = (u32)id;
-	sleeper = sleepers.lookup(&event.tid);
-	event.flags = sleeper ? sleeper->memory : 0;
-	count(event.ctx, sleeper ? sleeper->place.vm_start : 0, COUNTER_MESSAGE_MISSING + event.kind);
+	event.flags = memory;
+	count(event.ctx, vm_start, COUNTER_MESSAGE_MISSING + event.kind);
 	keep_message(&event);
 	return 0;
 }
 
-/* Called for every waiter; the key is a struct userfaultfd_wake_range. */
-int on_wake(void *ctx, u64 entry, u64 key)
-{
-	struct event event = {.type = EVENT_WAKE};
-	u64 start, length;
+/* A struct userfaultfd_wake_range. */
+struct wake_range {
+	u64 words[WAKE_SIZE / 8];
+};
 
-	if (!is_traced(read64(read64(entry - UWQ_WQ + UWQ_CTX) + CTX_MM)))
+/* Called for every waiter; the key is a struct userfaultfd_wake_range. */
+int on_wake(bool typed, u64 entry, u64 key)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct event event = {.type = EVENT_WAKE};
+	struct thread *thread = thread_of(id);
+	struct wake_range range = {};
+	struct waiter waiter;
+	u64 length;
+
+	read_waiter(&waiter, entry);
+	/* Most wakes are those of a call on this userfaultfd, which has passed the filter. */
+	if ((!thread || thread->call.ctx != waiter.words[UWQ_CTX / 8]) &&
+	    !is_traced(read64(waiter.words[UWQ_CTX / 8] + CTX_MM)))
 		return 0;
-	fault_entry(entry, &event);
-	start = read64(key + WAKE_START);
-	length = read64(key + WAKE_LEN);
-	if (length && (event.start < start || event.start >= start + length))
+	bpf_probe_read_kernel(&range, sizeof(range), (void *)key);
+	describe_waiter(&event, &waiter);
+	length = range.words[WAKE_LEN / 8];
+	/* As it is written in userfaultfd_wake_function(); with a length of 0 all are woken. */
+	if (length &&
+	    (event.start < range.words[WAKE_START / 8] || event.start >= range.words[WAKE_START / 8] + length))
 		return 0;
-	event.tgid = bpf_get_current_pid_tgid() >> 32;
+	event.value = (u32)id;
+	event.tid = read32(task_of(&waiter) + TASK_PID);
+	event.tgid = id >> 32;
 	emit(&event);
 	return 0;
 }
@@ -988,19 +1120,23 @@ int on_wake(void *ctx, u64 entry, u64 key)
 
 static __always_inline void mark(struct area *area, u64 address, u32 kind, u32 write)
 {
-	u32 tid = bpf_get_current_pid_tgid();
-	struct mark mark = {.page = address & PAGE_MASK, .ctx = area->ctx, .kind = kind, .write = write};
+	struct thread *thread = make_thread();
 
-	if (marks.update(&tid, &mark))
-		lose(LOSS_MAP_FULL);
+	if (!thread)
+		return;
+	thread->mark.page = address & PAGE_MASK;
+	thread->mark.ctx = area->ctx;
+	thread->mark.kind = kind;
+	thread->mark.write = write;
 }
 
 /* The page that is committed next was there before. */
 static __always_inline void unmark(void)
 {
-	u32 tid = bpf_get_current_pid_tgid();
+	struct thread *thread = this_thread();
 
-	marks.delete(&tid);
+	if (thread)
+		thread->mark.kind = 0;
 }
 
 static __always_inline void emit_page(struct area *area, u32 type, u32 kind, u64 start, u64 size, u64 aux)
@@ -1013,18 +1149,18 @@ static __always_inline void emit_page(struct area *area, u32 type, u32 kind, u64
 }
 
 /* do_anonymous_page(), where the compiler left it a function (6.12, 7.2). */
-int on_anon_fault(void *ctx, u64 vmf)
+int on_anon_fault(bool typed, u64 vmf)
 {
 	struct area area;
 	u32 flags;
 	u64 address, pte;
 
-	if (!registered_area(read64(vmf + VMF_VMA), VM_UFFD_WP, &area))
+	if (!registered_area(typed, load64(typed, vmf + VMF_VMA), VM_UFFD_WP, &area))
 		return 0;
-	flags = read32(vmf + VMF_FLAGS);
-	address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
+	flags = load32(typed, vmf + VMF_FLAGS);
+	address = load64(typed, vmf + VMF_ADDRESS) & PAGE_MASK;
 	/* Not none means a marker (WP_UNPOPULATED): the page arrives protected. */
-	pte = flags & FAULT_FLAG_ORIG_PTE_VALID ? read64(vmf + VMF_ORIG_PTE) : 0;
+	pte = flags & FAULT_FLAG_ORIG_PTE_VALID ? load64(typed, vmf + VMF_ORIG_PTE) : 0;
 	mark(&area, address, pte ? MARK_PROTECTED_HOLE : MARK_HOLE, flags & FAULT_FLAG_WRITE);
 	if (!(flags & FAULT_FLAG_WRITE) && !pte && !(area.flags & VM_UFFD_MISSING))
 		emit_page(&area, EVENT_ZERO_PAGE, 0, address, PAGE_SIZE, 0);
@@ -1035,57 +1171,56 @@ int on_anon_fault(void *ctx, u64 vmf)
  * Where do_anonymous_page() is inlined (5.10, 6.1): those kernels have no
  * markers on anonymous memory, so what the fault found tells what it will do.
  */
-int on_mm_fault(void *ctx, u64 vma, u64 address, u64 flags)
+int on_mm_fault(bool typed, u64 vma, u64 address, u64 flags)
 {
 	struct area area;
 
-	if (!registered_area(vma, VM_UFFD_WP, &area) || area.flags & VM_HUGETLB)
+	if (!registered_area(typed, vma, VM_UFFD_WP, &area) || area.flags & VM_HUGETLB)
 		return 0;
 	address &= PAGE_MASK;
 	mark(&area, address, MARK_HOLE, flags & FAULT_FLAG_WRITE);
-	if (flags & FAULT_FLAG_WRITE || area.flags & VM_UFFD_MISSING || read64(vma + VMA_OPS))
+	if (flags & FAULT_FLAG_WRITE || area.flags & VM_UFFD_MISSING || load64(typed, vma + VMA_OPS))
 		return 0;
 	if (!walk(area.mm, address).value)
 		emit_page(&area, EVENT_ZERO_PAGE, 0, address, PAGE_SIZE, 0);
 	return 0;
 }
 
-int on_huge_fault(void *ctx, u64 vmf)
+int on_huge_fault(bool typed, u64 vmf)
 {
-	u64 vma = read64(vmf + VMF_VMA);
+	u64 vma = load64(typed, vmf + VMF_VMA);
 	struct area area;
 	u64 address, start;
 	u32 flags;
 
-	if (!registered_area(vma, VM_UFFD_WP, &area))
+	if (!registered_area(typed, vma, VM_UFFD_WP, &area))
 		return 0;
-	flags = read32(vmf + VMF_FLAGS);
-	address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
+	flags = load32(typed, vmf + VMF_FLAGS);
+	address = load64(typed, vmf + VMF_ADDRESS) & PAGE_MASK;
 	mark(&area, address, MARK_HUGE, flags & FAULT_FLAG_WRITE);
 	start = address & ~(u64)(PMD_SIZE - 1);
 	if (flags & FAULT_FLAG_WRITE || area.flags & VM_UFFD_MISSING)
 		return 0;
 	/* transhuge_vma_suitable() in 5.10 and 6.1, thp_vma_suitable_order() in 6.12. */
-	if (start < read64(vma + VMA_START) || start + PMD_SIZE > read64(vma + VMA_END))
+	if (start < load64(typed, vma + VMA_START) || start + PMD_SIZE > load64(typed, vma + VMA_END))
 		return 0;
 	emit_page(&area, EVENT_HUGE_ZERO_PAGE, 0, start, PMD_SIZE, address);
 	return 0;
 }
 
-int on_huge_fault_return(void *ctx, u64 result)
+int on_huge_fault_return(bool typed, u64 result)
 {
-	u32 tid = bpf_get_current_pid_tgid();
-	struct mark *mark = marks.lookup(&tid);
+	struct thread *thread = this_thread();
 	struct event event = {.type = EVENT_HUGE_FALLBACK};
 
-	if (!mark || mark->kind != MARK_HUGE || !(result & VM_FAULT_FALLBACK))
+	if (!thread || thread->mark.kind != MARK_HUGE || !(result & VM_FAULT_FALLBACK))
 		return 0;
-	mark->kind = MARK_HOLE;
-	if (mark->write)
+	thread->mark.kind = MARK_HOLE;
+	if (thread->mark.write)
 		return 0;
-	event.ctx = mark->ctx;
-	event.aux = mark->page;
-	event.start = mark->page & ~(u64)(PMD_SIZE - 1);
+	event.ctx = thread->mark.ctx;
+	event.aux = thread->mark.page;
+	event.start = thread->mark.page & ~(u64)(PMD_SIZE - 1);
 	event.end = event.start + PMD_SIZE;
 	emit_here(&event);
 	return 0;
@@ -1099,17 +1234,18 @@ int on_huge_fault_return(void *ctx, u64 result)
  * before its range lost the mode comes here, too. In 7.2 a write to the huge zero
  * page takes a huge page in one fault, in 6.12 it splits.
  */
-int on_huge_wp(void *ctx, u64 vmf)
+int on_huge_wp(bool typed, u64 vmf)
 {
 	u32 tid = bpf_get_current_pid_tgid();
 	struct huge_write write = {};
 	struct area area;
 
-	if (!registered_area(read64(vmf + VMF_VMA), 0, &area) || read32(vmf + VMF_FLAGS) & FAULT_FLAG_UNSHARE)
+	if (!registered_area(typed, load64(typed, vmf + VMF_VMA), 0, &area) ||
+	    load32(typed, vmf + VMF_FLAGS) & FAULT_FLAG_UNSHARE)
 		return 0;
 	write.ctx = area.ctx;
 	write.mm = area.mm;
-	write.address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
+	write.address = load64(typed, vmf + VMF_ADDRESS) & PAGE_MASK;
 	write.memory = memory_of(&area);
 	mark(&area, write.address, MARK_HUGE_ZERO, FAULT_FLAG_WRITE);
 	if (huge_writes.update(&tid, &write))
@@ -1118,7 +1254,7 @@ int on_huge_wp(void *ctx, u64 vmf)
 }
 
 /* The function returns 0 also where it lost a race and did nothing: only the entry tells. */
-int on_huge_wp_return(void *ctx, u64 result)
+int on_huge_wp_return(bool typed, u64 result)
 {
 	u32 tid = bpf_get_current_pid_tgid();
 	struct huge_write *write = huge_writes.lookup(&tid);
@@ -1140,21 +1276,22 @@ int on_huge_wp_return(void *ctx, u64 result)
 }
 
 /* The page a fault adds is committed here, once, however many threads raced. */
-int on_anon_commit(void *ctx, u64 page, u64 vma, u64 address)
+int on_anon_commit(bool typed, u64 page, u64 vma, u64 address)
 {
 	u32 tid = bpf_get_current_pid_tgid();
-	struct mark *found, seen;
+	struct thread *thread;
 	struct area area;
+	struct mark seen;
 	bool huge;
 
-	if (!registered_area(vma, 0, &area))
+	if (!registered_area(typed, vma, 0, &area))
 		return 0;
-	found = marks.lookup(&tid);
-	if (!found)
+	thread = thread_of(tid);
+	if (!thread || !thread->mark.kind)
 		return 0;
-	seen = *found;
-	marks.delete(&tid);
-	huge = read64(page) >> PG_HEAD & 1;
+	seen = thread->mark;
+	thread->mark.kind = 0;
+	huge = load64(typed, page) >> PG_HEAD & 1;
 	if (huge)
 		address = address & ~(u64)(PMD_SIZE - 1);
 	if (address != (huge ? seen.page & ~(u64)(PMD_SIZE - 1) : seen.page))
@@ -1171,29 +1308,35 @@ int on_anon_commit(void *ctx, u64 page, u64 vma, u64 address)
 }
 
 /* Pages that swap brings back go through the same commit. */
-int on_swap(void *ctx, u64 vmf)
+int on_swap(bool typed, u64 vmf)
 {
 	struct area area;
 
-	if (registered_area(read64(vmf + VMF_VMA), VM_UFFD_WP, &area))
+	if (registered_area(typed, load64(typed, vmf + VMF_VMA), VM_UFFD_WP, &area))
 		unmark();
 	return 0;
 }
 
-int on_wp_fault(void *ctx, u64 vmf)
+int on_wp_fault(bool typed, u64 vmf)
 {
+	u64 vma = load64(typed, vmf + VMF_VMA);
 	struct area area;
 	u64 address, pte;
 	u32 flags, zero;
 
-	if (!registered_area(read64(vmf + VMF_VMA), 0, &area))
+	if (!load64(typed, vma + VMA_CTX))
+		return 0;
+	pte = load64(typed, vmf + VMF_ORIG_PTE);
+	flags = load32(typed, vmf + VMF_FLAGS);
+	/* The write is announced: do_wp_page() goes to handle_userfault() and commits no page. */
+	if (pte & PTE_UFFD_WP && !(flags & FAULT_FLAG_UNSHARE) && load64(typed, vma + VMA_FLAGS) & VM_UFFD_WP)
+		return 0;
+	if (!registered_area(typed, vma, 0, &area))
 		return 0;
 	unmark();
-	address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
-	flags = read32(vmf + VMF_FLAGS);
+	address = load64(typed, vmf + VMF_ADDRESS) & PAGE_MASK;
 	if (!(flags & FAULT_FLAG_WRITE) || flags & FAULT_FLAG_UNSHARE)
 		return 0;
-	pte = read64(vmf + VMF_ORIG_PTE);
 	/* break_ksm() up to 6.1 gives a page back by a write fault, though nobody writes. */
 	if (flags & FAULT_FLAG_REMOTE && !(flags & (FAULT_FLAG_USER | FAULT_FLAG_ALLOW_RETRY))) {
 		u32 tid = bpf_get_current_pid_tgid();
@@ -1207,36 +1350,35 @@ int on_wp_fault(void *ctx, u64 vmf)
 	/* KSM may have put the zero page there (use_zero_pages). */
 	zero = pte & PTE_SPECIAL && !(area.flags & VM_MERGEABLE);
 	/* Protected no more: the bit outlives a registration that dropped the mode. */
-	if (!(pte & PTE_UFFD_WP) || !(area.flags & VM_UFFD_WP))
-		emit_page(&area, EVENT_UNPROTECTED_WRITE, zero, address, PAGE_SIZE, 0);
+	emit_page(&area, EVENT_UNPROTECTED_WRITE, zero, address, PAGE_SIZE, 0);
 	return 0;
 }
 
-int on_file_fault(void *ctx, u64 vmf)
+int on_file_fault(bool typed, u64 vmf)
 {
 	struct area area;
 	u64 address;
 	u32 flags;
 
-	if (!registered_area(read64(vmf + VMF_VMA), VM_UFFD_WP, &area))
+	if (!registered_area(typed, load64(typed, vmf + VMF_VMA), VM_UFFD_WP, &area))
 		return 0;
 	unmark();
-	address = read64(vmf + VMF_ADDRESS) & PAGE_MASK;
-	flags = read32(vmf + VMF_FLAGS);
+	address = load64(typed, vmf + VMF_ADDRESS) & PAGE_MASK;
+	flags = load32(typed, vmf + VMF_FLAGS);
 	/* A marker makes finish_fault() map the page protected. */
-	if (flags & FAULT_FLAG_ORIG_PTE_VALID && read64(vmf + VMF_ORIG_PTE))
+	if (flags & FAULT_FLAG_ORIG_PTE_VALID && load64(typed, vmf + VMF_ORIG_PTE))
 		return 0;
 	emit_page(&area, EVENT_FILE_PAGE, flags & FAULT_FLAG_WRITE ? 1 : 0, address, PAGE_SIZE, 0);
 	return 0;
 }
 
-int on_hugetlb_fault(void *ctx, u64 vma, u64 address, u64 flags)
+int on_hugetlb_fault(bool typed, u64 vma, u64 address, u64 flags)
 {
 	struct area area;
 	struct entry entry;
 	u64 size;
 
-	if (!registered_area(vma, VM_UFFD_WP, &area))
+	if (!registered_area(typed, vma, VM_UFFD_WP, &area))
 		return 0;
 	size = (u64)PAGE_SIZE << (memory_of(&area) >> MEMORY_ORDER_SHIFT & 31);
 	address &= ~(size - 1);
@@ -1251,7 +1393,7 @@ int on_hugetlb_fault(void *ctx, u64 vma, u64 address, u64 flags)
 /* ---- pages that lose their protection ------------------------------------ */
 
 /* A page without kpage is the one the others will share: it keeps its entry. */
-int on_merge(void *ctx, u64 item, u64 kpage)
+int on_merge(bool typed, u64 item, u64 kpage)
 {
 	u32 tid = bpf_get_current_pid_tgid();
 
@@ -1262,7 +1404,7 @@ int on_merge(void *ctx, u64 item, u64 kpage)
 	return 0;
 }
 
-int on_merge_return(void *ctx, u64 result)
+int on_merge_return(bool typed, u64 result)
 {
 	u32 tid = bpf_get_current_pid_tgid();
 	u64 *item = merges.lookup(&tid);
@@ -1288,18 +1430,18 @@ int on_merge_return(void *ctx, u64 result)
  * Since "mm/ksm: fix KSM COW breaking with userfaultfd-wp via FAULT_FLAG_UNSHARE"
  * (6cce3314b928, 6.2) its faults unshare and leave the page protected.
  */
-int on_unmerge(void *ctx, u64 vma, u64 address)
+int on_unmerge(bool typed, u64 vma, u64 address)
 {
 	u32 tid = bpf_get_current_pid_tgid();
 	struct area area;
 
 	address &= PAGE_MASK;
-	if (registered_area(vma, 0, &area) && unmerging.update(&tid, &address))
+	if (registered_area(typed, vma, 0, &area) && unmerging.update(&tid, &address))
 		lose(LOSS_MAP_FULL);
 	return 0;
 }
 
-int on_unmerge_return(void *ctx, u64 result)
+int on_unmerge_return(bool typed, u64 result)
 {
 	u32 tid = bpf_get_current_pid_tgid();
 
@@ -1308,13 +1450,14 @@ int on_unmerge_return(void *ctx, u64 result)
 }
 
 /* unuse_pte() is inlined; swapoff is what runs as the OOM killer's first choice. */
-int on_mapped_again(void *ctx, u64 vma, u64 address, u64 compound)
+int on_mapped_again(bool typed, u64 vma, u64 address, u64 compound)
 {
 	struct area area;
 #ifdef SIGNAL_OOM_ORIGIN
 	u64 task = (u64)bpf_get_current_task();
 
-	if (registered_area(vma, VM_UFFD_WP, &area) && read32(read64(task + TASK_SIGNAL) + SIGNAL_OOM_ORIGIN) & 0xff)
+	if (registered_area(typed, vma, VM_UFFD_WP, &area) &&
+	    read32(read64(task + TASK_SIGNAL) + SIGNAL_OOM_ORIGIN) & 0xff)
 		emit_page(&area, EVENT_SWAPPED_BACK, 0, address & PAGE_MASK, PAGE_SIZE, 0);
 #endif
 	return 0;
@@ -1341,18 +1484,18 @@ static __always_inline void name_call(struct event *event)
 	event->value = (u32)read64(regs + (event->aux == SYS_PROCESS_MADVISE ? REGS_R10 : REGS_DX));
 }
 
-static __always_inline int dropped(u32 type, u64 vma, u64 start, u64 end, u64 wanted_flags)
+static __always_inline int dropped(bool typed, u32 type, u64 vma, u64 start, u64 end, u64 wanted_flags)
 {
 	u32 tid = bpf_get_current_pid_tgid();
 	struct event event = {.type = type, .start = start, .end = end};
 	struct area area;
 
-	if (!registered_area(vma, wanted_flags, &area))
+	if (!registered_area(typed, vma, wanted_flags, &area))
 		return 0;
 	event.ctx = area.ctx;
 	event.flags = memory_of(&area);
 	/* userfaultfd_remove() waits until the monitor has read of it. */
-	event.kind = type == EVENT_DISCARD && read32(area.ctx + CTX_FEATURES) & FEATURE_EVENT_REMOVE ? 1 : 0;
+	event.kind = type == EVENT_DISCARD && load32(typed, area.ctx + CTX_FEATURES) & FEATURE_EVENT_REMOVE ? 1 : 0;
 	name_call(&event);
 	if (type == EVENT_ZAP && zapping.update(&tid, &area.ctx))
 		lose(LOSS_MAP_FULL);
@@ -1361,9 +1504,9 @@ static __always_inline int dropped(u32 type, u64 vma, u64 start, u64 end, u64 wa
 }
 
 /* bool userfaultfd_remove(struct vm_area_struct *vma, unsigned long start, unsigned long end) */
-int on_discard(void *ctx, u64 vma, u64 start, u64 end)
+int on_discard(bool typed, u64 vma, u64 start, u64 end)
 {
-	return dropped(EVENT_DISCARD, vma, start, end, 0);
+	return dropped(typed, EVENT_DISCARD, vma, start, end, 0);
 }
 
 /*
@@ -1372,15 +1515,15 @@ int on_discard(void *ctx, u64 vma, u64 start, u64 end)
  * Entries go: madvise, but also hole punching and truncation of a file, and guard
  * regions, of which no event tells the monitor.
  */
-int on_zap(void *ctx, u64 vma, u64 address, u64 size)
+int on_zap(bool typed, u64 vma, u64 address, u64 size)
 {
-	return dropped(EVENT_ZAP, vma, address, address + size, VM_UFFD_WP);
+	return dropped(typed, EVENT_ZAP, vma, address, address + size, VM_UFFD_WP);
 }
 
 /* void unmap_hugepage_range(struct vm_area_struct *vma, unsigned long start, unsigned long end, ...) */
-int on_hugetlb_zap(void *ctx, u64 vma, u64 start, u64 end)
+int on_hugetlb_zap(bool typed, u64 vma, u64 start, u64 end)
 {
-	return dropped(EVENT_ZAP, vma, start, end, VM_UFFD_WP);
+	return dropped(typed, EVENT_ZAP, vma, start, end, VM_UFFD_WP);
 }
 
 /* Until here an entry may have been there still: what else acts on it meanwhile has no order with the drop. */
@@ -1398,23 +1541,23 @@ static __always_inline int zapped(void)
 	return 0;
 }
 
-int on_zap_return(void *ctx, u64 result)
+int on_zap_return(bool typed, u64 result)
 {
 	return zapped();
 }
 
-int on_hugetlb_zap_return(void *ctx, u64 result)
+int on_hugetlb_zap_return(bool typed, u64 result)
 {
 	return zapped();
 }
 
 /* void zap_page_range(struct vm_area_struct *vma, unsigned long start, unsigned long size) */
-int on_advised_zap(void *ctx, u64 vma, u64 start, u64 size)
+int on_advised_zap(bool typed, u64 vma, u64 start, u64 size)
 {
-	return dropped(EVENT_ZAP, vma, start, start + size, VM_UFFD_WP);
+	return dropped(typed, EVENT_ZAP, vma, start, start + size, VM_UFFD_WP);
 }
 
-int on_advised_zap_return(void *ctx, u64 result)
+int on_advised_zap_return(bool typed, u64 result)
 {
 	return zapped();
 }
@@ -1428,14 +1571,14 @@ static __always_inline int unmapped(u64 mm, u64 start, u64 end)
 	return 0;
 }
 
-int on_unmap(void *ctx, u64 mm, u64 start, u64 end)
+int on_unmap(bool typed, u64 mm, u64 start, u64 end)
 {
 	return unmapped(mm, start, end);
 }
 
-int on_unmap_vma(void *ctx, u64 vma, u64 start, u64 end)
+int on_unmap_vma(bool typed, u64 vma, u64 start, u64 end)
 {
-	u64 mm = vma ? read64(vma + VMA_MM) : 0;
+	u64 mm = vma ? load64(typed, vma + VMA_MM) : 0;
 
 	/* 6.12 calls it for each area; 5.10 for the first, which says nothing of the others. */
 	if (!mm || (!read64(vma + VMA_CTX) && end <= read64(vma + VMA_END)))
@@ -1443,7 +1586,7 @@ int on_unmap_vma(void *ctx, u64 vma, u64 start, u64 end)
 	return unmapped(mm, start, end);
 }
 
-int on_exit(void *ctx, u64 mm)
+int on_exit(bool typed, u64 mm)
 {
 	struct event event = {.type = EVENT_EXIT, .ctx = mm};
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
@@ -1462,7 +1605,7 @@ int on_exit(void *ctx, u64 mm)
 	return 0;
 }
 
-int on_fork(void *ctx, u64 parent, u64 child)
+int on_fork(bool typed, u64 parent, u64 child)
 {
 	u32 from = read32(parent + TASK_TGID);
 	u32 to = read32(child + TASK_TGID);
@@ -1494,10 +1637,10 @@ int on_fork(void *ctx, u64 parent, u64 child)
 }
 
 /* For each area of the parent; the copy still names the parent's userfaultfd. */
-int on_fork_area(void *ctx, u64 vma)
+int on_fork_area(bool typed, u64 vma)
 {
 	struct event event = {.type = EVENT_FORK};
-	struct area area = {.vma = vma, .flags = read64(vma + VMA_FLAGS)};
+	struct area area = {.typed = typed, .vma = vma, .flags = load64(typed, vma + VMA_FLAGS)};
 
 	event.ctx = read64(vma + VMA_CTX);
 	if (!event.ctx || !is_traced(read64(event.ctx + CTX_MM)))
@@ -1521,7 +1664,7 @@ static __always_inline u64 current_mm(void)
 	return read64((u64)bpf_get_current_task() + TASK_MM);
 }
 
-int on_remap(void *ctx, u64 regs)
+int on_remap(bool typed, u64 regs)
 {
 	struct event event = {.type = EVENT_REMAP};
 
@@ -1536,7 +1679,7 @@ int on_remap(void *ctx, u64 regs)
 	return 0;
 }
 
-int on_remap_return(void *ctx, u64 result)
+int on_remap_return(bool typed, u64 result)
 {
 	struct event event = {.type = EVENT_REMAP_RETURN, .value = result};
 
@@ -1566,7 +1709,7 @@ static __always_inline void on_forked(u64 uffd, u64 queued)
 	emit_here(&event);
 }
 
-int on_event(void *ctx, u64 uffd, u64 queued)
+int on_event(bool typed, u64 uffd, u64 queued)
 {
 	struct event event = {.type = EVENT_EVENT, .ctx = uffd};
 

@@ -29,13 +29,18 @@ struct pt_regs {
 	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss;
 };
 """
-_FORK = """
+_TRACEPOINT_PROGRAMS = """
 RAW_TRACEPOINT_PROBE(sched_process_fork)
 {
-	return on_fork(ctx, ctx->args[0], ctx->args[1]);
+	return on_fork(false, ctx->args[0], ctx->args[1]);
+}
+
+RAW_TRACEPOINT_PROBE(sched_process_exit)
+{
+	return forget_thread();
 }
 """
-_FORK_FUNCTION = b"raw_tracepoint__sched_process_fork"
+_TRACEPOINTS = ("sched_process_fork", "sched_process_exit")
 
 
 def possible_cpus() -> int:
@@ -62,13 +67,13 @@ def _entry_point(attachment: Attachment) -> str:
         # fexit finds the return value behind the arguments.
         slots = (attachment.parameter_count,) if returns else attachment.positions
         arguments = "".join(f", ctx[{slot}]" for slot in slots)
-        return f"{macro}({candidate.function})\n{{\n\treturn {candidate.handler}(ctx{arguments});\n}}\n"
+        return f"{macro}({candidate.function})\n{{\n\treturn {candidate.handler}(true{arguments});\n}}\n"
     values = (
         ["PT_REGS_RC(ctx)"] if returns else [f"PT_REGS_PARM{position + 1}(ctx)" for position in attachment.positions]
     )
     arguments = "".join(f", {value}" for value in values)
     return (
-        f"int {_entry_name(attachment)}(struct pt_regs *ctx)\n{{\n\treturn {candidate.handler}(ctx{arguments});\n}}\n"
+        f"int {_entry_name(attachment)}(struct pt_regs *ctx)\n{{\n\treturn {candidate.handler}(false{arguments});\n}}\n"
     )
 
 
@@ -80,7 +85,14 @@ def source_for(attachments: Iterable[Attachment]) -> str:
         r"^int (on_\w+)\(", lambda found: f"static __always_inline int {found.group(1)}(", handlers, flags=re.MULTILINE
     )
     return "\n".join(
-        [_PT_REGS, "#include <linux/types.h>", c_header(), handlers, *map(_entry_point, attachments), _FORK]
+        [
+            _PT_REGS,
+            "#include <linux/types.h>",
+            c_header(),
+            handlers,
+            *map(_entry_point, attachments),
+            _TRACEPOINT_PROGRAMS,
+        ]
     )
 
 
@@ -121,12 +133,11 @@ class Program:
                     f"the kernel refuses the probe on {attachment.place} ({attachment.kind}: {error}):"
                     f" try --backend {'kprobe' if attachment.fentry else 'fentry'}, or run uffdtrace doctor"
                 ) from error
-        try:
-            self._bpf.attach_raw_tracepoint(tp=b"sched_process_fork", fn_name=_FORK_FUNCTION)
-        except Exception as error:
-            raise Refusal(
-                f"the kernel refuses the tracepoint sched_process_fork ({error}): run uffdtrace doctor"
-            ) from error
+        for name in _TRACEPOINTS:
+            try:
+                self._bpf.attach_raw_tracepoint(tp=name.encode(), fn_name=f"raw_tracepoint__{name}".encode())
+            except Exception as error:
+                raise Refusal(f"the kernel refuses the tracepoint {name} ({error}): run uffdtrace doctor") from error
 
     def _attach(self, attachment: Attachment) -> None:
         candidate = attachment.candidate

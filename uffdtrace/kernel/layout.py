@@ -40,7 +40,6 @@ _MEMBERS = {
     "TASK_PENDING": ("task_struct", "pending.signal"),
     "TASK_MM": ("task_struct", "mm"),
     "TASK_STACK": ("task_struct", "stack"),
-    "SIGNAL_FLAGS": ("signal_struct", "flags"),
     "UWQ_WQ": ("userfaultfd_wait_queue", "wq"),
     "UWQ_MSG": ("userfaultfd_wait_queue", "msg"),
     "UWQ_CTX": ("userfaultfd_wait_queue", "ctx"),
@@ -63,6 +62,9 @@ _MEMBERS = {
     "REGS_ORIG_AX": ("pt_regs", "orig_ax"),
     "REGS_CS": ("pt_regs", "cs"),
 }
+
+# Structs that are read whole.
+_SIZES = {"UWQ_SIZE": "userfaultfd_wait_queue", "WAKE_SIZE": "userfaultfd_wake_range"}
 
 # Of two rows for one name, the one whose member this kernel has.
 _OPTIONAL_MEMBERS = (
@@ -123,6 +125,11 @@ def defines(btf: Btf, symbols: Symbols, machine: str | None = None) -> dict[str,
         if offset is None:
             raise LayoutError(f"this kernel's BTF has no {structure}.{path}: was it built with CONFIG_USERFAULTFD=y?")
         found[name] = offset
+    for name, structure in _SIZES.items():
+        size = btf.size(structure)
+        if size is None:
+            raise LayoutError(f"this kernel's BTF has no struct {structure}: was it built with CONFIG_USERFAULTFD=y?")
+        found[name] = size
     for name, structure, path in _OPTIONAL_MEMBERS:
         offset = btf.offset(structure, path)
         if offset is not None:

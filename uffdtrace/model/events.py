@@ -86,13 +86,14 @@ FIELDS = {
     " and modes, ret=1 where the fault cannot sleep",
     Type.MESSAGE: "read by the monitor: start=address, aux=message flags, kind=Kind, tid=the faulting thread,"
     " tgid=the monitor, value=its thread, flags=Memory or 0",
-    Type.WAKE: "a fault resolved: start=address, tid=the faulting thread",
+    Type.WAKE: "a fault resolved: start=address, tid=the faulting thread, tgid=the process that woke it,"
+    " value=its thread",
     Type.FAULT_RETURN: "handle_userfault returned: value=vm_fault_t, kind=1 as its process dies",
     Type.IOCTL: "start, end=range, aux=mode, value=source address, kind=Ioctl",
     Type.IOCTL_RETURN: "as IOCTL, value=the result member, ret=0 or -errno",
     Type.PROTECT: "change_protection: start, end, kind=1 protect, 0 release, aux=vm_flags, flags=Memory,"
     " value=1 where swap is in use",
-    Type.PROTECT_RETURN: "value=pages changed",
+    Type.PROTECT_RETURN: "value=pages changed, of a PROTECT with kind=1",
     Type.FRESH_PAGE: "a write fault populated start..end without protection, aux=fault address",
     Type.HUGE_PAGE: "the same with a huge page; kind=1 if a write did it",
     Type.HUGE_ZERO_WRITE: "a write replaced a huge zero page with a huge page",

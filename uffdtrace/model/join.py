@@ -33,6 +33,45 @@ def returns_of(events: Array, call: Type, result: Type) -> tuple[Array, Array]:
     return index[by_time], found[by_time]
 
 
+def protections_of(events: Array) -> tuple[Array, Array]:
+    """(index of each PROTECT, index of the event that tells of its end, or LOST, or OPEN while that may still come).
+
+    An arm has a return of its own, for what it found counts. A release is over when its
+    thread wakes somebody, or when the call returns in which it is: that comes a little
+    later than it was, and no page can be protected anew in between because of it.
+    """
+    index, found = returns_of(events, Type.PROTECT, Type.PROTECT_RETURN)
+    released = events["kind"][index] == 0
+    if released.any():
+        found[released] = _ends_of_releases(events, index[released])
+    return index, found
+
+
+def _ends_of_releases(events: Array, releases: Array) -> Array:
+    """For each of `releases` (indices, ascending) the index of the event that ends it, LOST or OPEN."""
+    types = events["type"]
+    own = np.zeros(len(events), dtype=bool)
+    own[releases] = True
+    chosen = np.flatnonzero((types == Type.IOCTL) | (types == Type.IOCTL_RETURN) | (types == Type.WAKE) | own)
+    # A WAKE is an act of the thread in its value.
+    threads = np.where(types[chosen] == Type.WAKE, events["value"][chosen], events["tid"][chosen])
+    by_thread = np.argsort(threads, kind="stable")
+    order, threads = chosen[by_thread], threads[by_thread]
+    types, own = types[order], own[order]
+    place = np.arange(len(order))
+    # The next place with something else than a release, and the last with the begin or the end of a call.
+    following = np.minimum.accumulate(np.where(own, len(order), place)[::-1])[::-1]
+    preceding = np.maximum.accumulate(np.where((types == Type.IOCTL) | (types == Type.IOCTL_RETURN), place, -1))
+    at = np.flatnonzero(own)
+    after, before = np.minimum(following[at], len(order) - 1), np.maximum(preceding[at], 0)
+    followed = (following[at] < len(order)) & (threads[after] == threads[at])
+    within = (preceding[at] >= 0) & (threads[before] == threads[at]) & (types[before] == Type.IOCTL)
+    over = followed & (types[after] != Type.IOCTL)
+    found = np.where(over, order[after], np.where(within & ~followed, OPEN, LOST))
+    ends: Array = found[np.argsort(order[at])]
+    return ends
+
+
 class Held:
     """Events that are not accounted for yet: a call that has not returned holds back all that came since it began."""
 

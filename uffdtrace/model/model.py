@@ -113,7 +113,7 @@ class Model:
     def _advance(self, final: bool) -> None:
         events = self._held.take()
         ioctls = join.returns_of(events, Type.IOCTL, Type.IOCTL_RETURN)
-        protects = join.returns_of(events, Type.PROTECT, Type.PROTECT_RETURN)
+        protects = join.protections_of(events)
         remaps = join.returns_of(events, Type.REMAP, Type.REMAP_RETURN)
         zaps = join.returns_of(events, Type.ZAP, Type.ZAP_RETURN)
         ready, blocker = len(events), 0
