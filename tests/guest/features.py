@@ -138,6 +138,7 @@ SCENARIOS = (
     "adjacent",
     "half",
     "arm-failed",
+    "argument-untouched",
     "huge-moved",
     "huge-remapped",
     "huge-remapped-event",

@@ -132,6 +132,7 @@ const struct scenario scenarios[] = {
 	{"adjacent", adjacent},
 	{"half", half},
 	{"arm-failed", arm_failed},
+	{"argument-untouched", argument_untouched},
 	{"huge-moved", huge_moved},
 	{"huge-remapped", huge_remapped},
 	{"huge-remapped-event", huge_remapped_event},

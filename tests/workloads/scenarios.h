@@ -190,5 +190,6 @@ void gap(void);
 void adjacent(void);
 void half(void);
 void arm_failed(void);
+void argument_untouched(void);
 
 #endif

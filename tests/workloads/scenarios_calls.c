@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "pagemap.h"
 #include "run.h"
@@ -285,5 +286,34 @@ void arm_failed(void)
 	expect("UFFDIO_WRITEPROTECT", protect(r->uffd, r->start, 0), EINVAL);
 	truth_finding(r, "arm-failed", 1);
 	arm_all(r);
+	write_and_stop(r, &m);
+}
+
+/* What a call is given, in memory that nobody has touched: the call brings it in, who only looks on cannot. */
+static void *untouched(const void *argument, size_t size)
+{
+	int fd = memfd_create("argument", MFD_CLOEXEC);
+	void *copy = MAP_FAILED;
+
+	if (fd >= 0 && write(fd, argument, size) == (ssize_t)size)
+		copy = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (copy == MAP_FAILED)
+		fail("memfd: %s", strerror(errno));
+	close(fd);
+	return copy;
+}
+
+void argument_untouched(void)
+{
+	struct monitor m = {0};
+	struct range *r = track_armed(SIDE, SIDE, 0, &m);
+	struct uffdio_writeprotect release = {.range = {.start = (unsigned long)r->start, .len = GAP * PAGE}};
+
+	truth_disarmed(r, 0, GAP);
+	if (ioctl(r->uffd, UFFDIO_WRITEPROTECT, untouched(&release, sizeof(release))))
+		fail("UFFDIO_WRITEPROTECT: %s", strerror(errno));
+	point("released");
+	/* This one the kernel cannot read either. */
+	expect("UFFDIO_WRITEPROTECT", ioctl(r->uffd, UFFDIO_WRITEPROTECT, (void *)PAGE) ? errno : 0, EFAULT);
 	write_and_stop(r, &m);
 }

@@ -46,6 +46,9 @@
 /* include/linux/signal.h, sigmask(SIGKILL). */
 #define SIGKILL_PENDING (1UL << 8)
 
+/* include/uapi/asm-generic/errno-base.h. */
+#define EFAULT 14
+
 /* include/linux/sched.h. */
 #define PF_EXITING 0x4
 #define PF_DUMPCORE 0x200
@@ -82,7 +85,11 @@ struct ioctl_call {
 	u64 ctx;
 	u64 argument;
 	u32 command;
-	u32 pad;
+	/* start, end and mode were in memory when the call began. */
+	u32 readable;
+	u64 start;
+	u64 end;
+	u64 mode;
 };
 
 /* An area, as good as the range it lies in. */
@@ -99,6 +106,15 @@ struct sleeper {
 };
 
 /*
+ * A userfaultfd or an address space that has passed a filter. It need not be looked up
+ * again until one of either kind goes: only then can its address be another's.
+ */
+struct pass {
+	u64 key;
+	u64 generation;
+};
+
+/*
  * What a thread is in the middle of. It is written in place: an update and a delete of
  * a map for each fault would cost more than all the rest.
  */
@@ -108,6 +124,12 @@ struct thread {
 	/* The userfaultfd of the memory that change_protection() is arming, or 0. */
 	u64 protects;
 	struct sleeper sleeper;
+	/* The address space that it faulted in. */
+	struct pass faults;
+	/* The userfaultfd that it called. */
+	struct pass calls;
+	/* The userfaultfd whose monitor read its message. */
+	struct pass told;
 };
 
 struct huge_write {
@@ -121,6 +143,8 @@ struct huge_write {
 struct page_scan {
 	u64 mm;
 	u64 argument;
+	/* The argument was in memory when the call began. */
+	u64 readable;
 };
 
 struct counts {
@@ -164,6 +188,8 @@ BPF_HASH(named, u32, u8, 16384);
 BPF_PERCPU_ARRAY(tables, struct table, 1);
 BPF_HASH(counters, struct place, struct counts, 65536);
 BPF_ARRAY(losses, u64, LOSS_COUNT);
+/* Grows as a userfaultfd or an address space goes. */
+BPF_ARRAY(generations, u64, 1);
 /*
  * Messages. A probe inside a function runs in NMI context (int3), where the
  * ring's lock is only tried: so each CPU has slots of its own, written by one
@@ -199,18 +225,12 @@ static __always_inline u32 load32(bool typed, u64 address)
 
 static __always_inline u64 read64(u64 address)
 {
-	u64 value = 0;
-
-	bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
-	return value;
+	return load64(false, address);
 }
 
 static __always_inline u32 read32(u64 address)
 {
-	u32 value = 0;
-
-	bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
-	return value;
+	return load32(false, address);
 }
 
 static __always_inline void lose(int what)
@@ -318,6 +338,38 @@ static __always_inline int forget_thread(void)
 	return 0;
 }
 
+/* ---- what has passed a filter --------------------------------------------- */
+
+/* To be read before a filter's maps are: what goes meanwhile makes the pass void. Never 0. */
+static __always_inline u64 generation(void)
+{
+	int zero = 0;
+	u64 *count = generations.lookup(&zero);
+
+	return count ? *(volatile u64 *)count + 1 : 1;
+}
+
+/* After it was taken out of the filter's maps. */
+static __always_inline void void_passes(void)
+{
+	int zero = 0;
+	u64 *count = generations.lookup(&zero);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+static __always_inline bool passed(struct pass *pass, u64 key, u64 now)
+{
+	return pass->generation == now && pass->key == key;
+}
+
+static __always_inline void let_pass(struct pass *pass, u64 key, u64 now)
+{
+	pass->key = key;
+	pass->generation = now;
+}
+
 /* ---- whose memory ------------------------------------------------------- */
 
 struct area {
@@ -335,8 +387,8 @@ static __always_inline bool is_traced(u64 mm)
 	return value && *value;
 }
 
-/* An area with a userfaultfd in an address space we trace. */
-static __always_inline bool registered_area(bool typed, u64 vma, u64 wanted_flags, struct area *area)
+/* An area with a userfaultfd, in whatever address space. */
+static __always_inline bool read_area(bool typed, u64 vma, u64 wanted_flags, struct area *area)
 {
 	area->typed = typed;
 	area->vma = vma;
@@ -347,7 +399,13 @@ static __always_inline bool registered_area(bool typed, u64 vma, u64 wanted_flag
 	if (wanted_flags && !(area->flags & wanted_flags))
 		return false;
 	area->mm = load64(typed, vma + VMA_MM);
-	return is_traced(area->mm);
+	return true;
+}
+
+/* An area with a userfaultfd in an address space we trace. */
+static __always_inline bool registered_area(bool typed, u64 vma, u64 wanted_flags, struct area *area)
+{
+	return read_area(typed, vma, wanted_flags, area) && is_traced(area->mm);
 }
 
 /* As vma_is_anonymous() and vma_is_shmem() tell them. */
@@ -706,8 +764,11 @@ int on_area(bool typed, u64 m, u64 vma)
 	return 0;
 }
 
-/* Copies the members that every UFFDIO struct has, wherever they stand in it. */
-static __always_inline void read_argument(struct event *event, u32 command, u64 argument)
+/*
+ * Copies the members that every UFFDIO struct has, wherever they stand in it. False where
+ * they are not in memory: the call brings them there, so its return can read them.
+ */
+static __always_inline bool read_argument(struct event *event, u32 command, u64 argument)
 {
 	u64 words[5] = {};
 	u32 size = command >> 16 & 0x3fff;
@@ -722,10 +783,8 @@ static __always_inline void read_argument(struct event *event, u32 command, u64 
 		failed = bpf_probe_read_user(words, 24, (void *)argument);
 	else
 		failed = bpf_probe_read_user(words, 16, (void *)argument);
-	if (failed) {
-		lose(LOSS_UNREADABLE);
-		return;
-	}
+	if (failed)
+		return false;
 	event->start = words[0];
 	if (event->kind == IOCTL_COPY || event->kind == IOCTL_MOVE) {
 		event->end = words[0] + words[2];
@@ -739,27 +798,42 @@ static __always_inline void read_argument(struct event *event, u32 command, u64 
 		event->start = 0;
 		event->aux = words[1];
 	}
+	return true;
+}
+
+/* The kernel writes no result into their structs. */
+static __always_inline bool has_result(u32 call)
+{
+	return call != IOCTL_WRITEPROTECT && call != IOCTL_UNREGISTER && call != IOCTL_WAKE;
 }
 
 int on_ioctl(bool typed, u64 file, u64 command, u64 argument)
 {
 	struct event event = {.type = EVENT_IOCTL, .kind = command & 0xff};
 	struct thread *thread;
-	u64 mm;
+	bool readable;
+	u64 now;
 
 	if ((command >> 8 & 0xff) != UFFDIO)
 		return 0;
 	event.ctx = load64(typed, file + FILE_PRIVATE);
-	mm = read64(event.ctx + CTX_MM);
-	if (!admit(mm))
-		return 0;
-	if (event.kind == IOCTL_API)
-		know(event.ctx);
-	else if (!known.lookup(&event.ctx))
-		emit_userfaultfd(event.ctx, 1);
-	else if (event.kind == IOCTL_REGISTER)
-		emit_userfaultfd(event.ctx, 0);
-	thread = make_thread();
+	now = generation();
+	thread = this_thread();
+	if (event.kind == IOCTL_API || event.kind == IOCTL_REGISTER || !thread ||
+	    !passed(&thread->calls, event.ctx, now)) {
+		if (!admit(read64(event.ctx + CTX_MM)))
+			return 0;
+		if (event.kind == IOCTL_API)
+			know(event.ctx);
+		else if (!known.lookup(&event.ctx))
+			emit_userfaultfd(event.ctx, 1);
+		else if (event.kind == IOCTL_REGISTER)
+			emit_userfaultfd(event.ctx, 0);
+		thread = make_thread();
+		/* Where there was no room for it, it is not known. */
+		if (thread && known.lookup(&event.ctx))
+			let_pass(&thread->calls, event.ctx, now);
+	}
 	if (thread) {
 		/* What COPY and its kin commit is no page of a fault. */
 		thread->mark.kind = 0;
@@ -767,10 +841,16 @@ int on_ioctl(bool typed, u64 file, u64 command, u64 argument)
 		thread->call.argument = argument;
 		thread->call.command = command;
 	}
-	read_argument(&event, command, argument);
+	readable = read_argument(&event, command, argument);
+	if (thread) {
+		thread->call.readable = readable;
+		thread->call.start = event.start;
+		thread->call.end = event.end;
+		thread->call.mode = event.aux;
+	}
 	/* With WP a page that is there is protected; with MINOR it is meant to be there. */
 	if (event.kind == IOCTL_REGISTER && (event.aux & (MODE_MISSING | MODE_WP | MODE_MINOR)) == MODE_MISSING)
-		emit_present(&event, mm);
+		emit_present(&event, read64(event.ctx + CTX_MM));
 	emit_here(&event);
 	return 0;
 }
@@ -801,7 +881,19 @@ int on_ioctl_return(bool typed, u64 result)
 	event.kind = thread->call.command & 0xff;
 	event.ctx = thread->call.ctx;
 	thread->call.ctx = 0;
-	read_argument(&event, thread->call.command, thread->call.argument);
+	/* What the return cannot make up for: where pages came from, and what was there before. */
+	if (!thread->call.readable && (event.kind == IOCTL_REGISTER || event.kind == IOCTL_MOVE) &&
+	    (s64)result != -EFAULT)
+		lose(LOSS_UNREADABLE);
+	if (thread->call.readable && !has_result(event.kind)) {
+		event.start = thread->call.start;
+		event.end = thread->call.end;
+		event.aux = thread->call.mode;
+	} else if (!read_argument(&event, thread->call.command, thread->call.argument) &&
+		   (thread->call.readable || (s64)result != -EFAULT)) {
+		/* Else the kernel could not read it either, and did nothing. */
+		lose(LOSS_UNREADABLE);
+	}
 	if (event.kind == IOCTL_API)
 		emit_userfaultfd(event.ctx, 0);
 	emit_here(&event);
@@ -815,6 +907,7 @@ int on_release(bool typed, u64 file)
 	event.ctx = read64(file + FILE_PRIVATE);
 	event.kind = read32((u64)bpf_get_current_task() + TASK_FLAGS) & PF_EXITING ? 1 : 0;
 	known.delete(&event.ctx);
+	void_passes();
 	if (is_traced(read64(event.ctx + CTX_MM)))
 		emit_here(&event);
 	return 0;
@@ -853,13 +946,18 @@ int on_protect(bool typed, u64 vma, u64 start, u64 end, u64 flags)
 	struct thread *thread;
 	struct area area;
 
-	if (!(flags & (MM_CP_UFFD_WP | MM_CP_UFFD_WP_RESOLVE)) || !registered_area(typed, vma, 0, &area))
+	if (!(flags & (MM_CP_UFFD_WP | MM_CP_UFFD_WP_RESOLVE)) || !read_area(typed, vma, 0, &area))
 		return 0;
+	thread = this_thread();
+	/* A call on this userfaultfd has passed the filter. */
+	if ((!thread || thread->call.ctx != area.ctx) && !is_traced(area.mm))
+		return 0;
+	if (!thread)
+		thread = make_thread();
 	event.ctx = area.ctx;
 	event.kind = flags & MM_CP_UFFD_WP ? 1 : 0;
 	event.aux = area.flags;
 	event.flags = memory_of(&area);
-	thread = make_thread();
 	/* What a release found says nothing, and the call around it tells when it was over. */
 	if (thread)
 		thread->protects = event.kind ? area.ctx : 0;
@@ -924,14 +1022,13 @@ int on_page_scan(bool typed, u64 command, u64 argument, u64 file)
 	scan.mm = event.ctx = read64(file + FILE_PRIVATE);
 	if (!is_traced(scan.mm))
 		return 0;
-	if (bpf_probe_read_user(&words, sizeof(words), (void *)argument)) {
-		lose(LOSS_UNREADABLE);
-		return 0;
-	}
-	if (!(words.flags & PM_SCAN_WP_MATCHING))
+	scan.readable = !bpf_probe_read_user(&words, sizeof(words), (void *)argument);
+	if (scan.readable && !(words.flags & PM_SCAN_WP_MATCHING))
 		return 0;
 	if (page_scans.update(&tid, &scan))
 		lose(LOSS_MAP_FULL);
+	if (!scan.readable)
+		return 0;
 	event.start = words.start;
 	event.end = words.end;
 	emit_here(&event);
@@ -944,13 +1041,22 @@ int on_page_scan_return(bool typed, u64 result)
 	struct page_scan *scan = page_scans.lookup(&tid);
 	struct event event = {.type = EVENT_PAGE_SCAN_RETURN};
 	struct pm_scan_argument words = {};
+	bool began, readable;
 
 	if (!scan)
 		return 0;
 	event.ctx = scan->mm;
-	if (bpf_probe_read_user(&words, sizeof(words), (void *)scan->argument))
-		lose(LOSS_UNREADABLE);
+	began = scan->readable;
+	readable = !bpf_probe_read_user(&words, sizeof(words), (void *)scan->argument);
 	page_scans.delete(&tid);
+	if (!began) {
+		/* What it protected, and from when on, was not seen; with EFAULT it did nothing. */
+		if ((!readable && (s64)result != -EFAULT) || words.flags & PM_SCAN_WP_MATCHING)
+			lose(LOSS_UNREADABLE);
+		return 0;
+	}
+	if (!readable)
+		lose(LOSS_UNREADABLE);
 	event.start = words.start;
 	event.end = words.walk_end;
 	event.ret = (s64)result < 0 ? result : 0;
@@ -979,9 +1085,19 @@ int on_fault(bool typed, u64 vmf, u64 reason)
 	struct thread *thread;
 	struct area area;
 	u32 memory;
+	u64 now;
 
-	if (!registered_area(typed, load64(typed, vmf + VMF_VMA), 0, &area))
+	if (!read_area(typed, load64(typed, vmf + VMF_VMA), 0, &area))
 		return 0;
+	now = generation();
+	thread = this_thread();
+	if (!thread || !passed(&thread->faults, area.mm, now)) {
+		if (!is_traced(area.mm))
+			return 0;
+		thread = make_thread();
+		if (thread)
+			let_pass(&thread->faults, area.mm, now);
+	}
 	/* The MINOR bit moves (37, 38, 41); the other two never did. */
 	event.kind = reason == VM_UFFD_MISSING ? KIND_MISSING : reason == VM_UFFD_WP ? KIND_WP : KIND_MINOR;
 	event.ctx = area.ctx;
@@ -1002,7 +1118,6 @@ int on_fault(bool typed, u64 vmf, u64 reason)
 		emit_here(&event);
 		return 0;
 	}
-	thread = make_thread();
 	if (thread) {
 		thread->sleeper.place.ctx = area.ctx;
 		thread->sleeper.place.vm_start = event.value;
@@ -1046,12 +1161,14 @@ int on_message(bool typed, u64 entry)
 	u32 sleeper, memory = 0;
 	struct waiter waiter;
 	u64 vm_start = 0;
+	u64 now;
 
 	read_waiter(&waiter, entry);
 	if (waiter.words[(UWQ_WQ + WQE_FUNC) / 8] != USERFAULTFD_WAKE_FUNCTION)
 		return 0;
 	event.ctx = waiter.words[UWQ_CTX / 8];
 	sleeper = read32(task_of(&waiter) + TASK_PID);
+	now = generation();
 	thread = thread_of(sleeper);
 	/* It may sleep since before the trace; else its fault has passed the filter. */
 	if (thread && thread->sleeper.place.ctx == event.ctx) {
@@ -1060,7 +1177,7 @@ int on_message(bool typed, u64 entry)
 	} else if (!admit(read64(event.ctx + CTX_MM))) {
 		return 0;
 	}
-	if (!known.lookup(&event.ctx)) {
+	if ((!thread || !passed(&thread->told, event.ctx, now)) && !known.lookup(&event.ctx)) {
 		/* Its descriptor came from a process that we do not follow. */
 		if (describe_process(&event, (u64)bpf_get_current_task()))
 			keep_message(&event);
@@ -1070,6 +1187,8 @@ int on_message(bool typed, u64 entry)
 		know(event.ctx);
 		keep_message(&event);
 		event.end = 0;
+	} else if (thread) {
+		let_pass(&thread->told, event.ctx, now);
 	}
 	event.type = EVENT_MESSAGE;
 	describe_waiter(&event, &waiter);
@@ -1600,6 +1719,7 @@ int on_exit(bool typed, u64 mm)
 	}
 	/* The address may be another process's soon. */
 	traced.delete(&mm);
+	void_passes();
 	if (ours)
 		emit_here(&event);
 	return 0;
