@@ -1,6 +1,7 @@
 """Measures, as root, what tracers cost a tracker and its neighbours; leaves what it saw as JSON.
 
-Blocks without a tracer stand between those with one, so that drift hits all alike.
+In a guest whose clock counts instructions (scripts/guests boot --icount) a time in ns
+is a number of instructions, and the fastest round of many is the same in each run.
 Judges nothing. Only the standard library.
 """
 
@@ -25,23 +26,26 @@ from typing import Any, Callable
 from guest.steps import FINISH_SECONDS, READY, Guest, finish, first_line, started, until
 
 # Rounds so short that many are not interrupted.
-WP_PAGES = 64
-FRESH_PAGES = 1024
-ROUNDS = 60
+PAGES = 64
+ROUNDS = 40
+# What a tracker has, by rounds.c's names; a neighbour only has the last.
+KINDS = ("wp", "missing", "hole", "released")
+FRESH = "fresh"
 # Compiling takes minutes in an emulated guest on a busy machine.
 START_SECONDS = 400.0
-# Where the idea of uffdtrace begins; what one would ask bpftrace.
-FUNCTIONS = ("handle_userfault", "do_anonymous_page", "change_protection")
+# Where the idea of uffdtrace begins; what one would ask bpftrace. The compiler inlined one in 5.10 and 6.1.
+SYMBOLS = set(re.findall(r" [tT] (\w+)$", Path("/proc/kallsyms").read_text(), re.MULTILINE))
+FUNCTIONS = [name for name in ("handle_userfault", "do_anonymous_page", "change_protection") if name in SYMBOLS]
 ONE_LINER = f"{','.join(f'kprobe:{name}' for name in FUNCTIONS)} {{ @[probe] = count(); }}"
 # A kprobe is armed before the program that counts hangs on it.
 SETTLE_SECONDS = 2.0
 KPROBES = Path("/sys/kernel/debug/kprobes/list")
-UNTRACED = "untraced"
+STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 
 @dataclass(frozen=True)
 class Tracer:
-    """`ready` looks at its stderr; `seen` counts in its stdout and stderr the faults that it saw."""
+    """`ready` looks at its stderr; `seen` counts in its stdout and stderr the WP faults that it saw."""
 
     command: tuple[str, ...]
     ready: Callable[[str], bool]
@@ -55,18 +59,14 @@ def armed() -> list[str]:
     return [name for name in FUNCTIONS if re.search(rf"\s{name}\+0x[04]\s(?!.*\[DISABLED\])", listed)]
 
 
-def uffdtrace(guest: Guest, pid: int, backend: str) -> Tracer:
-    command = (
-        *guest.uffdtrace,
-        "attach",
-        str(pid),
-        "-o",
-        guest.path("trace.data"),
-        "--format",
-        "json",
-        "--backend",
-        backend,
-    )
+def breakpoints() -> list[str]:
+    """Kprobes that are reached by an exception (int3): not through ftrace, and not made a jump."""
+    lines = [line.split() for line in KPROBES.read_text().splitlines()]
+    return [words[2] for words in lines if not {"[FTRACE]", "[OPTIMIZED]", "[DISABLED]"} & set(words)]
+
+
+def uffdtrace(guest: Guest, pid: int, *options: str) -> Tracer:
+    command = (*guest.uffdtrace, "attach", str(pid), "-o", guest.path("trace.data"), "--format", "json", *options)
     return Tracer(
         command,
         lambda err: bool(READY.search(err)),
@@ -74,8 +74,10 @@ def uffdtrace(guest: Guest, pid: int, backend: str) -> Tracer:
     )
 
 
-def tracers(guest: Guest, pid: int) -> dict[str, Tracer]:
+def tracers(guest: Guest, pid: int, other_backend: str) -> dict[str, Tracer]:
     return {
+        "uffdtrace": uffdtrace(guest, pid),
+        f"uffdtrace --backend {other_backend}": uffdtrace(guest, pid, "--backend", other_backend),
         "bpftrace": Tracer(
             ("bpftrace", "-e", ONE_LINER),
             lambda _: len(armed()) == len(FUNCTIONS),
@@ -86,8 +88,6 @@ def tracers(guest: Guest, pid: int) -> dict[str, Tracer]:
             lambda err: " attached" in err,
             lambda _, err: err.count("UFFDIO_WRITEPROTECT"),
         ),
-        "uffdtrace --backend fentry": uffdtrace(guest, pid, "fentry"),
-        "uffdtrace --backend kprobe": uffdtrace(guest, pid, "kprobe"),
     }
 
 
@@ -98,43 +98,75 @@ class Faulting:
         self._process = process
         self.pid = int(first_line(process, FINISH_SECONDS))
 
-    def round(self) -> float:
+    def round(self, kind: str) -> float:
         """ns per page."""
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
+        self._process.stdin.write(f"{kind}\n")
         self._process.stdin.flush()
         return float(first_line(self._process, FINISH_SECONDS))
 
 
 @contextlib.contextmanager
-def faulting(guest: Guest, *arguments: str) -> Iterator[Faulting]:
-    with started(guest, [guest.workload, *arguments], subprocess.PIPE, sys.stderr, subprocess.PIPE) as process:
+def faulting(guest: Guest) -> Iterator[Faulting]:
+    with started(guest, [guest.workload, str(PAGES)], subprocess.PIPE, sys.stderr, subprocess.PIPE) as process:
         yield Faulting(process)
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU time that a process and its children that ended took (proc_pid_stat(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def programs() -> dict[int, tuple[str, str, int, int]]:
+    """Each BPF program's name, type, time (ns) and number of runs, by its number."""
+    shown = subprocess.run(["bpftool", "prog", "show", "--json"], capture_output=True, text=True, check=True)
+    return {
+        one["id"]: (one.get("name", ""), one["type"], one.get("run_time_ns", 0), one.get("run_cnt", 0))
+        for one in json.loads(shown.stdout)
+    }
 
 
 class Bench:
     def __init__(self, guest: Guest, tracker: Faulting, neighbour: Faulting) -> None:
         self._guest, self._tracker, self._neighbour = guest, tracker, neighbour
-        self.blocks: list[dict[str, Any]] = []
+        self.tracker_pid = tracker.pid
 
-    def block(self, condition: str, **more: Any) -> None:
-        self.blocks.append(
-            {
-                "condition": condition,
-                "wp_ns": [self._tracker.round() for _ in range(ROUNDS)],
-                "fresh_ns": [self._neighbour.round() for _ in range(ROUNDS)],
-                **more,
-            }
-        )
+    def rounds(self) -> dict[str, float]:
+        """Of each kind the fastest round, ns per page."""
+        fastest = {kind: min(self._tracker.round(kind) for _ in range(ROUNDS)) for kind in KINDS}
+        return {**fastest, FRESH: min(self._neighbour.round(FRESH) for _ in range(ROUNDS))}
 
-    def traced(self, name: str, tracer: Tracer) -> None:
-        """A block under the tracer; RuntimeError where uffdtrace did not see all its faults."""
+    def programs(self) -> list[dict[str, Any]]:
+        """What each BPF program took for a page of the kind wp, and of another process's."""
+        STATS.write_text("1")
+        try:
+            begin = programs()
+            for _ in range(ROUNDS):
+                self._tracker.round("wp")
+            between = programs()
+            for _ in range(ROUNDS):
+                self._neighbour.round(FRESH)
+            end = programs()
+        finally:
+            STATS.write_text("0")
+        rows = []
+        for number, (name, kind, *_) in end.items():
+            row: dict[str, Any] = {"name": name, "type": kind}
+            for what, before, after in (("wp", begin, between), (FRESH, between, end)):
+                ns, runs = (after[number][at] - before.get(number, ("", "", 0, 0))[at] for at in (2, 3))
+                row[what] = {"runs": runs / (ROUNDS * PAGES), "each": ns / runs if runs else 0.0}
+            if row["wp"]["runs"] or row[FRESH]["runs"]:
+                rows.append(row)
+        return rows
+
+    def traced(self, name: str, tracer: Tracer) -> dict[str, Any]:
+        """Rounds under the tracer; RuntimeError where uffdtrace did not see all its faults."""
         out, err = Path(self._guest.path("out")), Path(self._guest.path("err"))
         # The kernel removes those of the tracer before when it finds the time.
         if not until(lambda: not armed(), FINISH_SECONDS):
             raise RuntimeError(f"kprobes are left on {', '.join(armed())}")
         with out.open("w") as stdout, err.open("w") as stderr:
-            began = time.monotonic()
             with started(self._guest, tracer.command, stdout, stderr) as process:
 
                 def ready() -> bool:
@@ -142,62 +174,53 @@ class Bench:
 
                 if not until(ready, START_SECONDS) or process.poll() is not None:
                     raise RuntimeError(f"{name} did not start: {err.read_text(errors='replace')[-500:]}")
-                start_s = round(time.monotonic() - began, 2)
+                start_s = cpu_s(process.pid)
                 time.sleep(SETTLE_SECONDS)
-                self.block(name, start_s=start_s)
+                # The first rounds take memory, and what the kernel does once.
+                for kind in KINDS:
+                    self._tracker.round(kind)
+                found: dict[str, Any] = {"start_cpu_s": start_s, "fastest_ns": self.rounds()}
+                if name.startswith("uffdtrace"):
+                    found["breakpoints"] = breakpoints()
+                    found["programs"] = self.programs()
                 process.send_signal(signal.SIGINT)
                 status = finish(process, FINISH_SECONDS)
         seen = tracer.seen(out.read_text(errors="replace"), err.read_text(errors="replace"))
-        if seen < ROUNDS * WP_PAGES and name.startswith("uffdtrace"):
-            raise RuntimeError(f"{name} saw {seen} of {ROUNDS * WP_PAGES} faults (exit {status})")
-        self.blocks[-1]["seen"] = seen
-
-
-def model_name() -> str:
-    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1] if found else platform.machine()
+        if seen < ROUNDS * PAGES and name.startswith("uffdtrace"):
+            raise RuntimeError(f"{name} saw {seen} of {ROUNDS * PAGES} faults (exit {status})")
+        return {**found, "seen": seen}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=Path, required=True)
-    parser.add_argument("--cycles", type=int, required=True)
+    parser.add_argument("--backend", required=True, help="beside auto")
     arguments = parser.parse_args()
     repository = Path(__file__).resolve().parents[2]
     if not os.path.ismount("/sys/kernel/debug"):
         subprocess.run(["mount", "-t", "debugfs", "debugfs", "/sys/kernel/debug"], check=True)
     result: dict[str, Any] = {
         "kernel": platform.release(),
-        "cpu": model_name(),
         "cpus": os.cpu_count(),
         "rounds": ROUNDS,
-        "wp_pages": WP_PAGES,
-        "fresh_pages": FRESH_PAGES,
+        "pages": PAGES,
         "one_liner": ONE_LINER,
+        "conditions": {},
     }
     with contextlib.ExitStack() as stack:
-        # Not in --dir, which is 9p.
+        # Not in the folder of --out, which is 9p.
         guest = Guest(Path(stack.enter_context(TemporaryDirectory())), arguments.rounds, repository, [])
-        tracker = stack.enter_context(faulting(guest, "wp", str(WP_PAGES)))
-        neighbour = stack.enter_context(faulting(guest, "fresh", str(FRESH_PAGES)))
-        bench = Bench(guest, tracker, neighbour)
-
-        def save() -> None:
+        bench = Bench(guest, stack.enter_context(faulting(guest)), stack.enter_context(faulting(guest)))
+        bench.rounds()
+        result["untraced_ns"] = bench.rounds()
+        for name, tracer in tracers(guest, bench.tracker_pid, arguments.backend).items():
+            result["conditions"][name] = bench.traced(name, tracer)
+            print(f"bench: {result['kernel']}: {name}", flush=True)
             # What is whole so far survives a guest that dies.
-            text = json.dumps({**result, "blocks": bench.blocks})
-            (arguments.dir / "guest.json").write_text(text)
-
-        bench.block("warm-up")
-        for cycle in range(arguments.cycles):
-            for name, tracer in tracers(guest, tracker.pid).items():
-                bench.block(UNTRACED)
-                save()
-                bench.traced(name, tracer)
-                save()
-                print(f"bench: {cycle + 1} of {arguments.cycles}: {name}", flush=True)
-        bench.block(UNTRACED)
-        save()
+            arguments.out.write_text(json.dumps(result))
+        result["untraced_again_ns"] = bench.rounds()
+        arguments.out.write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -139,18 +139,14 @@ def account(count: int) -> Json:
     model.finish()
     check(model, count)
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"events": events_seen, "cpu_s": cpu, "wall_s": wall, "reference_s": copying, "max_rss_kib": rss}
+    return {"faults": events_seen // PER_PAGE, "cpu_s": cpu, "wall_s": wall, "reference_s": copying, "max_rss_kib": rss}
 
 
-def write_trace(path: Path, count: int) -> int:
-    """How many events are in it."""
+def write_trace(path: Path, count: int) -> None:
     writer = Writer(path, WHAT)
-    written = 0
     for events in batches(count):
         writer.events(events)
-        written += len(events)
     writer.done(ENDING)
-    return written
 
 
 def read_only(path: Path) -> float:
@@ -177,24 +173,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dir", type=Path, required=True, help="where the trace file may be for a while")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--events", type=int, default=10_000_000)
+    parser.add_argument("--faults", type=int, default=1_250_000)
     parser.add_argument("--account", action="store_true", help="once, in this process")
     arguments = parser.parse_args()
     if arguments.account:
-        print(json.dumps(account(arguments.events)))
+        print(json.dumps(account(arguments.faults * PER_PAGE)))
         return
     # A process each: a peak of memory is for life.
-    once = [sys.executable, __file__, "--dir", str(arguments.dir), "--events", str(arguments.events), "--account"]
+    once = [sys.executable, __file__, "--dir", str(arguments.dir), "--faults", str(arguments.faults), "--account"]
     result: Json = {"account": [], "report": []}
     with tempfile.TemporaryDirectory(dir=arguments.dir) as scratch:
         trace = Path(scratch) / "trace.data"
-        count = write_trace(trace, arguments.events)
+        write_trace(trace, arguments.faults * PER_PAGE)
+        result["bytes"] = trace.stat().st_size / arguments.faults
         for number in range(arguments.repeats):
             print(f"bench: {number + 1} of {arguments.repeats}: the host's part", file=sys.stderr)
             result["account"].append(json.loads(subprocess.run(once, capture_output=True, check=True).stdout))
             reading = read_only(trace)
             said = measured(sys.executable, "-m", "uffdtrace", "report", "--format", "json", str(trace))
-            result["report"].append({"events": count, "reference_s": reading, **said})
+            result["report"].append({"faults": arguments.faults, "reference_s": reading, **said})
     print(json.dumps(result))
 
 

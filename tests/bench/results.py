@@ -1,9 +1,8 @@
 """What scripts/bench measured, as rows and tables. Only the standard library.
 
-A row has what was measured, under which condition, its value and spread, and its
-ratios to something measured nearby in the same run. Of faults the value is the
-fastest round, and the spread goes to the median round; of all else they are the
-median, the lowest and the highest. `n` counts blocks, starts or runs.
+Of each kernel: the fastest round of each kind under each tracer, in instructions, and
+its ratio to the same without one. Of the accounting on this machine: a median, the
+lowest and the highest, and their ratios to something measured in the same run.
 """
 
 from __future__ import annotations
@@ -22,9 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "scripts" / "bench.json"
 UNTRACED = "untraced"
 BASE_OF_STARTS = "bpftrace"
-ROUND_TRIP = "WP fault round trip"
-FRESH = "page fault of another process"
-START = "start until tracing"
+# By the names of tests/programs/rounds.c.
+KINDS = {
+    "wp": "WP fault, released",
+    "missing": "MISSING fault, COPY",
+    "hole": "write into an armed hole",
+    "released": "write to a released page",
+    "fresh": "page fault of another process",
+}
 
 Json = dict[str, Any]
 
@@ -66,51 +70,53 @@ def _short(value: float) -> float:
 # ---- from what was measured ------------------------------------------------------
 
 
-def _block_rows(blocks: list[Json], what: str, member: str) -> Iterable[Json]:
-    # A block's fastest round, a mean of many faults: what other load takes only adds.
-    times = [min(block[member]) for block in blocks]
-    for condition in dict.fromkeys(block["condition"] for block in blocks):
-        # The untraced blocks nearest to it, on both sides; untraced itself shows the noise.
-        reach = 2 if condition == UNTRACED else 1
-        rounds, ratios, n = [], [], 0
-        for number, block in enumerate(blocks):
-            if block["condition"] == condition:
-                n += 1
-                rounds += [ns / 1000 for ns in block[member]]
-                # The first block and the last have but one.
-                near = [times[at] for at in (number - reach, number + reach) if 0 <= at < len(blocks)]
-                if near:
-                    ratios.append(times[number] / min(near))
-        yield row(what, condition, "µs", n, (min(rounds), min(rounds), median(rounds)), ratios, UNTRACED)
-
-
 def traced_part(found: Json) -> Json:
-    blocks = [block for block in found.pop("blocks") if block["condition"] != "warm-up"]
-    rows = [*_block_rows(blocks, ROUND_TRIP, "wp_ns"), *_block_rows(blocks, FRESH, "fresh_ns")]
-    starts: dict[str, list[float]] = {}
-    for block in blocks:
-        if "start_s" in block:
-            starts.setdefault(block["condition"], []).append(block["start_s"])
-    for condition, seconds in starts.items():
-        # The n-th start of each belongs to the n-th cycle.
-        bases = [] if condition == BASE_OF_STARTS else starts.get(BASE_OF_STARTS, [])
-        ratios = [mine / base for mine, base in zip(seconds, bases)]
-        rows.append(row(START, condition, "s", len(seconds), spread(seconds), ratios, BASE_OF_STARTS))
-    faults = found["rounds"] * found["wp_pages"]
-    saw = {block["condition"]: block["seen"] for block in blocks if block.get("seen", faults) < faults}
-    return {**found, "saw_less": {name: [seen, faults] for name, seen in saw.items()}, "rows": rows}
+    """A kernel's rows: what, then by condition the instructions and their ratio to the untraced ones."""
+    untraced = {kind: min(found["untraced_ns"][kind], found["untraced_again_ns"][kind]) for kind in KINDS}
+    rows = []
+    for kind, what in KINDS.items():
+        cells = {UNTRACED: [round(untraced[kind]), None]}
+        for condition, one in found["conditions"].items():
+            value = one["fastest_ns"][kind]
+            cells[condition] = [round(value), round(value / untraced[kind], 3)]
+        rows.append({"what": what, "cells": cells})
+    base = found["conditions"][BASE_OF_STARTS]["start_cpu_s"]
+    starts = {name: round(one["start_cpu_s"] / base, 2) for name, one in found["conditions"].items()}
+    faults = found["rounds"] * found["pages"]
+    return {
+        **{name: found[name] for name in ("kernel", "cpus", "rounds", "pages", "one_liner")},
+        "rows": rows,
+        "starts": starts,
+        "breakpoints": {name: one["breakpoints"] for name, one in found["conditions"].items() if "breakpoints" in one},
+        "programs": {
+            name: _programs(one["programs"]) for name, one in found["conditions"].items() if "programs" in one
+        },
+        "saw_less": {name: [one["seen"], faults] for name, one in found["conditions"].items() if one["seen"] < faults},
+    }
+
+
+def _programs(found: list[Json]) -> list[Json]:
+    """What each takes for one fault of each kind, the dearest first; what runs now and then is left out."""
+    rows = []
+    for one in found:
+        row = {"name": one["name"], "type": one["type"]}
+        for kind in ("wp", "fresh"):
+            each, runs = one[kind]["each"], one[kind]["runs"]
+            row[kind] = [round(runs, 2), round(each)] if runs >= 0.05 else [0, 0]
+        if row["wp"][0] or row["fresh"][0]:
+            rows.append(row)
+    return sorted(rows, key=lambda row: -row["wp"][0] * row["wp"][1] - row["fresh"][0] * row["fresh"][1])
 
 
 def accounting_part(found: Json) -> Json:
     rows = []
     for what, base in (("account", "copying the events"), ("report", "reading the file")):
         runs = found[what]
-        events = runs[0]["events"] / 1e6
-        condition = f"{events:.3g} million events"
+        condition = f"{runs[0]['faults'] / 1e6:.3g} million served faults"
         ratios = [run["cpu_s"] / run["reference_s"] for run in runs]
         memory = [run["max_rss_kib"] / 1024 for run in runs]
         if what == "account":
-            rates = [run["events"] / 1e6 / run["cpu_s"] for run in runs]
+            rates = [run["faults"] / 1e6 / run["cpu_s"] for run in runs]
             rows.append(
                 row("decode and account, one core", condition, "million/s", len(runs), spread(rates), ratios, base)
             )
@@ -121,6 +127,7 @@ def accounting_part(found: Json) -> Json:
                 row("report, by the clock", condition, "s", len(runs), spread([run["wall_s"] for run in runs]), [], "")
             )
         rows.append(row(f"{what}, peak memory", condition, "MiB", len(runs), spread(memory), [], ""))
+    rows.append(row("trace file", "a served fault", "bytes", 1, [found["bytes"]] * 3, [], ""))
     return {**machine(), "rows": rows}
 
 
@@ -142,48 +149,68 @@ def _ratio(one: Json, times: str) -> str:
     return f"{middle:.2f} {times} {one['base']}{seen}"
 
 
-def where(part: Json) -> str:
-    # The name that QEMU gives a CPU of its own.
-    emulated = "an emulated guest (QEMU's TCG, no hardware virtualisation)" if "TCG" in part["cpu"] else part["cpu"]
-    rounds = ""
-    if "rounds" in part:
-        rounds = (
-            f", blocks of {part['rounds']} rounds of {part['wp_pages']} round trips or {part['fresh_pages']:,} faults"
-        )
+def _table(rows: list[list[str]]) -> str:
+    """Markdown that is readable as it is; the first row is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return "".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |\n" for line in lines)
+
+
+def _traced(part: Json) -> str:
+    conditions = list(part["rows"][0]["cells"])
+    rows = [["instructions", *conditions]]
+    for one in part["rows"]:
+        cells = [one["cells"][condition] for condition in conditions]
+        rows.append([one["what"], *(f"{count:,}" + (f" ({ratio:.2f}x)" if ratio else "") for count, ratio in cells)])
+    starts = ", ".join(f"{name} {ratio:.1f} times" for name, ratio in part["starts"].items() if name != BASE_OF_STARTS)
+    exceptions = "; ".join(f"{name}: {', '.join(found)}" for name, found in part["breakpoints"].items())
     return (
-        f"Linux {part['kernel']}, {part['cpus']} CPUs, {emulated}, on a machine with a load of {part['load']}{rounds}"
+        f"Linux {part['kernel']}:\n\n{_table(rows)}\n"
+        f"CPU time until it traces, beside {BASE_OF_STARTS}'s: {starts}.\n"
+        f"Probes that are reached by an exception (int3): {exceptions or 'none'}.\n"
+        + "".join(
+            f"{name} saw {seen:,} of {faults:,} WP faults.\n" for name, (seen, faults) in part["saw_less"].items()
+        )
     )
 
 
-def table(part: Json) -> str:
-    """Markdown that is readable as it is."""
+def _accounting(part: Json) -> str:
     rows = [["what", "", "value (spread)", "ratio (lowest to highest)", "n"]]
     for one in part["rows"]:
         ratio = _ratio(one, "x") if one["ratios"] else ""
         rows.append([one["what"], one["condition"], _spread(one["values"], " " + one["unit"]), ratio, str(one["n"])])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    rows.insert(1, ["-" * width for width in widths])
-    return "".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |\n" for line in rows)
+    return (
+        f"Accounting, on Linux {part['kernel']}, {part['cpus']} CPUs, {part['cpu']}, with a load of {part['load']}:\n\n"
+        + _table(rows)
+    )
 
 
 def markdown(parts: Json) -> str:
-    return "\n".join(f"{where(part)}:\n\n{table(part)}{_saw_less(part)}" for part in parts.values())
+    texts = [_traced(part) for part in parts.get("traced", {}).values()]
+    texts += [_accounting(parts["accounting"])] if "accounting" in parts else []
+    return "\n".join(texts)
 
 
-def _saw_less(part: Json) -> str:
-    return "".join(
-        f"\nIn one block {name} saw {seen:,} of {faults:,} faults.\n"
-        for name, (seen, faults) in part.get("saw_less", {}).items()
-    )
+def programs(part: Json, condition: str) -> str:
+    """Instructions of each BPF program, for one WP round trip and one page fault of another process."""
+    rows = [["program", "kind", "runs, WP", "each", "runs, other", "each"]]
+    rows += [
+        [one["name"], one["type"], *(f"{value:,}" for kind in ("wp", "fresh") for value in one[kind])]
+        for one in part["programs"][condition]
+    ]
+    return f"Linux {part['kernel']}, {condition}:\n\n{_table(rows)}"
 
 
 def sentences(parts: Json) -> Iterable[tuple[str, str]]:
     """What it is, and the ratio in words, for each row that has one."""
-    for part in parts.values():
+    for part in parts.get("traced", {}).values():
+        series = ".".join(part["kernel"].split(".")[:2])
         for one in part["rows"]:
-            if one["ratios"]:
-                name = f"{one['what']}, {one['condition']}"
-                yield name, f"{_ratio(one, 'times')}, of {one['n']}"
+            ratios = [f"{name} {ratio:.2f}" for name, (_, ratio) in one["cells"].items() if ratio]
+            yield f"{one['what']}, Linux {series}", f"times untraced: {', '.join(ratios)}"
+    for one in parts.get("accounting", {}).get("rows", ()):
+        if one["ratios"]:
+            yield f"{one['what']}, {one['condition']}", f"{_ratio(one, 'times')}, of {one['n']}"
 
 
 def committed() -> Json:
@@ -193,23 +220,24 @@ def committed() -> Json:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--traced", type=Path, help="what in_guest.py left")
+    parser.add_argument("--traced", type=Path, action="append", default=[], help="what in_guest.py left")
     parser.add_argument("--accounting", type=Path, help="what on_host.py printed")
     parser.add_argument("--write", action="store_true", help=f"into {COMMITTED.relative_to(ROOT)}")
     arguments = parser.parse_args()
-    parts: Json = {}
-    if arguments.traced:
-        parts["traced"] = traced_part(json.loads(arguments.traced.read_text()))
+    # By suite: a kernel that was not measured today stays.
+    traced = {path.stem: traced_part(json.loads(path.read_text())) for path in arguments.traced}
+    parts: Json = {"traced": traced} if traced else {}
     if arguments.accounting:
-        parts["accounting"] = accounting_part(json.loads(arguments.accounting.read_text()))
-    for part in parts.values():
-        # Of the last quarter of an hour, which is what a run takes.
-        part["load"] = round(os.getloadavg()[2], 1)
+        load = round(os.getloadavg()[2], 1)
+        parts["accounting"] = {**accounting_part(json.loads(arguments.accounting.read_text())), "load": load}
     print(markdown(parts))
+    for part in traced.values():
+        for condition in part["programs"]:
+            print(programs(part, condition))
     if arguments.write:
-        # A part that was not measured today stays.
-        merged = {**committed(), **parts}
-        COMMITTED.write_text(json.dumps({name: merged[name] for name in sorted(merged, reverse=True)}, indent=1) + "\n")
+        before = committed()
+        merged = {**before, **parts, "traced": {**before.get("traced", {}), **traced}}
+        COMMITTED.write_text(json.dumps(merged, indent=1) + "\n")
 
 
 if __name__ == "__main__":

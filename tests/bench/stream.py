@@ -16,7 +16,7 @@ from uffdtrace.model.events import PAGE_SIZE, Array, Ioctl, Kind, Type
 RANGE_PAGES = 1 << 18
 # As many pages as come between two looks at the ring.
 BATCH_PAGES = 1 << 13
-PER_PAGE = 8
+PER_PAGE = 7
 
 
 def _prelude() -> Array:
@@ -39,8 +39,7 @@ def _page() -> Array:
     events.message(0, Kind.WP)
     events.call(Ioctl.WRITEPROTECT, 0, 1)
     events.protect(0, 1, on=False)
-    events.protect_return(1)
-    events.wake(0)
+    events.wake(0, by=events.monitor)
     events.returned(Ioctl.WRITEPROTECT, 0, 1)
     events.fault_return(THREAD)
     assert len(events) == PER_PAGE

@@ -7,10 +7,10 @@ import time
 
 import numpy as np
 
-from uffdtrace.model.events import EVENT, Array
+from uffdtrace.model.events import EVENT, WHOLE, Array, joined, picked
 
 _HEADER = np.dtype([("length", "<u4"), ("page", "<u4")])
-_RECORD = np.dtype([("header", _HEADER), ("event", EVENT)])
+_RECORD = np.dtype([("header", _HEADER), ("event", WHOLE)])
 _BUSY = np.uint32(1 << 31)
 
 # An event has its time before it has its place: one that is older than this is complete.
@@ -52,7 +52,7 @@ class Ring:
         if busy.size:
             records = records[: busy[0]]
             self.blocked = True
-        events = records["event"].copy()
+        events = records["event"].copy().view(EVENT)
         self._consumer[0] = consumed + len(records) * _RECORD.itemsize
         return events
 
@@ -86,7 +86,7 @@ class Slots:
             self.overwritten += lost
             found.append(events[spoilt:])
             self._tails[cpu] = head
-        return np.concatenate(found) if found else np.empty(0, dtype=EVENT)
+        return joined(found)
 
 
 def _pages(size: int) -> int:
@@ -113,12 +113,12 @@ class Stream:
 
     def push(self, events: list[Array]) -> None:
         """Add events of our own, with the time at which they were true."""
-        self.held = np.concatenate([self.held, *events])
+        self.held = joined([self.held, *events])
 
     def peek(self) -> Array:
         """What came just now; it stays in the stream."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        events = np.concatenate([self._ring.drain(), self._slots.drain()])
+        events = joined([self._ring.drain(), self._slots.drain()])
         if not self._ring.blocked:
             self._clear = now
         self.late += int((events["time"] < self._handed).sum())
@@ -136,7 +136,7 @@ class Stream:
 
     def drain(self, horizon: int | None) -> Array:
         """The held events before `horizon`, in order of time; all of them if None, once nothing can come."""
-        events = self.held[np.argsort(self.held["time"], kind="stable")]
+        events = picked(self.held, np.argsort(self.held["time"], kind="stable"))
         ready = len(events) if horizon is None else int(np.searchsorted(events["time"], np.uint64(horizon)))
         self.held = events[ready:].copy()
         self._handed = max(self._handed, horizon or 0)

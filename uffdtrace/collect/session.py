@@ -25,7 +25,7 @@ from uffdtrace.kernel import layout, offers, preflight, probes, proc
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
 from uffdtrace.model.diagnosis import Case
-from uffdtrace.model.events import EVENT, PAGE_SIZE
+from uffdtrace.model.events import EVENT, PAGE_SIZE, joined
 from uffdtrace.model.model import Model
 from uffdtrace.model.report import FROM_EVENTS, Name, build
 from uffdtrace.trace.writer import Writer, check_path
@@ -37,7 +37,7 @@ _READERS_S = 0.5
 # Behind for that long is more than a burst.
 _BEHIND_S = 1.0
 # As many events as are accounted for between two looks at the ring.
-_BATCH = 1 << 13
+_BATCH = 1 << 15
 Say = Callable[[str], None]
 
 
@@ -299,7 +299,7 @@ class Session:
             self._who += who
             writer.processes(who)
             writer.events(events)
-            self._backlog = np.concatenate([self._backlog, events])
+            self._backlog = joined([self._backlog, events])
         batch = len(self._backlog) if everything else _BATCH
         if len(self._backlog):
             self._model.feed(self._backlog[:batch])

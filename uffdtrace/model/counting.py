@@ -41,6 +41,8 @@ def by_value(values: Array) -> list[tuple[int, Array]]:
     """(value, its indexes in ascending order) of each different one, in ascending order."""
     if not len(values):
         return []
+    if (values == values[0]).all():
+        return [(values[0].item(), np.arange(len(values)))]
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     bounds = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])

@@ -10,7 +10,7 @@ from enum import Enum
 import numpy as np
 
 from uffdtrace.model.counting import among
-from uffdtrace.model.events import PAGE_SIZE, WRITEPROTECT_MODE_WP, Array, Ioctl, Type
+from uffdtrace.model.events import PAGE_SIZE, WRITEPROTECT_MODE_WP, Array, Ioctl, Type, picked
 
 _FILLS = among((Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE, Ioctl.MOVE))
 _MASK = ~(PAGE_SIZE - 1)
@@ -67,7 +67,7 @@ def calls(events: Array, size: int, index: Array, found: Array) -> Iterator[Call
     """
     known = (index < size) & (found >= 0)
     index, found = index[known], found[known]
-    results = events[found]
+    results = picked(events, found)
     kinds, failed, done = results["kind"], results["ret"] < 0, results["value"]
     length = (results["end"] - results["start"]).astype(np.int64)
     fills = _FILLS[kinds]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uffdtrace.model.events import EVENT, Array, Type
+from uffdtrace.model.events import Array, Type, joined
 
 # A call that does not return must not hold the account back for ever: 64 MiB of events.
 MOST_HELD = 1 << 20
@@ -96,7 +96,7 @@ class Held:
     def take(self) -> Array:
         """All of them, which are held no more."""
         parts, self._parts, self._size = self._parts, [], 0
-        return np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else np.empty(0, dtype=EVENT)
+        return joined(parts)
 
     def keep(self, events: Array, blocker: int) -> None:
         """Hold what a call of the thread `blocker` (0 for nobody's) keeps from being accounted for."""

@@ -9,7 +9,6 @@ from uffdtrace.model.counting import among, by_value, counted
 from uffdtrace.model.dropped import DISCARDS, at_once, by_call
 from uffdtrace.model.events import (
     EVENT,
-    MEMORY_MASK,
     MEMORY_ORDER_SHIFT,
     MODES_SHIFT,
     PAGE_SIZE,
@@ -21,6 +20,7 @@ from uffdtrace.model.events import (
     Mode,
     Type,
     UffdEvent,
+    picked,
 )
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.losses import Losses
@@ -142,7 +142,7 @@ class Model:
         self._run(work, begin, ready, numbers)
         self._holes(work, begin, ready, numbers)
         if self.watched.populated.late:
-            self.watched.dropped(work.events[DISCARDS[work.events["type"]]])
+            self.watched.dropped(work.events[DISCARDS[work.types]])
         for call in facts.calls(events, ready, *ioctls):
             self._wrong(int(numbers[call.index]), call, int(work.homes[call.index]))
         self._sleep(work.events, numbers)
@@ -219,14 +219,15 @@ class Model:
 
     def _run_one(self, work: Work, chosen: Array | slice, home: Userfaultfd, numbers: Array) -> None:
         space = self.ranges.space(home.ctx)
-        events, types = work.events[chosen], work.events["type"][chosen]
+        events = work.events[chosen] if isinstance(chosen, slice) else picked(work.events, chosen)
+        types = events["type"].copy()
         _, number = space.locate(work.start[chosen])
         for lost in np.flatnonzero((types == Type.IOCTL) & (number < 0)).tolist():
             number[lost] = self._touched(home.ctx, events[lost])
         numbers[chosen] = number
         work.homes[chosen] = home.number
         known = number >= 0
-        self._describe(events[known], number[known])
+        self.ranges.describe(events["flags"][known], number[known])
         messages = types == Type.MESSAGE
         self.unattributed_messages += int((messages & ~known).sum())
         self._tally("faults", number, events["kind"], (types == Type.FAULT) & (events["ret"] == 0) & known)
@@ -244,11 +245,11 @@ class Model:
         # A trace may claim more than fits in memory at once.
         for part in np.split(active, np.flatnonzero(np.diff(np.cumsum(pages[active]) // _MOST_EXPANDED)) + 1):
             if part.size:
-                self._expand(home, events[part], start[part], pages[part], ops[part])
+                self._expand(home, picked(events, part), start[part], pages[part], ops[part])
 
     def _read(self, home: Userfaultfd, events: Array, number: Array, messages: Array, known: Array) -> None:
         """Who reads, and whether a reader faults itself; which faults were refused."""
-        home.read(events[messages])
+        home.read(picked(events, messages))
         faults = (events["type"] == Type.FAULT) & known
         slept = faults & (events["ret"] == 0)
         for index in np.flatnonzero(slept & np.isin(events["tid"], list(home.threads))).tolist():
@@ -355,15 +356,6 @@ class Model:
         for pair, count in counted(numbers[mask] * len(Kind) + kinds[mask]):
             getattr(self.ranges.all[pair // len(Kind)].root(), name)[pair % len(Kind)] += count
 
-    def _describe(self, events: Array, numbers: Array) -> None:
-        """What memory a range is, from any event that saw its area."""
-        told = events["flags"] != 0
-        pairs = numbers[told].astype(np.uint64) << np.uint64(32) | events["flags"][told]
-        for pair in np.unique(pairs).tolist():
-            row = self.ranges.all[pair >> 32].root()
-            row.memory |= Memory(pair & MEMORY_MASK)
-            row.order = max(row.order, (pair & 0xFFFFFFFF) >> MEMORY_ORDER_SHIFT & 31)
-
     # ---- what changes ranges -----------------------------------------------
 
     def _structural(self, work: Work, index: int, numbers: Array) -> None:
@@ -403,7 +395,7 @@ class Model:
                 self._slice(home.ctx, *page_bounds(start, end), Op.MERGED, event)
         elif kind == Type.FORK:
             _, number = self.ranges.space(ctx).locate(work.start[index : index + 1])
-            self._describe(work.events[index : index + 1][number >= 0], number[number >= 0])
+            self.ranges.describe(work.events["flags"][index : index + 1][number >= 0], number[number >= 0])
             if event["kind"]:
                 self.watched.copied(int(event["tid"]), ctx, *page_bounds(start, end), bool(event["aux"]))
             else:
@@ -460,7 +452,7 @@ class Model:
                 number[0] = self._touched(ctx, event)
             numbers[index] = number[0]
             known = number >= 0
-            self._describe(work.events[index : index + 1][known], number[known])
+            self.ranges.describe(work.events["flags"][index : index + 1][known], number[known])
             asynchronous = ctx in self.watched.current and self.watched.current[ctx].has(Feature.WP_ASYNC)
             if EVIDENCE[kind] and asynchronous:
                 return

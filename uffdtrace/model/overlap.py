@@ -6,7 +6,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from uffdtrace.model.events import Array
+from uffdtrace.model.events import Array, joined, picked
 
 
 class Effect(IntEnum):
@@ -67,8 +67,8 @@ class Overlaps:
         `until` is the time (ns) of the batch's last event. A part has its later
         act's index: from there on the order is not known.
         """
-        acts = np.concatenate([self._open, acts])
-        acts = acts[np.argsort(acts["began"], kind="stable")]
+        acts = joined([self._open, acts])
+        acts = picked(acts, np.argsort(acts["began"], kind="stable"))
         parts = _overlapping(acts)
         self._open = acts[acts["returned"] > until]
         self._open["index"] = EARLIER

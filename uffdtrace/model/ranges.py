@@ -15,7 +15,16 @@ import numpy as np
 from uffdtrace.model.circles import Circles
 from uffdtrace.model.counting import counted
 from uffdtrace.model.dropped import Dropped
-from uffdtrace.model.events import PAGE_SIZE, Array, Kind, Memory, Mode
+from uffdtrace.model.events import (
+    MEMORY_MASK,
+    MEMORY_ORDER_SHIFT,
+    MODES_SHIFT,
+    PAGE_SIZE,
+    Array,
+    Kind,
+    Memory,
+    Mode,
+)
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.failures import Failures
 from uffdtrace.model.pages import COUNTS, EVER_ARMED, NOTIFIED, WIDTH, Cause, Op
@@ -372,6 +381,18 @@ class Ranges:
             if root is not home:
                 home.absorb(root)
         return touching[0]
+
+    def describe(self, flags: Array, numbers: Array) -> None:
+        """What memory ranges (by number) are, from the `flags` of events that saw their areas."""
+        flags = flags & np.uint32((1 << MODES_SHIFT) - 1)
+        told = flags != 0
+        numbers, flags = numbers[told], flags[told]
+        # One range's events often follow each other.
+        other = np.flatnonzero(np.r_[True, (numbers[1:] != numbers[:-1]) | (flags[1:] != flags[:-1])][: len(flags)])
+        for number, kind in set(zip(numbers[other].tolist(), flags[other].tolist())):
+            row = self.all[number].root()
+            row.memory |= Memory(kind & MEMORY_MASK)
+            row.order = max(row.order, kind >> MEMORY_ORDER_SHIFT & 31)
 
     def changes(self, numbers: Array, effects: Array) -> None:
         """Add the effects (rows of CHANGES) of operations to their ranges."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from uffdtrace.model.counting import among
-from uffdtrace.model.events import EVENT, MODES_SHIFT, PAGE_SIZE, Array, Kind, Mode, Type
+from uffdtrace.model.events import EVENT, MODES_SHIFT, PAGE_SIZE, Array, Kind, Mode, Type, joined, picked
 
 _TYPES = among((Type.FAULT, Type.FAULT_FOUND, Type.MESSAGE, Type.WAKE, Type.FAULT_RETURN))
 _BEGINNINGS = among((Type.FAULT, Type.FAULT_FOUND))
@@ -23,8 +23,11 @@ QUEUE, SERVICE, TOTAL, WAKEUP = range(4)
 def _first(segments: Array, times: Array, mask: Array, count: int) -> Array:
     """Time of the first event under `mask` in each of `count` segments, 0 for none."""
     found = np.zeros(count, dtype=np.int64)
-    numbers, index = np.unique(segments[mask], return_index=True)
-    found[numbers] = times[mask][index]
+    index = np.flatnonzero(mask)
+    numbers = segments[index]
+    # They ascend.
+    first = np.r_[True, numbers[1:] != numbers[:-1]][: len(numbers)]
+    found[numbers[first]] = times[index[first]]
     return found
 
 
@@ -124,11 +127,13 @@ class Sleepers:
         `ranges` has the range number of every event of the batch.
         """
         wanted = _TYPES[events["type"]] & ~((events["type"] == Type.FAULT) & (events["ret"] != 0))
-        events = np.concatenate([self._open, events[wanted]])
+        events = joined([self._open, picked(events, wanted)])
         numbers = np.concatenate([self._open_ranges, ranges[wanted]])
         order = np.argsort(events["tid"], kind="stable")
-        order = order[_new(events[order])]
-        events, numbers = events[order], numbers[order]
+        events, numbers = picked(events, order), numbers[order]
+        new = _new(events)
+        if len(new) < len(events):
+            events, numbers = picked(events, new), numbers[new]
         faults = _BEGINNINGS[events["type"]]
         # Before a thread's first fault: of faults older than the trace.
         segments = np.cumsum(faults) - 1
@@ -140,34 +145,36 @@ class Sleepers:
         orphan = (
             (segments < 0) | (heads[np.maximum(segments, 0)] < started) if heads.size else np.ones(len(events), bool)
         )
-        events, numbers, segments, faults = events[~orphan], numbers[~orphan], segments[~orphan], faults[~orphan]
-        count = int(faults.sum())
-        times = events["time"].astype(np.int64)
-        began = times[faults]
-        before = events["type"][faults] == Type.FAULT_FOUND
-        read = _first(segments, times, events["type"] == Type.MESSAGE, count)
-        read = np.where(before & (events["value"][faults] == 1), began, read)
-        woken = _first(segments, times, events["type"] == Type.WAKE, count)
-        returned = _first(segments, times, (events["type"] == Type.FAULT_RETURN) & (events["kind"] == 0), count)
-        died = _first(segments, times, (events["type"] == Type.FAULT_RETURN) & (events["kind"] == 1), count)
-        tids = events["tid"][faults]
+        if orphan.any():
+            events, numbers = picked(events, ~orphan), numbers[~orphan]
+            segments, faults = segments[~orphan], faults[~orphan]
+        types, times = events["type"].copy(), events["time"].astype(np.int64)
+        begun = picked(events, faults)
+        count, began = len(begun), times[faults]
+        before = begun["type"] == Type.FAULT_FOUND
+        read = _first(segments, times, types == Type.MESSAGE, count)
+        read = np.where(before & (begun["value"] == 1), began, read)
+        woken = _first(segments, times, types == Type.WAKE, count)
+        returned = _first(segments, times, (types == Type.FAULT_RETURN) & (events["kind"] == 0), count)
+        died = _first(segments, times, (types == Type.FAULT_RETURN) & (events["kind"] == 1), count)
+        tids = begun["tid"]
         superseded = np.r_[tids[1:] == tids[:-1], False] if count else np.zeros(0, bool)
-        died = self._exited(events[faults], died, (returned != 0) | (woken != 0) | superseded)
+        died = self._exited(begun, died, (returned != 0) | (woken != 0) | superseded)
         # A function that ran before the trace returns unseen.
         over = (returned != 0) | superseded | (died != 0) | (before & (woken != 0))
         # Who is dead is woken no more: what says so is another thread of that number's.
         woken, returned = (np.where((died != 0) & (end > died), 0, end) for end in (woken, returned))
-        self._note_killed(events[faults], numbers[faults], died, read, (woken != 0) | (returned != 0))
+        self._note_killed(begun, numbers[faults], died, read, (woken != 0) | (returned != 0))
         # The return of one that was woken may still come.
         done = over | (woken != 0) if final else over
         keep = ~done[segments] if count else np.zeros(len(events), bool)
-        self._open, self._open_ranges = events[keep], numbers[keep]
+        self._open, self._open_ranges = picked(events, keep), numbers[keep]
         if self.endings:
             next_one = np.where(superseded, np.r_[began[1:], 0] if count else began, 0)
             until = next_one
             for end in (died, returned, woken):
                 until = np.where(end != 0, end, until)
-            self._compare(events[faults], numbers[faults], until, before)
+            self._compare(begun, numbers[faults], until, before)
         # Where the message was read only after the wake-up, nobody waited for it.
         served = done & (read > 0) & (woken >= read) & ~before
         self.served_later += numbers[faults][before & done & (woken != 0)].tolist()

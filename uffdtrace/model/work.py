@@ -22,6 +22,8 @@ from uffdtrace.model.events import (
     Memory,
     MessageFlag,
     Type,
+    joined,
+    picked,
 )
 from uffdtrace.model.overlap import ACT, NEVER, Effect, Overlaps
 from uffdtrace.model.pages import Op
@@ -43,6 +45,8 @@ _PAGE_OPS = {
     Type.UNMERGED: Op.OPENED,
 }
 EVIDENCE = among(_PAGE_OPS)
+_OP_OF_TYPE = np.zeros(256, dtype=np.uint8)
+_OP_OF_TYPE[list(_PAGE_OPS)] = list(_PAGE_OPS.values())
 _STRUCTURAL = among(
     (
         Type.USERFAULTFD,
@@ -151,7 +155,8 @@ class Work:
     ) -> None:
         self.events = events[:size]
         self._all = events
-        types = self.events["type"]
+        # Side by side: each look at a member of the records goes through all of their memory.
+        types = self.types = self.events["type"].copy()
         self.op = np.zeros(size, dtype=np.uint8)
         self.start = self.events["start"] & _PAGE_MASK
         self.pages = np.ones(size, dtype=np.int64)
@@ -177,7 +182,7 @@ class Work:
 
     @property
     def unmaps(self) -> bool:
-        return bool((self.events["type"] == Type.UNMAP).any())
+        return bool((self.types == Type.UNMAP).any())
 
     def opens(self, chosen: Array | slice) -> bool:
         """Whether a userfaultfd's first call, UFFDIO_API, is among these events."""
@@ -186,7 +191,7 @@ class Work:
 
     def pass_over(self, registered: list[tuple[int, int, int]]) -> None:
         """No barrier where a munmap() hits nothing that is `registered`, (mm, start, end): 6.1 tells of each."""
-        events, types = self.events, self.events["type"]
+        events, types = self.events, self.types
         if self._registered.any() or _REGISTERING[types].any():
             return
         # What is impossible is an error, whose ever it is.
@@ -201,26 +206,25 @@ class Work:
 
     def _busy(self, wanted: Array | bool = True) -> Array:
         """What must be looked at between barriers: hundreds of registrations leave as many gaps of returns only."""
-        return np.cumsum(np.r_[False, ((self.op != Op.NOTHING) | ~_RESULTS[self.events["type"]]) & wanted])
+        return np.cumsum(np.r_[False, ((self.op != Op.NOTHING) | ~_RESULTS[self.types]) & wanted])
 
     def _own_pages(self, types: Array) -> None:
         """Faults, messages and what the fault paths did."""
-        events = self.events
-        for kind, op in _PAGE_OPS.items():
-            self.op[types == kind] = op
-        self.op[(types == Type.FAULT) & (events["kind"] == Kind.WP) & (events["ret"] == 0)] = Op.WP_FAULT
+        events, kinds = self.events, self.events["kind"].copy()
+        self.op[:] = _OP_OF_TYPE[types]
+        faults, messages = np.flatnonzero(types == Type.FAULT), np.flatnonzero(types == Type.MESSAGE)
+        self.op[faults[(kinds[faults] == Kind.WP) & (events["ret"][faults] == 0)]] = Op.WP_FAULT
         write = (events["aux"] & np.uint64(MessageFlag.WRITE)) != 0
-        self.op[types == Type.MESSAGE] = Op.MESSAGE
-        self.op[(types == Type.MESSAGE) & write] = Op.WRITE_MESSAGE
-        self.op[(types == Type.MESSAGE) & (events["kind"] == Kind.WP)] = Op.WP_MESSAGE
-        self.op[(types == Type.FILE_PAGE) & (events["kind"] == 1)] = Op.FILE_WRITE
-        self.op[(types == Type.UNPROTECTED_WRITE) & (events["kind"] == 1)] = Op.UNPROTECTED_ZERO_WRITE
+        self.op[messages] = np.where(write[messages], int(Op.WRITE_MESSAGE), int(Op.MESSAGE))
+        self.op[messages[kinds[messages] == Kind.WP]] = Op.WP_MESSAGE
+        self.op[(types == Type.FILE_PAGE) & (kinds == 1)] = Op.FILE_WRITE
+        self.op[(types == Type.UNPROTECTED_WRITE) & (kinds == 1)] = Op.UNPROTECTED_ZERO_WRITE
         # Markers keep shmem and hugetlb protected through a discard (kernel-semantics.md section 2).
         anonymous = (events["flags"] & np.uint32(Memory.ANON)) != 0
         discards = DISCARDS[types]
         self.op[discards] = np.where(anonymous[discards], int(Op.DISCARD), int(Op.DROPPED))
         self.op[types == Type.SWAPPED_BACK] = Op.SWAPPED_BACK
-        told = (types == Type.FAULT_FOUND) & (events["value"] == 1) & (write | (events["kind"] == Kind.WP))
+        told = (types == Type.FAULT_FOUND) & (events["value"] == 1) & (write | (kinds == Kind.WP))
         self.op[told] = Op.TOLD_BEFORE
         whole = EVIDENCE[types] | discards
         self._take(np.flatnonzero(whole), events["start"][whole], events["end"][whole])
@@ -266,7 +270,7 @@ class Work:
         index, found = index[inside], found[inside]
         self.lost_returns += int((found == join.LOST).sum())
         index, found = index[found >= 0], found[found >= 0]
-        results = self._all[found]
+        results = picked(self._all, found)
         kinds = results["kind"]
         registered = np.zeros(len(self.events), dtype=bool)
         registration = ((kinds == Ioctl.REGISTER) | (kinds == Ioctl.UNREGISTER)) & (results["ret"] == 0)
@@ -318,7 +322,7 @@ class Work:
         sources["start"] = self.events["value"][index[moves]].astype(np.uint64)
         sources["end"] = sources["start"] + length[moves]
         sources["effect"] = Effect.EMPTIED
-        return np.concatenate([acts, sources])
+        return joined([acts, sources])
 
     def _remaps(self, index: Array, found: Array) -> dict[int, Remap]:
         """By the event where it took effect: for a move its munmap of the old addresses."""

@@ -6,9 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from uffdtrace.model.events import Array
+from uffdtrace.model.events import Array, joined
 from uffdtrace.model.model import Model
 from uffdtrace.model.report import MOST_RUNS, build
 from uffdtrace.trace.file import TraceError
@@ -29,10 +27,10 @@ def batches(chunks: Iterable[Array]) -> Iterator[Array]:
         held.append(events)
         size += len(events)
         if size >= _BATCH:
-            yield np.concatenate(held)
+            yield joined(held)
             held, size = [], 0
     if size:
-        yield np.concatenate(held)
+        yield joined(held)
 
 
 def read(path: Path, most_runs: int | None = MOST_RUNS) -> dict[str, Any]:
