@@ -89,7 +89,7 @@ void mapped_elsewhere(void)
 	for (size_t i = 0; i < PAGES / 4; i++)
 		*(volatile char *)(other + i * PAGE) = 1;
 	/* Long enough for a look at /proc. */
-	sleep(6);
+	sleep(10);
 	truth_finding(r, "mapped-elsewhere", PAGES);
 	write_and_stop(r, &m);
 }
