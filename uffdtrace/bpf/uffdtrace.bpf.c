@@ -821,8 +821,12 @@ int on_ioctl(bool typed, u64 file, u64 command, u64 argument)
 	thread = this_thread();
 	if (event.kind == IOCTL_API || event.kind == IOCTL_REGISTER || !thread ||
 	    !passed(&thread->calls, event.ctx, now)) {
-		if (!admit(read64(event.ctx + CTX_MM)))
+		if (!admit(read64(event.ctx + CTX_MM))) {
+			/* The return of an earlier call may have been lost: this call's must not be taken for it. */
+			if (thread)
+				thread->call.ctx = 0;
 			return 0;
+		}
 		if (event.kind == IOCTL_API)
 			know(event.ctx);
 		else if (!known.lookup(&event.ctx))
