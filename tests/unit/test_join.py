@@ -11,7 +11,8 @@ OTHER = 777
 
 
 def ends(events: Events) -> list[int]:
-    index, found = join.protections_of(events.array())
+    array = events.array()
+    index, found = join.protections_of(array, array["type"])
     assert (index[1:] > index[:-1]).all()
     return found.tolist()
 

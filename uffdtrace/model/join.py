@@ -16,11 +16,16 @@ OPEN = -2
 LOST = -1
 
 
-def returns_of(events: Array, call: Type, result: Type) -> tuple[Array, Array]:
-    """(index of each call, index of its return, or LOST, or OPEN while it may still come)."""
-    chosen = np.flatnonzero((events["type"] == call) | (events["type"] == result))
-    order = chosen[np.argsort(events["tid"][chosen], kind="stable")]
-    types, tids = events["type"][order], events["tid"][order]
+def returns_of(events: Array, types: Array, call: Type, result: Type) -> tuple[Array, Array]:
+    """(index of each call, index of its return, or LOST, or OPEN while it may still come).
+
+    `types` are those of the events, side by side in memory.
+    """
+    chosen = np.flatnonzero((types == call) | (types == result))
+    tids = events["tid"][chosen]
+    by_thread = np.argsort(tids, kind="stable")
+    order, tids = chosen[by_thread], tids[by_thread]
+    types = types[order]
     calls = np.flatnonzero(types == call)
     following = calls + 1
     inside = following < len(order)
@@ -33,23 +38,22 @@ def returns_of(events: Array, call: Type, result: Type) -> tuple[Array, Array]:
     return index[by_time], found[by_time]
 
 
-def protections_of(events: Array) -> tuple[Array, Array]:
+def protections_of(events: Array, types: Array) -> tuple[Array, Array]:
     """(index of each PROTECT, index of the event that tells of its end, or LOST, or OPEN while that may still come).
 
     An arm has a return of its own, for what it found counts. A release is over when its
     thread wakes somebody, or when the call returns in which it is: that comes a little
     later than it was, and no page can be protected anew in between because of it.
     """
-    index, found = returns_of(events, Type.PROTECT, Type.PROTECT_RETURN)
+    index, found = returns_of(events, types, Type.PROTECT, Type.PROTECT_RETURN)
     released = events["kind"][index] == 0
     if released.any():
-        found[released] = _ends_of_releases(events, index[released])
+        found[released] = _ends_of_releases(events, types, index[released])
     return index, found
 
 
-def _ends_of_releases(events: Array, releases: Array) -> Array:
+def _ends_of_releases(events: Array, types: Array, releases: Array) -> Array:
     """For each of `releases` (indices, ascending) the index of the event that ends it, LOST or OPEN."""
-    types = events["type"]
     own = np.zeros(len(events), dtype=bool)
     own[releases] = True
     chosen = np.flatnonzero((types == Type.IOCTL) | (types == Type.IOCTL_RETURN) | (types == Type.WAKE) | own)

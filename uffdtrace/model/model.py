@@ -112,10 +112,11 @@ class Model:
 
     def _advance(self, final: bool) -> None:
         events = self._held.take()
-        ioctls = join.returns_of(events, Type.IOCTL, Type.IOCTL_RETURN)
-        protects = join.protections_of(events)
-        remaps = join.returns_of(events, Type.REMAP, Type.REMAP_RETURN)
-        zaps = join.returns_of(events, Type.ZAP, Type.ZAP_RETURN)
+        types = events["type"].copy()
+        ioctls = join.returns_of(events, types, Type.IOCTL, Type.IOCTL_RETURN)
+        protects = join.protections_of(events, types)
+        remaps = join.returns_of(events, types, Type.REMAP, Type.REMAP_RETURN)
+        zaps = join.returns_of(events, types, Type.ZAP, Type.ZAP_RETURN)
         ready, blocker = len(events), 0
         if not final and ready < join.MOST_HELD:
             for index, found in (ioctls, protects, remaps, zaps):
