@@ -213,6 +213,10 @@ def sentences(parts: Json) -> Iterable[tuple[str, str]]:
             yield f"{one['what']}, {one['condition']}", f"{_ratio(one, 'times')}, of {one['n']}"
 
 
+def _version(release: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", release)[:3]]
+
+
 def committed() -> Json:
     """The parts of the last run that was written; none before the first."""
     return dict(json.loads(COMMITTED.read_text())) if COMMITTED.exists() else {}
@@ -236,7 +240,8 @@ def main() -> None:
             print(programs(part, condition))
     if arguments.write:
         before = committed()
-        merged = {**before, **parts, "traced": {**before.get("traced", {}), **traced}}
+        kernels = sorted({**before.get("traced", {}), **traced}.items(), key=lambda one: _version(one[1]["kernel"]))
+        merged = {**before, **parts, "traced": dict(kernels)}
         COMMITTED.write_text(json.dumps(merged, indent=1) + "\n")
 
 
