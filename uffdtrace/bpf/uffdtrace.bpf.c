@@ -330,6 +330,7 @@ static __always_inline struct thread *make_thread(void)
 	return thread;
 }
 
+/* At a thread's exit: its number will be another's, and the map has room for those that live. */
 static __always_inline int forget_thread(void)
 {
 	u32 tid = bpf_get_current_pid_tgid();
@@ -340,7 +341,10 @@ static __always_inline int forget_thread(void)
 
 /* ---- what has passed a filter --------------------------------------------- */
 
-/* To be read before a filter's maps are: what goes meanwhile makes the pass void. Never 0. */
+/*
+ * The generation of a pass that is made now; never 0, which an empty pass has. It is read
+ * before the filter's maps are: what goes between the two makes the pass void.
+ */
 static __always_inline u64 generation(void)
 {
 	int zero = 0;
@@ -349,7 +353,7 @@ static __always_inline u64 generation(void)
 	return count ? *(volatile u64 *)count + 1 : 1;
 }
 
-/* After it was taken out of the filter's maps. */
+/* Makes all passes void. A userfaultfd or address space leaves the filter's maps first, or a new pass could name it. */
 static __always_inline void void_passes(void)
 {
 	int zero = 0;
@@ -801,7 +805,7 @@ static __always_inline bool read_argument(struct event *event, u32 command, u64 
 	return true;
 }
 
-/* The kernel writes no result into their structs. */
+/* Whether the kernel writes a result into the struct that the call was given. */
 static __always_inline bool has_result(u32 call)
 {
 	return call != IOCTL_WRITEPROTECT && call != IOCTL_UNREGISTER && call != IOCTL_WAKE;
@@ -834,7 +838,7 @@ int on_ioctl(bool typed, u64 file, u64 command, u64 argument)
 		else if (event.kind == IOCTL_REGISTER)
 			emit_userfaultfd(event.ctx, 0);
 		thread = make_thread();
-		/* Where there was no room for it, it is not known. */
+		/* The map may have been full: then each call tells of the userfaultfd again. */
 		if (thread && known.lookup(&event.ctx))
 			let_pass(&thread->calls, event.ctx, now);
 	}
@@ -1174,7 +1178,7 @@ int on_message(bool typed, u64 entry)
 	sleeper = read32(task_of(&waiter) + TASK_PID);
 	now = generation();
 	thread = thread_of(sleeper);
-	/* It may sleep since before the trace; else its fault has passed the filter. */
+	/* A thread that sleeps since before the trace has no entry; the fault of any other has passed the filter. */
 	if (thread && thread->sleeper.place.ctx == event.ctx) {
 		vm_start = thread->sleeper.place.vm_start;
 		memory = thread->sleeper.memory;
@@ -1472,7 +1476,7 @@ int on_wp_fault(bool typed, u64 vmf)
 	}
 	/* KSM may have put the zero page there (use_zero_pages). */
 	zero = pte & PTE_SPECIAL && !(area.flags & VM_MERGEABLE);
-	/* Protected no more: the bit outlives a registration that dropped the mode. */
+	/* No write to a protected page comes here. A bit without the mode protects nothing: it outlives the mode. */
 	emit_page(&area, EVENT_UNPROTECTED_WRITE, zero, address, PAGE_SIZE, 0);
 	return 0;
 }

@@ -41,6 +41,7 @@ def by_value(values: Array) -> list[tuple[int, Array]]:
     """(value, its indexes in ascending order) of each different one, in ascending order."""
     if not len(values):
         return []
+    # One userfaultfd or range in a batch is the rule, and needs no sort.
     if (values == values[0]).all():
         return [(values[0].item(), np.arange(len(values)))]
     order = np.argsort(values, kind="stable")

@@ -296,7 +296,7 @@ EVENT = np.dtype([(name, kind) for name, kind, _ in _RECORD])
 assert EVENT.itemsize == 64
 
 
-# numpy copies a record member by member, and eight times as fast where it knows of no members.
+# An event as 64 bytes without members: numpy copies records member by member where it picks or joins them.
 WHOLE = np.dtype((np.void, EVENT.itemsize))
 
 

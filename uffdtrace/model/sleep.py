@@ -25,7 +25,7 @@ def _first(segments: Array, times: Array, mask: Array, count: int) -> Array:
     found = np.zeros(count, dtype=np.int64)
     index = np.flatnonzero(mask)
     numbers = segments[index]
-    # They ascend.
+    # Segments are numbered in the order of the events: equal numbers stand together.
     first = np.r_[True, numbers[1:] != numbers[:-1]][: len(numbers)]
     found[numbers[first]] = times[index[first]]
     return found

@@ -155,7 +155,7 @@ class Work:
     ) -> None:
         self.events = events[:size]
         self._all = events
-        # Side by side: each look at a member of the records goes through all of their memory.
+        # A copy, side by side in memory: a member of the records is read with all of the record around it.
         types = self.types = self.events["type"].copy()
         self.op = np.zeros(size, dtype=np.uint8)
         self.start = self.events["start"] & _PAGE_MASK
