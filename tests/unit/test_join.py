@@ -5,6 +5,7 @@ from __future__ import annotations
 from unit.events import THREAD, Events
 
 from uffdtrace.model import join
+from uffdtrace.model.batch import Batch
 from uffdtrace.model.events import Ioctl
 
 OTHER = 777
@@ -12,7 +13,7 @@ OTHER = 777
 
 def ends(events: Events) -> list[int]:
     array = events.array()
-    index, found = join.protections_of(array, array["type"])
+    index, found = join.protections_of(Batch(array))
     assert (index[1:] > index[:-1]).all()
     return found.tolist()
 

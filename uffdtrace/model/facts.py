@@ -9,8 +9,9 @@ from enum import Enum
 
 import numpy as np
 
+from uffdtrace.model.batch import Batch
 from uffdtrace.model.counting import among
-from uffdtrace.model.events import PAGE_SIZE, WRITEPROTECT_MODE_WP, Array, Ioctl, Type, picked
+from uffdtrace.model.events import PAGE_SIZE, WRITEPROTECT_MODE_WP, Array, Ioctl, Type
 
 _FILLS = among((Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE, Ioctl.MOVE))
 _MASK = ~(PAGE_SIZE - 1)
@@ -60,14 +61,14 @@ class Call:
 _TOLD_ELSEWHERE = (-errno.EAGAIN, -errno.EEXIST)
 
 
-def calls(events: Array, size: int, index: Array, found: Array) -> Iterator[Call]:
+def calls(events: Batch, size: int, index: Array, found: Array) -> Iterator[Call]:
     """The calls among the first `size` events that did not do what they were asked for.
 
     `index` and `found` are what join.returns_of() says of the ioctls of `events`.
     """
     known = (index < size) & (found >= 0)
     index, found = index[known], found[known]
-    results = picked(events, found)
+    results = events[found]
     kinds, failed, done = results["kind"], results["ret"] < 0, results["value"]
     length = (results["end"] - results["start"]).astype(np.int64)
     fills = _FILLS[kinds]
@@ -101,7 +102,7 @@ def _failed(result: Array, mode: int) -> tuple[Ioctl, int, int, int, int] | None
     return kind, -int(result["ret"]), mode, start, end
 
 
-def _arms(events: Array, index: Array, found: Array, failed: Array, length: Array) -> Iterator[Call]:
+def _arms(events: Batch, index: Array, found: Array, failed: Array, length: Array) -> Iterator[Call]:
     if not len(index):
         return
     protects = np.flatnonzero((events["type"] == Type.PROTECT) & (events["kind"] == 1))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from uffdtrace.model.batch import Batch
+from uffdtrace.model.counting import among, ordered
 from uffdtrace.model.events import Array, Type, joined
 
 # A call that does not return must not hold the account back for ever: 64 MiB of events.
@@ -16,63 +18,70 @@ OPEN = -2
 LOST = -1
 
 
-def returns_of(events: Array, types: Array, call: Type, result: Type) -> tuple[Array, Array]:
-    """(index of each call, index of its return, or LOST, or OPEN while it may still come).
-
-    `types` are those of the events, side by side in memory.
-    """
+def returns_of(events: Batch, call: Type, result: Type) -> tuple[Array, Array]:
+    """(index of each call, index of its return, or LOST, or OPEN while it may still come)."""
+    types = events["type"]
     chosen = np.flatnonzero((types == call) | (types == result))
+    if not chosen.size:
+        return chosen, chosen
     tids = events["tid"][chosen]
-    by_thread = np.argsort(tids, kind="stable")
-    order, tids = chosen[by_thread], tids[by_thread]
-    types = types[order]
-    calls = np.flatnonzero(types == call)
-    following = calls + 1
-    inside = following < len(order)
-    safe = np.where(inside, following, 0)
-    same_thread = inside & (tids[safe] == tids[calls]) if len(order) else inside
-    returned = same_thread & (types[safe] == result) if len(order) else inside
-    found = np.where(returned, order[safe] if len(order) else 0, np.where(same_thread, LOST, OPEN))
-    index = order[calls]
-    by_time = np.argsort(index)
-    return index[by_time], found[by_time]
+    by_thread = ordered(tids)
+    order = chosen
+    if by_thread is not None:
+        order, tids = chosen[by_thread], tids[by_thread]
+    is_call = types[order] == call
+    # Whether the next one is the same thread's.
+    goes_on = np.r_[tids[1:] == tids[:-1], False]
+    returned = goes_on & ~np.r_[is_call[1:], True]
+    found = np.where(returned, np.r_[order[1:], 0], np.where(goes_on, LOST, OPEN))[is_call]
+    index = order[is_call]
+    by_time = ordered(index)
+    return (index, found) if by_time is None else (index[by_time], found[by_time])
 
 
-def protections_of(events: Array, types: Array) -> tuple[Array, Array]:
+def protections_of(events: Batch) -> tuple[Array, Array]:
     """(index of each PROTECT, index of the event that tells of its end, or LOST, or OPEN while that may still come).
 
     An arm has a return of its own, for what it found counts. A release is over when its
     thread wakes somebody, or when the call returns in which it is: that comes a little
     later than it was, and no page can be protected anew in between because of it.
     """
-    index, found = returns_of(events, types, Type.PROTECT, Type.PROTECT_RETURN)
+    index, found = returns_of(events, Type.PROTECT, Type.PROTECT_RETURN)
     released = events["kind"][index] == 0
     if released.any():
-        found[released] = _ends_of_releases(events, types, index[released])
+        found[released] = _ends_of_releases(events, index[released])
     return index, found
 
 
-def _ends_of_releases(events: Array, types: Array, releases: Array) -> Array:
+_AROUND_A_RELEASE = among((Type.IOCTL, Type.IOCTL_RETURN, Type.WAKE))
+
+
+def _ends_of_releases(events: Batch, releases: Array) -> Array:
     """For each of `releases` (indices, ascending) the index of the event that ends it, LOST or OPEN."""
-    own = np.zeros(len(events), dtype=bool)
-    own[releases] = True
-    chosen = np.flatnonzero((types == Type.IOCTL) | (types == Type.IOCTL_RETURN) | (types == Type.WAKE) | own)
+    types = events["type"]
+    wanted = _AROUND_A_RELEASE[types]
+    wanted[releases] = True
+    chosen = np.flatnonzero(wanted)
     # A WAKE is an act of the thread in its value.
-    threads = np.where(types[chosen] == Type.WAKE, events["value"][chosen], events["tid"][chosen])
-    by_thread = np.argsort(threads, kind="stable")
-    order, threads = chosen[by_thread], threads[by_thread]
-    types, own = types[order], own[order]
+    threads = np.where(types[chosen] == Type.WAKE, events["value"][chosen].astype(np.uint32), events["tid"][chosen])
+    by_thread = ordered(threads)
+    order = chosen
+    if by_thread is not None:
+        order, threads = chosen[by_thread], threads[by_thread]
+    types = types[order]
+    own = types == Type.PROTECT
     place = np.arange(len(order))
     # The next place with something else than a release, and the last with the begin or the end of a call.
     following = np.minimum.accumulate(np.where(own, len(order), place)[::-1])[::-1]
-    preceding = np.maximum.accumulate(np.where((types == Type.IOCTL) | (types == Type.IOCTL_RETURN), place, -1))
+    preceding = np.maximum.accumulate(np.where(own | (types == Type.WAKE), -1, place))
     at = np.flatnonzero(own)
     after, before = np.minimum(following[at], len(order) - 1), np.maximum(preceding[at], 0)
     followed = (following[at] < len(order)) & (threads[after] == threads[at])
     within = (preceding[at] >= 0) & (threads[before] == threads[at]) & (types[before] == Type.IOCTL)
     over = followed & (types[after] != Type.IOCTL)
     found = np.where(over, order[after], np.where(within & ~followed, OPEN, LOST))
-    ends: Array = found[np.argsort(order[at])]
+    by_time = ordered(order[at])
+    ends: Array = found if by_time is None else found[by_time]
     return ends
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from uffdtrace.model import circles, facts, join, open_faults, scans
-from uffdtrace.model.counting import among, by_value, counted
+from uffdtrace.model import circles, facts, join, open_faults, scans, tally
+from uffdtrace.model.batch import Batch
+from uffdtrace.model.counting import among, by_value, different
 from uffdtrace.model.dropped import DISCARDS, at_once, by_call
 from uffdtrace.model.events import (
     EVENT,
@@ -20,10 +21,9 @@ from uffdtrace.model.events import (
     Mode,
     Type,
     UffdEvent,
-    picked,
 )
 from uffdtrace.model.facts import Fact
-from uffdtrace.model.losses import Losses
+from uffdtrace.model.losses import CODES, Losses
 from uffdtrace.model.overlap import Overlaps
 from uffdtrace.model.pages import COUNTS, TOLD, UNPROTECTED_FILLS, Cause, Op
 from uffdtrace.model.ranges import ModelError, Range, page_bounds
@@ -35,8 +35,6 @@ from uffdtrace.model.work import EVIDENCE, EXPAND_PAGES, MOVES, Work, with_sourc
 
 _MOST_EXPANDED = 1 << 22
 _NO_HOLES = Feature.WP_UNPOPULATED | Feature.WP_ASYNC
-_FAULT_FLAG_RETRY_NOWAIT = 8
-_FAULT_FLAG_USER = 0x40
 _MOST_SPANS = 64
 # Per row of CHANGES: whether it counts a page as dropped.
 _DROPPED = CHANGES[:, COUNTS.index("dropped")] != 0
@@ -72,7 +70,7 @@ class Model:
     def finish(self) -> None:
         """No more events: account for what was held back, and for who still sleeps."""
         self._advance(final=True)
-        nothing = np.empty(0, dtype=EVENT)
+        nothing = Batch(np.empty(0, dtype=EVENT))
         self._served(*self._sleepers.feed(nothing, np.empty(0, dtype=np.int64), final=True))
         open_faults.settle(self.watched, self._sleepers, self._asleep, self._looked_at)
         self._waits.finish(self.watched, self._asleep)
@@ -111,12 +109,11 @@ class Model:
     # ---- batches -----------------------------------------------------------
 
     def _advance(self, final: bool) -> None:
-        events = self._held.take()
-        types = events["type"].copy()
-        ioctls = join.returns_of(events, types, Type.IOCTL, Type.IOCTL_RETURN)
-        protects = join.protections_of(events, types)
-        remaps = join.returns_of(events, types, Type.REMAP, Type.REMAP_RETURN)
-        zaps = join.returns_of(events, types, Type.ZAP, Type.ZAP_RETURN)
+        events = Batch(self._held.take())
+        ioctls = join.returns_of(events, Type.IOCTL, Type.IOCTL_RETURN)
+        protects = join.protections_of(events)
+        remaps = join.returns_of(events, Type.REMAP, Type.REMAP_RETURN)
+        zaps = join.returns_of(events, Type.ZAP, Type.ZAP_RETURN)
         ready, blocker = len(events), 0
         if not final and ready < join.MOST_HELD:
             for index, found in (ioctls, protects, remaps, zaps):
@@ -124,7 +121,7 @@ class Model:
                 if waiting.size and waiting[0] < ready:
                     ready, blocker = int(waiting[0]), int(events["tid"][waiting[0]])
             ready = join.not_within(ready, protects, remaps)
-        self._held.keep(events[ready:], blocker)
+        self._held.keep(events.records[ready:], blocker)
         if not ready:
             return
         self.last = max(self.last, int(events["time"][:ready].max()))
@@ -143,12 +140,12 @@ class Model:
         self._run(work, begin, ready, numbers)
         self._holes(work, begin, ready, numbers)
         if self.watched.populated.late:
-            self.watched.dropped(work.events[DISCARDS[work.types]])
+            self.watched.dropped(work.events[DISCARDS[work.types]].records)
         for call in facts.calls(events, ready, *ioctls):
             self._wrong(int(numbers[call.index]), call, int(work.homes[call.index]))
         self._sleep(work.events, numbers)
 
-    def _sleep(self, events: Array, numbers: Array) -> None:
+    def _sleep(self, events: Batch, numbers: Array) -> None:
         seen = events[events["type"] == Type.ASLEEP]
         self._asleep.update(seen["tid"].tolist())
         self._waits.feed(events)
@@ -188,7 +185,7 @@ class Model:
             begin += stop
             self._adopt(work.events[begin])
 
-    def _first_unseen(self, events: Array) -> int | None:
+    def _first_unseen(self, events: Batch) -> int | None:
         """The first fault in a range whose registration was not seen."""
         faults = np.flatnonzero(events["type"] == Type.FAULT)
         unseen: list[int] = []
@@ -220,47 +217,41 @@ class Model:
 
     def _run_one(self, work: Work, chosen: Array | slice, home: Userfaultfd, numbers: Array) -> None:
         space = self.ranges.space(home.ctx)
-        events = work.events[chosen] if isinstance(chosen, slice) else picked(work.events, chosen)
-        types = events["type"].copy()
-        _, number = space.locate(work.start[chosen])
-        for lost in np.flatnonzero((types == Type.IOCTL) & (number < 0)).tolist():
+        events = work.events[chosen]
+        types = events["type"]
+        number = space.numbers(work.start[chosen])
+        calls = np.flatnonzero(types == Type.IOCTL)
+        for lost in calls[number[calls] < 0].tolist():
             number[lost] = self._touched(home.ctx, events[lost])
         numbers[chosen] = number
         work.homes[chosen] = home.number
-        known = number >= 0
-        self.ranges.describe(events["flags"][known], number[known])
-        messages = types == Type.MESSAGE
-        self.unattributed_messages += int((messages & ~known).sum())
-        self._tally("faults", number, events["kind"], (types == Type.FAULT) & (events["ret"] == 0) & known)
-        self._tally("messages", number, events["kind"], messages & known)
-        self._read(home, events, number, messages, known)
-        home.callers.update(np.unique(events["tgid"][types == Type.IOCTL]).tolist())
+        home.callers.update(different(events["tgid"][calls]))
+        described = np.flatnonzero(events["flags"])
+        described = described[number[described] >= 0]
+        self.ranges.describe(events["flags"][described], number[described])
+        messages = np.flatnonzero(types == Type.MESSAGE)
+        home.read(events[messages])
+        known = number[messages] >= 0
+        self.unattributed_messages += len(messages) - int(known.sum())
+        messages = messages[known]
+        tally.kinds(self.ranges, "messages", number[messages], events["kind"][messages])
+        tally.faults(self.ranges, home, events, number)
 
         start, pages, ops = work.start[chosen], work.pages[chosen], work.op[chosen]
         # On hugetlb memory, what was told before the trace was told of a whole huge page, too.
-        named = (messages | (types == Type.FAULT_FOUND)) & known
+        found = np.flatnonzero(types == Type.FAULT_FOUND)
+        named = np.concatenate([messages, found[number[found] >= 0]])
         self._whole_pages(events, start, pages, number, named)
-        # WP_ASYNC: the kernel notes writes by itself.
-        passed_over = home.has(Feature.WP_ASYNC) & EVIDENCE[types]
-        active = np.flatnonzero((ops != Op.NOTHING) & ((pages <= EXPAND_PAGES) | named) & ~passed_over)
+        small = pages <= EXPAND_PAGES
+        small[named] = True
+        active = np.flatnonzero((ops != Op.NOTHING) & small)
+        if home.has(Feature.WP_ASYNC):
+            # The kernel notes writes by itself.
+            active = active[~EVIDENCE[types[active]]]
         # A trace may claim more than fits in memory at once.
         for part in np.split(active, np.flatnonzero(np.diff(np.cumsum(pages[active]) // _MOST_EXPANDED)) + 1):
             if part.size:
-                self._expand(home, picked(events, part), start[part], pages[part], ops[part])
-
-    def _read(self, home: Userfaultfd, events: Array, number: Array, messages: Array, known: Array) -> None:
-        """Who reads, and whether a reader faults itself; which faults were refused."""
-        home.read(picked(events, messages))
-        faults = (events["type"] == Type.FAULT) & known
-        slept = faults & (events["ret"] == 0)
-        for index in np.flatnonzero(slept & np.isin(events["tid"], list(home.threads))).tolist():
-            if home.threads[int(events["tid"][index])].first < int(events["time"][index]):
-                self.ranges.all[number[index]].root().note(Fact.MONITOR_FAULT)
-        # Where a caller will not wait (KVM), a worker of its own comes again.
-        refused = faults & ~slept & (events["aux"] & np.uint64(_FAULT_FLAG_RETRY_NOWAIT) == 0)
-        wanted = home.has(Feature.SIGBUS) & (events["aux"] & np.uint64(_FAULT_FLAG_USER) != 0)
-        for one, signal in zip(number[refused].tolist(), wanted[refused].tolist()):
-            self.ranges.all[one].root().note(Fact.SIGNALLED if signal else Fact.REFUSED)
+                self._expand(home, events[part], start[part], pages[part], ops[part])
 
     def _touched(self, ctx: int, event: Array) -> int:
         """Number of the first range that a call names anything of, or -1."""
@@ -285,27 +276,31 @@ class Model:
         if len(spans) < _MOST_SPANS:
             spans += call.spans
 
-    def _whole_pages(self, events: Array, start: Array, pages: Array, number: Array, messages: Array) -> None:
+    def _whole_pages(self, events: Batch, start: Array, pages: Array, number: Array, messages: Array) -> None:
         """A message on hugetlb memory names all of its huge page."""
-        if not messages.any():
+        if not messages.size:
             return
         flags = events["flags"][messages]
         # Memory of more than one kind may lie in a range; that of a fault before the trace is not known.
         orders = (flags >> MEMORY_ORDER_SHIFT & 31).astype(np.int64)
         untold = flags == 0
+        if not untold.any() and not orders.any():
+            return
         if untold.any():
             ranges, of_each = np.unique(number[messages][untold], return_inverse=True)
             orders[untold] = np.array([self.ranges.all[one].root().order for one in ranges.tolist()])[of_each]
         start[messages] &= ~((np.uint64(PAGE_SIZE) << orders.astype(np.uint64)) - np.uint64(1))
         pages[messages] = np.int64(1) << orders
 
-    def _expand(self, home: Userfaultfd, events: Array, start: Array, pages: Array, ops: Array) -> None:
+    def _expand(self, home: Userfaultfd, events: Batch, start: Array, pages: Array, ops: Array) -> None:
         events, start, pages, ops = with_sources(events, start, pages, ops)
-        rows = np.repeat(np.arange(len(events)), pages)
-        offsets = np.arange(len(rows)) - np.repeat(np.cumsum(pages) - pages, pages)
-        addresses = start[rows] + offsets.astype(np.uint64) * np.uint64(PAGE_SIZE)
-        ops = ops[rows]
-        if (pages > 1).any():
+        rows, addresses = np.arange(len(events)), start
+        several = bool((pages > 1).any())
+        if several:
+            rows = np.repeat(rows, pages)
+            offsets = np.arange(len(rows)) - np.repeat(np.cumsum(pages) - pages, pages)
+            addresses = start[rows] + offsets.astype(np.uint64) * np.uint64(PAGE_SIZE)
+            ops = ops[rows]
             fills = _UNPROTECTED_FILLS[ops] & (pages > 1)[rows]
             types = events["type"][rows]
             at_fault = addresses == events["aux"][rows]
@@ -317,19 +312,25 @@ class Model:
             ops[(types == Type.HUGE_FALLBACK) & at_fault] = Op.NOTHING
         places, owners = self.ranges.space(home.ctx).locate(addresses)
         inside = places >= 0
-        places, owners, ops, rows = places[inside], owners[inside], ops[inside], rows[inside]
-        if (pages > 1).any() and fills[inside].any():
+        if not inside.all():
+            places, owners, ops, rows = places[inside], owners[inside], ops[inside], rows[inside]
+            addresses = addresses[inside]
+        if several and fills[inside].any():
             self._answers(places, ops, rows, fills[inside])
         effects = self.ranges.pool.apply(places, ops)
         self.ranges.changes(owners, effects)
-        self.losses.add(places, effects, events["time"][rows], events["tid"][rows])
+        lossy = np.flatnonzero(CODES[effects])
+        if lossy.size:
+            times, tids = events["time"][rows[lossy]], events["tid"][rows[lossy]]
+            self.losses.add(places[lossy], effects[lossy], times, tids)
         for call, index in circles.answers(effects, ops).items():
             for number in np.unique(owners[index]).tolist():
                 mine = index[owners[index] == number]
-                self.ranges.all[number].root().circles.add(call, addresses[inside][mine])
-        dropped = np.flatnonzero(_DROPPED[effects] & DISCARDS[events["type"][rows]])
+                self.ranges.all[number].root().circles.add(call, addresses[mine])
+        dropped = np.flatnonzero(_DROPPED[effects])
+        dropped = dropped[DISCARDS[events["type"][rows[dropped]]]]
         if dropped.size:
-            self._dropped(home, events[rows[dropped]], owners[dropped], np.ones(len(dropped), dtype=np.int64))
+            self._dropped(home, events[rows[dropped]].records, owners[dropped], np.ones(len(dropped), dtype=np.int64))
 
     def _answers(self, places: Array, ops: Array, rows: Array, fills: Array) -> None:
         """A call that fills several pages and answers a write to one of them answers for all: changes `ops`."""
@@ -349,13 +350,6 @@ class Model:
             row, mine = self.ranges.all[number].root(), numbers == number
             for call, count in by_call(events[mine], pages[mine]).items():
                 row.drops[call] = row.drops.get(call, 0) + count
-
-    def _tally(self, name: str, numbers: Array, kinds: Array, mask: Array) -> None:
-        mask = mask & (kinds < len(Kind))
-        if not mask.any():
-            return
-        for pair, count in counted(numbers[mask] * len(Kind) + kinds[mask]):
-            getattr(self.ranges.all[pair // len(Kind)].root(), name)[pair % len(Kind)] += count
 
     # ---- what changes ranges -----------------------------------------------
 

@@ -36,6 +36,7 @@ from uffdtrace.model.states import CHANGES, having
 NOTABLE = CHANGES[:, [COUNTS.index(name) for name in ("observed", "blind", "circled")]].any(axis=1)
 # A table of all pieces costs as much as looking up one address for each so many of them.
 _WORTH_A_TABLE = 8
+_PAGE_SHIFT = np.uint64(PAGE_SIZE.bit_length() - 1)
 # User addresses end here with five-level page tables; more no trace can claim.
 HIGHEST = 1 << 56
 
@@ -180,8 +181,20 @@ class Space:
         self._starts[first:last] = [piece.start for piece in pieces]
         self._table = None
 
+    def numbers(self, addresses: Array) -> Array:
+        """The range number of each address; -1 where it is not registered."""
+        if len(self.pieces) == 1:
+            piece = self.pieces[0]
+            inside = (addresses >= piece.start) & (addresses < piece.end)
+            return np.where(inside, piece.range_number, -1)
+        return self.locate(addresses)[1]
+
     def locate(self, addresses: Array) -> tuple[Array, Array]:
         """(place in the pool, range number) of each address; -1 where it is not registered."""
+        if len(self.pieces) == 1:
+            numbers, piece = self.numbers(addresses), self.pieces[0]
+            offset = ((addresses - np.uint64(piece.start)) >> _PAGE_SHIFT).astype(np.int64)
+            return np.where(numbers < 0, -1, piece.place + offset), numbers
         if self._table is None and len(addresses) * _WORTH_A_TABLE < len(self.pieces):
             return self._look_up(addresses.tolist())
         if not self.pieces:
@@ -197,7 +210,7 @@ class Space:
         starts, ends, places, numbers = self._table
         index = np.searchsorted(starts, addresses, side="right").astype(np.int64) - 1
         outside = (index < 0) | (addresses >= ends[index])
-        offset = ((addresses - starts[index]) // np.uint64(PAGE_SIZE)).astype(np.int64)
+        offset = ((addresses - starts[index]) >> _PAGE_SHIFT).astype(np.int64)
         return np.where(outside, -1, places[index] + offset), np.where(outside, -1, numbers[index])
 
     def _look_up(self, addresses: list[int]) -> tuple[Array, Array]:
@@ -384,12 +397,12 @@ class Ranges:
 
     def describe(self, flags: Array, numbers: Array) -> None:
         """What memory ranges (by number) are, from the `flags` of events that saw their areas."""
-        flags = flags & np.uint32((1 << MODES_SHIFT) - 1)
-        told = flags != 0
-        numbers, flags = numbers[told], flags[told]
+        told = np.flatnonzero(flags)
+        flags, numbers = flags[told] & np.uint32((1 << MODES_SHIFT) - 1), numbers[told]
         # One range's events often follow each other.
-        other = np.flatnonzero(np.r_[True, (numbers[1:] != numbers[:-1]) | (flags[1:] != flags[:-1])][: len(flags)])
-        for number, kind in set(zip(numbers[other].tolist(), flags[other].tolist())):
+        other = np.flatnonzero((numbers[1:] != numbers[:-1]) | (flags[1:] != flags[:-1])) + 1
+        some = [0, *other.tolist()] if len(flags) else []
+        for number, kind in {(int(numbers[index]), int(flags[index])) for index in some}:
             row = self.all[number].root()
             row.memory |= Memory(kind & MEMORY_MASK)
             row.order = max(row.order, kind >> MEMORY_ORDER_SHIFT & 31)

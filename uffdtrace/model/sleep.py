@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uffdtrace.model.counting import among
-from uffdtrace.model.events import EVENT, MODES_SHIFT, PAGE_SIZE, Array, Kind, Mode, Type, joined, picked
+from uffdtrace.model.batch import Batch
+from uffdtrace.model.counting import among, ordered
+from uffdtrace.model.events import EVENT, MODES_SHIFT, PAGE_SIZE, Array, Kind, Mode, Type
 
 _TYPES = among((Type.FAULT, Type.FAULT_FOUND, Type.MESSAGE, Type.WAKE, Type.FAULT_RETURN))
 _BEGINNINGS = among((Type.FAULT, Type.FAULT_FOUND))
@@ -31,7 +32,7 @@ def _first(segments: Array, times: Array, mask: Array, count: int) -> Array:
     return found
 
 
-def _new(events: Array) -> Array:
+def _new(events: Batch) -> Array:
     """Index of all events, by thread, but those that tell of a fault from before the trace what is known better."""
     found = np.flatnonzero(events["type"] == Type.FAULT_FOUND)
     if not found.size:
@@ -109,7 +110,7 @@ class Sleepers:
     """
 
     def __init__(self) -> None:
-        self._open = np.empty(0, dtype=EVENT)
+        self._open = Batch(np.empty(0, dtype=EVENT))
         self._open_ranges = np.empty(0, dtype=np.int64)
         # Of the batch that is fed next.
         self.endings: list[Ending] = []
@@ -121,19 +122,20 @@ class Sleepers:
         # Range number of each fault from before the trace that was served in it.
         self.served_later: list[int] = []
 
-    def feed(self, events: Array, ranges: Array, final: bool = False) -> tuple[Array, Array]:
+    def feed(self, events: Batch, ranges: Array, final: bool = False) -> tuple[Array, Array]:
         """Take a batch; (range number, [queue, service, total, wake-up] in ns) of each fault served.
 
         `ranges` has the range number of every event of the batch.
         """
-        wanted = _TYPES[events["type"]] & ~((events["type"] == Type.FAULT) & (events["ret"] != 0))
-        events = joined([self._open, picked(events, wanted)])
+        wanted = np.flatnonzero(_TYPES[events["type"]] & ~((events["type"] == Type.FAULT) & (events["ret"] != 0)))
+        events = Batch.joined([self._open, events[wanted]])
         numbers = np.concatenate([self._open_ranges, ranges[wanted]])
-        order = np.argsort(events["tid"], kind="stable")
-        events, numbers = picked(events, order), numbers[order]
+        order = ordered(events["tid"])
+        if order is not None:
+            events, numbers = events[order], numbers[order]
         new = _new(events)
         if len(new) < len(events):
-            events, numbers = picked(events, new), numbers[new]
+            events, numbers = events[new], numbers[new]
         faults = _BEGINNINGS[events["type"]]
         # Before a thread's first fault: of faults older than the trace.
         segments = np.cumsum(faults) - 1
@@ -146,10 +148,10 @@ class Sleepers:
             (segments < 0) | (heads[np.maximum(segments, 0)] < started) if heads.size else np.ones(len(events), bool)
         )
         if orphan.any():
-            events, numbers = picked(events, ~orphan), numbers[~orphan]
+            events, numbers = events[~orphan], numbers[~orphan]
             segments, faults = segments[~orphan], faults[~orphan]
-        types, times = events["type"].copy(), events["time"].astype(np.int64)
-        begun = picked(events, faults)
+        types, times = events["type"], events["time"].astype(np.int64)
+        begun = events[faults]
         count, began = len(begun), times[faults]
         before = begun["type"] == Type.FAULT_FOUND
         read = _first(segments, times, types == Type.MESSAGE, count)
@@ -168,7 +170,7 @@ class Sleepers:
         # The return of one that was woken may still come.
         done = over | (woken != 0) if final else over
         keep = ~done[segments] if count else np.zeros(len(events), bool)
-        self._open, self._open_ranges = picked(events, keep), numbers[keep]
+        self._open, self._open_ranges = events[keep].settled(), numbers[keep]
         if self.endings:
             next_one = np.where(superseded, np.r_[began[1:], 0] if count else began, 0)
             until = next_one
@@ -182,7 +184,7 @@ class Sleepers:
         waits = np.stack([read - began, woken - read, woken - began, wakeup], axis=1)[served].astype(np.float32)
         return numbers[faults][served], waits
 
-    def _compare(self, faults: Array, numbers: Array, until: Array, before: Array) -> None:
+    def _compare(self, faults: Batch, numbers: Array, until: Array, before: Array) -> None:
         """Which of the faults slept when a registration of theirs ended: of those all events before that are here.
 
         The modes under which a fault began are not known of those from `before` the trace.
@@ -203,7 +205,7 @@ class Sleepers:
             self.left += [(number, ending) for number in numbers[hit].tolist()]
         self.endings = []
 
-    def _exited(self, faults: Array, died: Array, over: Array) -> Array:
+    def _exited(self, faults: Batch, died: Array, over: Array) -> Array:
         """When each thread died in its fault, 0 for none: seen, or because its process's memory went."""
         for end in self.exits:
             hit = np.isin(faults["ctx"], end.contexts) & np.isin(faults["tgid"], end.owners)
@@ -212,7 +214,7 @@ class Sleepers:
         self.exits = []
         return died
 
-    def _note_killed(self, faults: Array, numbers: Array, died: Array, read: Array, served: Array) -> None:
+    def _note_killed(self, faults: Batch, numbers: Array, died: Array, read: Array, served: Array) -> None:
         for index in np.flatnonzero((died != 0) & ~served).tolist():
             fault = faults[index]
             self.killed.append(

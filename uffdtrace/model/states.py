@@ -8,6 +8,7 @@ package data, for they take long to make: `scripts/states` makes them from
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from uffdtrace.model.pages import (
 
 # Of fewer pages than that, one by one is faster than one array operation for each of many rounds.
 _FEW, _MANY = 16, 64
+# After so many, what is left is sorted by page: then a round costs no more than what it does.
+_UNSORTED_ROUNDS = 8
 
 TABLES = Path(__file__).with_name("states.npz")
 
@@ -41,6 +44,7 @@ with np.load(TABLES) as _tables:
     NEXT: Array = _tables["next"]
     EFFECT: Array = _tables["effect"]
     CHANGES: Array = _tables["changes"]
+_FLAT_NEXT, _FLAT_EFFECT = NEXT.reshape(-1), EFFECT.reshape(-1)
 
 
 def numbered(bits: Array) -> Array:
@@ -103,34 +107,58 @@ def apply(states: Array, places: Array, ops: Array, before: Array | None = None)
     """Apply ops[i] to states[places[i]], in order; the row of CHANGES of each.
 
     The state that each operation meets is put into `before`, if given.
-    Operations on different pages commute, so the k-th operation of every page
-    is applied at once, for k = 0, 1, ...
     """
     effects = np.empty(len(places), dtype=np.uint8)
-    order = np.argsort(places, kind="stable")
-    sorted_places = places[order]
-    starts = np.flatnonzero(np.r_[True, sorted_places[1:] != sorted_places[:-1]]) if len(places) else places
-    sizes = np.diff(np.r_[starts, len(places)])
-    rounds = int(sizes.max()) if len(sizes) else 0
-    for turn in range(rounds):
-        active = sizes > turn
-        if not active.all():
-            starts, sizes = starts[active], sizes[active]
-        if len(starts) < _FEW and rounds - turn > _MANY:
-            for start, size in zip(starts.tolist(), sizes.tolist()):
-                _apply_to_one(states, places, ops, effects, before, order[start + turn : start + size])
-            break
-        at = order[starts + turn]
-        here = places[at]
-        met = states[here]
-        effects[at] = EFFECT[ops[at], met]
-        states[here] = NEXT[ops[at], met]
-        if before is not None:
-            before[at] = met
+    met = np.empty(len(places), dtype=np.uint16) if before is None else before
+    for at in _rounds(places):
+        if isinstance(at, list):
+            _apply_to_one(states, places, ops, effects, met, at)
+            continue
+        here, what = places[at], ops[at]
+        state = states[here]
+        met[at] = state
+        cells = what.astype(np.int32) * np.int32(NEXT.shape[1]) + state
+        effects[at] = _FLAT_EFFECT[cells]
+        states[here] = _FLAT_NEXT[cells]
     return effects
 
 
-def _apply_to_one(states: Array, places: Array, ops: Array, effects: Array, before: Array | None, at: Array) -> None:
+def _rounds(places: Array) -> Iterator[Array | list[int]]:
+    """Indexes of operations that may be applied at once: of each page its first, then its second, and so on.
+
+    Operations on different pages commute. Most pages have a few, and which is a page's
+    first is found without sorting: all write their numbers into a table at a place that
+    their page's number tells, the first one last. Pages that share a place there wait
+    for the next round. What a few pages have that have many more comes as a list.
+    """
+    left = np.arange(len(places), dtype=np.int32)
+    size = 1 << max(8, (2 * len(places)).bit_length())
+    slots = (places & (size - 1)).astype(np.int32)
+    table = np.empty(size, dtype=np.int32)
+    for _ in range(_UNSORTED_ROUNDS):
+        if not len(left):
+            return
+        here = slots[left]
+        table[here[::-1]] = left[::-1]
+        first = table[here] == left
+        yield left[first]
+        left = left[~first]
+    order = left[np.argsort(places[left], kind="stable")]
+    by_page = places[order]
+    starts = np.flatnonzero(np.r_[True, by_page[1:] != by_page[:-1]][: len(order)])
+    sizes = np.diff(np.r_[starts, len(order)])
+    rounds = int(sizes.max(initial=0))
+    for turn in range(rounds):
+        active = sizes > turn
+        starts, sizes = starts[active], sizes[active]
+        if len(starts) < _FEW and rounds - turn > _MANY:
+            for start, size in zip(starts.tolist(), sizes.tolist()):
+                yield order[start + turn : start + size].tolist()
+            return
+        yield order[starts + turn]
+
+
+def _apply_to_one(states: Array, places: Array, ops: Array, effects: Array, before: Array, at: list[int]) -> None:
     """The operations `at` of one page, one after the other."""
     nexts, changes = _plain_tables()
     place = places[at[0]]
@@ -140,9 +168,7 @@ def _apply_to_one(states: Array, places: Array, ops: Array, effects: Array, befo
         done.append(changes[op][state])
         state = nexts[op][state]
     states[place] = state
-    effects[at] = done
-    if before is not None:
-        before[at] = met
+    effects[at], before[at] = done, met
 
 
 @lru_cache

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from uffdtrace.model.batch import Batch
 from uffdtrace.model.events import Array, Feature, Type, UffdEvent, name_in
 from uffdtrace.model.watched import EndedReader, EventWait, Holder, Userfaultfd, Watched
 
@@ -42,15 +43,14 @@ class Waits:
         """An EVENT_FOUND: the queue of `home` told of it."""
         self._began.setdefault(int(event["tid"]), _Began(home, UffdEvent(int(event["kind"])), None))
 
-    def feed(self, events: Array) -> None:
-        """Take a batch (dtype EVENT)."""
+    def feed(self, events: Batch) -> None:
         types = events["type"]
         for index in np.flatnonzero(types == Type.EVENT_ASLEEP).tolist():
             event = events[index]
             self._asleep.append((int(event["tid"]), int(event["tgid"]), int(event["kind"])))
-        for event in events[types == Type.READER_GONE]:
+        for event in events[types == Type.READER_GONE].records:
             self._gone[int(event["tid"])] = int(event["time"]), int(event["value"]), bool(event["kind"])
-        self._holders += list(events[types == Type.HOLDER_FOUND])
+        self._holders += list(events[types == Type.HOLDER_FOUND].records)
         self._faulted.update(np.unique(events["tid"][types == Type.FAULT]).tolist())
 
     def finish(self, watched: Watched, in_faults: set[int]) -> None:

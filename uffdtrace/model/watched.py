@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-import numpy as np
-
+from uffdtrace.model.batch import Batch
+from uffdtrace.model.counting import by_value, different
 from uffdtrace.model.events import MEMORY_MASK, PAGE_SIZE, Array, Feature, Memory, Mode, UffdEvent
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.failures import Failures
@@ -140,17 +140,14 @@ class Userfaultfd:
     def has(self, feature: Feature) -> bool:
         return bool((self.features or 0) & feature)
 
-    def read(self, messages: Array) -> None:
-        """MESSAGE events of a batch: who read them, and when."""
-        self.readers.update(np.unique(messages["tgid"]).tolist())
-        # The last one that each thread read: np.unique() finds the first.
-        for order in (1, -1):
-            tids, index = np.unique(messages["value"][::order], return_index=True)
-            for tid, message in zip(tids.tolist(), messages[::order][index]):
-                time = int(message["time"])
-                if tid:
-                    reader = self.threads.setdefault(tid, Reader(int(message["tgid"]), time, time))
-                    reader.tgid, reader.last = int(message["tgid"]), max(reader.last, time)
+    def read(self, messages: Batch) -> None:
+        """MESSAGE events: who read them, and when."""
+        for tid, index in by_value(messages["value"]):
+            first, last = int(messages["time"][index[0]]), int(messages["time"][index[-1]])
+            if tid:
+                reader = self.threads.setdefault(tid, Reader(int(messages["tgid"][index[0]]), first, first))
+                reader.tgid, reader.last = int(messages["tgid"][index[-1]]), max(reader.last, last)
+        self.readers.update(different(messages["tgid"]))
 
 
 class Watched:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from uffdtrace.model import join
+from uffdtrace.model.batch import Batch
 from uffdtrace.model.counting import among
 from uffdtrace.model.dropped import DISCARDS
 from uffdtrace.model.events import (
@@ -23,7 +24,6 @@ from uffdtrace.model.events import (
     MessageFlag,
     Type,
     joined,
-    picked,
 )
 from uffdtrace.model.overlap import ACT, NEVER, Effect, Overlaps
 from uffdtrace.model.pages import Op
@@ -47,6 +47,8 @@ _PAGE_OPS = {
 EVIDENCE = among(_PAGE_OPS)
 _OP_OF_TYPE = np.zeros(256, dtype=np.uint8)
 _OP_OF_TYPE[list(_PAGE_OPS)] = list(_PAGE_OPS.values())
+_OP_OF_TYPE[Type.SWAPPED_BACK] = Op.SWAPPED_BACK
+_OF_PAGES = EVIDENCE | DISCARDS
 _STRUCTURAL = among(
     (
         Type.USERFAULTFD,
@@ -109,7 +111,7 @@ def _page_up(size: int) -> int:
     return (size + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
 
 
-def with_sources(events: Array, start: Array, pages: Array, ops: Array) -> tuple[Array, Array, Array, Array]:
+def with_sources(events: Batch, start: Array, pages: Array, ops: Array) -> tuple[Batch, Array, Array, Array]:
     """The same operations, each that moves pages followed by what it does where they come from."""
     moves = np.flatnonzero(_IS_MOVE[ops])
     if not moves.size:
@@ -145,7 +147,7 @@ class Work:
 
     def __init__(
         self,
-        events: Array,
+        events: Batch,
         size: int,
         ioctls: tuple[Array, Array],
         protects: tuple[Array, Array],
@@ -155,8 +157,7 @@ class Work:
     ) -> None:
         self.events = events[:size]
         self._all = events
-        # A copy, side by side in memory: a member of the records is read with all of the record around it.
-        types = self.types = self.events["type"].copy()
+        types = self.types = self.events["type"]
         self.op = np.zeros(size, dtype=np.uint8)
         self.start = self.events["start"] & _PAGE_MASK
         self.pages = np.ones(size, dtype=np.int64)
@@ -210,24 +211,31 @@ class Work:
 
     def _own_pages(self, types: Array) -> None:
         """Faults, messages and what the fault paths did."""
-        events, kinds = self.events, self.events["kind"].copy()
+        events, kinds = self.events, self.events["kind"]
         self.op[:] = _OP_OF_TYPE[types]
         faults, messages = np.flatnonzero(types == Type.FAULT), np.flatnonzero(types == Type.MESSAGE)
         self.op[faults[(kinds[faults] == Kind.WP) & (events["ret"][faults] == 0)]] = Op.WP_FAULT
-        write = (events["aux"] & np.uint64(MessageFlag.WRITE)) != 0
-        self.op[messages] = np.where(write[messages], int(Op.WRITE_MESSAGE), int(Op.MESSAGE))
+        write = (events["aux"][messages] & np.uint64(MessageFlag.WRITE)) != 0
+        self.op[messages] = np.where(write, np.uint8(Op.WRITE_MESSAGE), np.uint8(Op.MESSAGE))
         self.op[messages[kinds[messages] == Kind.WP]] = Op.WP_MESSAGE
-        self.op[(types == Type.FILE_PAGE) & (kinds == 1)] = Op.FILE_WRITE
-        self.op[(types == Type.UNPROTECTED_WRITE) & (kinds == 1)] = Op.UNPROTECTED_ZERO_WRITE
+        told = np.flatnonzero(types == Type.FAULT_FOUND)
+        told = told[events["value"][told] == 1]
+        write = (events["aux"][told] & np.uint64(MessageFlag.WRITE)) != 0
+        self.op[told[write | (kinds[told] == Kind.WP)]] = Op.TOLD_BEFORE
+        whole = np.flatnonzero(_OF_PAGES[types])
+        if whole.size:
+            self._faults(whole, types[whole], kinds[whole])
+
+    def _faults(self, index: Array, types: Array, kinds: Array) -> None:
+        """What fault paths did to whole pages, and what dropped them."""
+        events, ops = self.events, self.op[index]
+        ops[(types == Type.FILE_PAGE) & (kinds == 1)] = Op.FILE_WRITE
+        ops[(types == Type.UNPROTECTED_WRITE) & (kinds == 1)] = Op.UNPROTECTED_ZERO_WRITE
         # Markers keep shmem and hugetlb protected through a discard (kernel-semantics.md section 2).
-        anonymous = (events["flags"] & np.uint32(Memory.ANON)) != 0
-        discards = DISCARDS[types]
-        self.op[discards] = np.where(anonymous[discards], int(Op.DISCARD), int(Op.DROPPED))
-        self.op[types == Type.SWAPPED_BACK] = Op.SWAPPED_BACK
-        told = (types == Type.FAULT_FOUND) & (events["value"] == 1) & (write | (kinds == Kind.WP))
-        self.op[told] = Op.TOLD_BEFORE
-        whole = EVIDENCE[types] | discards
-        self._take(np.flatnonzero(whole), events["start"][whole], events["end"][whole])
+        anonymous, discards = (events["flags"][index] & np.uint32(Memory.ANON)) != 0, DISCARDS[types]
+        ops[discards] = np.where(anonymous[discards], np.uint8(Op.DISCARD), np.uint8(Op.DROPPED))
+        self.op[index] = ops
+        self._take(index, events["start"][index], events["end"][index])
 
     def _take(self, index: Array, start: Array, end: Array) -> None:
         """Set the pages of some events; what ends before it starts becomes nothing."""
@@ -270,7 +278,7 @@ class Work:
         index, found = index[inside], found[inside]
         self.lost_returns += int((found == join.LOST).sum())
         index, found = index[found >= 0], found[found >= 0]
-        results = picked(self._all, found)
+        results = self._all[found]
         kinds = results["kind"]
         registered = np.zeros(len(self.events), dtype=bool)
         registration = ((kinds == Ioctl.REGISTER) | (kinds == Ioctl.UNREGISTER)) & (results["ret"] == 0)

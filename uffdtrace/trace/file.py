@@ -4,7 +4,8 @@ A file is MAGIC and then chunks, appended in whole: a header (tag, CRC-32 of the
 payload, length of the payload in bytes, little-endian), then the payload.
 
     META  JSON, first: schema, what was traced, kernel, probes
-    EVNT  events, records of model.events.EVENT as they came from the ring
+    EVNT  events in order of time, records of model.events.EVENT
+    PACK  the same in fewer bytes (trace/packing.py)
     NAME  JSON: what mappings are called (model.report.Name)
     PROC  JSON: pid, comm and cmdline (or null) of processes that own or watch memory
     MAPD  JSON: who else maps registered shared memory (model.elsewhere.Look)
@@ -23,10 +24,11 @@ from pathlib import Path
 # Where a trace goes unless told otherwise, as perf.data.
 DEFAULT = Path("uffdtrace.data")
 MAGIC = b"uffdtrc\n"
-SCHEMA = "uffdtrace-trace/4"
+SCHEMA = "uffdtrace-trace/5"
 HEADER = struct.Struct("<4sIQ")
 META = b"META"
 EVENTS = b"EVNT"
+PACKED = b"PACK"
 NAMES = b"NAME"
 PROCESSES = b"PROC"
 LOOKS = b"MAPD"

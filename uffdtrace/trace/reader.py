@@ -15,7 +15,21 @@ from uffdtrace.model.elsewhere import Elsewhere, Look
 from uffdtrace.model.events import EVENT, Array
 from uffdtrace.model.report import Name
 from uffdtrace.trace import shape
-from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOOKS, LOSS, MAGIC, META, NAMES, PROCESSES, SCHEMA, TraceError
+from uffdtrace.trace.file import (
+    DONE,
+    EVENTS,
+    HEADER,
+    LOOKS,
+    LOSS,
+    MAGIC,
+    META,
+    NAMES,
+    PACKED,
+    PROCESSES,
+    SCHEMA,
+    TraceError,
+)
+from uffdtrace.trace.packing import PackingError, unpack
 
 
 class Reader:
@@ -67,6 +81,12 @@ class Reader:
                 if len(payload) % EVENT.itemsize:
                     raise TraceError(f"{self.path} is broken: it holds a part of an event")
                 yield np.frombuffer(payload, dtype=EVENT)
+            elif tag == PACKED:
+                try:
+                    events = unpack(payload)
+                except PackingError:
+                    raise TraceError(f"{self.path} is broken: a part of its events is not what it says") from None
+                yield events
             elif tag == NAMES:
                 self.names += [Name(**name) for name in self._checked(self._json(payload), shape.NAMES)]
             elif tag == PROCESSES:

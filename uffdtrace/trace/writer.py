@@ -16,8 +16,24 @@ import numpy as np
 from uffdtrace.model.elsewhere import Look
 from uffdtrace.model.events import Array
 from uffdtrace.model.report import Name
-from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOOKS, LOSS, MAGIC, META, NAMES, PROCESSES, SCHEMA, TraceError
+from uffdtrace.trace import packing
+from uffdtrace.trace.file import (
+    DONE,
+    EVENTS,
+    HEADER,
+    LOOKS,
+    LOSS,
+    MAGIC,
+    META,
+    NAMES,
+    PACKED,
+    PROCESSES,
+    SCHEMA,
+    TraceError,
+)
 
+# To pack fewer events takes longer than to write them as they are.
+_FEW = 256
 _CANNOT_CREATE = "cannot create {path}: {error}: choose another file with -o"
 
 
@@ -65,8 +81,11 @@ class Writer:
         self._chunk(META, json.dumps({"schema": SCHEMA, **meta}).encode())
 
     def events(self, events: Array) -> None:
-        if len(events):
+        if 0 < len(events) < _FEW:
             self._chunk(EVENTS, np.ascontiguousarray(events).tobytes())
+            return
+        for first in range(0, len(events), packing.MOST):
+            self._chunk(PACKED, packing.pack(events[first : first + packing.MOST]))
 
     def names(self, names: list[Name]) -> None:
         if names:
