@@ -74,6 +74,9 @@ class Batch:
             return self if size == self._size and what.step in (None, 1) else self._of((self,), what, size)
         # A mask would be gone through for each member.
         index = np.flatnonzero(what) if what.dtype == bool else what
+        if len(self._parts) == 1 and not isinstance(self._choice, slice):
+            # Straight from where these come from: there is no need to choose twice.
+            return self._of(self._parts, self._choice[index], len(index))
         return self._of((self,), index, len(index))
 
     def _picked(self, index: Array) -> Array:

@@ -37,6 +37,20 @@ def counted(numbers: Array) -> list[tuple[int, int]]:
     return list(zip(found.tolist(), times.tolist()))
 
 
+def begins(values: Array) -> Array:
+    """Per value: whether it differs from the one before it, as the first one does."""
+    first = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=first[1:])
+    return first
+
+
+def goes_on(values: Array) -> Array:
+    """Per value: whether the one behind it is equal."""
+    same = np.zeros(len(values), dtype=bool)
+    np.equal(values[1:], values[:-1], out=same[:-1])
+    return same
+
+
 def ordered(values: Array) -> Array | None:
     """The indexes that put whole numbers into ascending order, equal ones as they stand; None where they stand so."""
     if bool((values[1:] >= values[:-1]).all()):
@@ -66,5 +80,5 @@ def by_value(values: Array) -> list[tuple[int, Array]]:
     if order is None:
         order = np.arange(len(values))
     by_number = values[order]
-    bounds = np.flatnonzero(np.r_[True, by_number[1:] != by_number[:-1]])
+    bounds = np.flatnonzero(begins(by_number))
     return list(zip(by_number[bounds].tolist(), np.split(order, bounds[1:])))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from uffdtrace.model.batch import Batch
-from uffdtrace.model.counting import among, ordered
+from uffdtrace.model.counting import among, goes_on, ordered
 from uffdtrace.model.events import Array, Type, joined
 
 # A call that does not return must not hold the account back for ever: 64 MiB of events.
@@ -30,11 +30,12 @@ def returns_of(events: Batch, call: Type, result: Type) -> tuple[Array, Array]:
     if by_thread is not None:
         order, tids = chosen[by_thread], tids[by_thread]
     is_call = types[order] == call
-    # Whether the next one is the same thread's.
-    goes_on = np.r_[tids[1:] == tids[:-1], False]
-    returned = goes_on & ~np.r_[is_call[1:], True]
-    found = np.where(returned, np.r_[order[1:], 0], np.where(goes_on, LOST, OPEN))[is_call]
-    index = order[is_call]
+    calls = np.flatnonzero(is_call)
+    followed = goes_on(tids)[calls]
+    following = np.minimum(calls + 1, len(order) - 1)
+    returned = followed & ~is_call[following]
+    found = np.where(returned, order[following], np.where(followed, LOST, OPEN))
+    index = order[calls]
     by_time = ordered(index)
     return (index, found) if by_time is None else (index[by_time], found[by_time])
 

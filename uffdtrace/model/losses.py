@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from uffdtrace.model.counting import by_value
+from uffdtrace.model.counting import begins, by_value
 from uffdtrace.model.events import PAGE_SIZE, Array
 from uffdtrace.model.pages import COUNTS, Cause
 from uffdtrace.model.ranges import Ranges
@@ -61,7 +61,7 @@ def merged(runs: Array) -> Array:
         return runs
     runs = runs[np.lexsort((runs["time"], runs["place"], runs["code"]))]
     ends = runs["place"] + runs["pages"]
-    first_of_code = np.r_[True, runs["code"][1:] != runs["code"][:-1]]
+    first_of_code = begins(runs["code"])
     # The furthest end so far within a code: codes are kept apart by a distance that no place can bridge.
     apart = np.cumsum(first_of_code) * (np.int64(1) << 52)
     furthest = np.maximum.accumulate(ends + apart)
@@ -71,7 +71,7 @@ def merged(runs: Array) -> Array:
     result["pages"] = np.maximum.reduceat(ends, starts) - result["place"]
     groups = np.cumsum(fresh) - 1
     earliest = np.lexsort((np.arange(len(runs)), runs["time"], groups))
-    firsts = earliest[np.flatnonzero(np.r_[True, groups[earliest][1:] != groups[earliest][:-1]])]
+    firsts = earliest[np.flatnonzero(begins(groups[earliest]))]
     result["time"], result["tid"] = runs["time"][firsts], runs["tid"][firsts]
     return result
 

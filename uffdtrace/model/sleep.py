@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from uffdtrace.model.batch import Batch
-from uffdtrace.model.counting import among, ordered
+from uffdtrace.model.counting import among, begins, goes_on, ordered
 from uffdtrace.model.events import EVENT, MODES_SHIFT, PAGE_SIZE, Array, Kind, Mode, Type
 
 _TYPES = among((Type.FAULT, Type.FAULT_FOUND, Type.MESSAGE, Type.WAKE, Type.FAULT_RETURN))
@@ -27,7 +27,7 @@ def _first(segments: Array, times: Array, mask: Array, count: int) -> Array:
     index = np.flatnonzero(mask)
     numbers = segments[index]
     # Segments are numbered in the order of the events: equal numbers stand together.
-    first = np.r_[True, numbers[1:] != numbers[:-1]][: len(numbers)]
+    first = begins(numbers)
     found[numbers[first]] = times[index[first]]
     return found
 
@@ -139,17 +139,16 @@ class Sleepers:
         faults = _BEGINNINGS[events["type"]]
         # Before a thread's first fault: of faults older than the trace.
         segments = np.cumsum(faults) - 1
-        first_of_thread = np.r_[True, events["tid"][1:] != events["tid"][:-1]] if len(events) else faults
-        started = (
-            np.maximum.accumulate(np.where(first_of_thread, np.arange(len(events)), 0)) if len(events) else segments
-        )
-        heads = np.flatnonzero(faults)
-        orphan = (
-            (segments < 0) | (heads[np.maximum(segments, 0)] < started) if heads.size else np.ones(len(events), bool)
-        )
-        if orphan.any():
-            events, numbers = events[~orphan], numbers[~orphan]
-            segments, faults = segments[~orphan], faults[~orphan]
+        first_of_thread = np.flatnonzero(begins(events["tid"]))
+        if not faults[first_of_thread].all():
+            # Where each event's thread begins; an orphan's thread begins behind the fault before it.
+            started = np.repeat(first_of_thread, np.diff(first_of_thread, append=len(events)))
+            heads = np.flatnonzero(faults)
+            kept = np.zeros(len(events), dtype=bool)
+            kept[heads[0] if heads.size else len(events) :] = True
+            kept[kept] = heads[segments[kept]] >= started[kept]
+            events, numbers = events[kept], numbers[kept]
+            segments, faults = segments[kept], faults[kept]
         types, times = events["type"], events["time"].astype(np.int64)
         begun = events[faults]
         count, began = len(begun), times[faults]
@@ -160,7 +159,7 @@ class Sleepers:
         returned = _first(segments, times, (types == Type.FAULT_RETURN) & (events["kind"] == 0), count)
         died = _first(segments, times, (types == Type.FAULT_RETURN) & (events["kind"] == 1), count)
         tids = begun["tid"]
-        superseded = np.r_[tids[1:] == tids[:-1], False] if count else np.zeros(0, bool)
+        superseded = goes_on(tids)
         died = self._exited(begun, died, (returned != 0) | (woken != 0) | superseded)
         # A function that ran before the trace returns unseen.
         over = (returned != 0) | superseded | (died != 0) | (before & (woken != 0))
@@ -172,7 +171,7 @@ class Sleepers:
         keep = ~done[segments] if count else np.zeros(len(events), bool)
         self._open, self._open_ranges = events[keep].settled(), numbers[keep]
         if self.endings:
-            next_one = np.where(superseded, np.r_[began[1:], 0] if count else began, 0)
+            next_one = np.where(superseded, np.append(began[1:], 0)[:count], 0)
             until = next_one
             for end in (died, returned, woken):
                 until = np.where(end != 0, end, until)

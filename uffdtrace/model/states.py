@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from uffdtrace.model.carrying import carried_bits, inherited_bits
+from uffdtrace.model.counting import begins
 from uffdtrace.model.events import Array
 from uffdtrace.model.pages import (
     ARMED,
@@ -145,8 +146,8 @@ def _rounds(places: Array) -> Iterator[Array | list[int]]:
         left = left[~first]
     order = left[np.argsort(places[left], kind="stable")]
     by_page = places[order]
-    starts = np.flatnonzero(np.r_[True, by_page[1:] != by_page[:-1]][: len(order)])
-    sizes = np.diff(np.r_[starts, len(order)])
+    starts = np.flatnonzero(begins(by_page))
+    sizes = np.diff(starts, append=len(order))
     rounds = int(sizes.max(initial=0))
     for turn in range(rounds):
         active = sizes > turn

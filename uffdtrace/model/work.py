@@ -207,7 +207,9 @@ class Work:
 
     def _busy(self, wanted: Array | bool = True) -> Array:
         """What must be looked at between barriers: hundreds of registrations leave as many gaps of returns only."""
-        return np.cumsum(np.r_[False, ((self.op != Op.NOTHING) | ~_RESULTS[self.types]) & wanted])
+        counts = np.zeros(len(self.op) + 1, dtype=np.int64)
+        np.cumsum(((self.op != Op.NOTHING) | ~_RESULTS[self.types]) & wanted, out=counts[1:])
+        return counts
 
     def _own_pages(self, types: Array) -> None:
         """Faults, messages and what the fault paths did."""
