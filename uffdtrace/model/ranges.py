@@ -181,6 +181,11 @@ class Space:
         self._starts[first:last] = [piece.start for piece in pieces]
         self._table = None
 
+    def touched(self, start: int, end: int) -> int:
+        """Number of the first range of which [start, end) names anything, or -1."""
+        pieces = self.overlapping(start, end)
+        return pieces[0].range_number if pieces else -1
+
     def numbers(self, addresses: Array) -> Array:
         """The range number of each address; -1 where it is not registered."""
         if len(self.pieces) == 1:

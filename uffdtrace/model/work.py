@@ -163,6 +163,8 @@ class Work:
         self.pages = np.ones(size, dtype=np.int64)
         # The number of each event's userfaultfd, once the model has come to it: its address is soon another's.
         self.homes = np.full(size, -1, dtype=np.int64)
+        # The number of the range that it names, -1 for none, once the model has come to it.
+        self.numbers = np.full(size, -1, dtype=np.int64)
         self.lost_returns = 0
         self._own_pages(types)
         self._protections(*protects)
