@@ -102,14 +102,26 @@ def _failed(result: Array, mode: int) -> tuple[Ioctl, int, int, int, int] | None
     return kind, -int(result["ret"]), mode, start, end
 
 
+def _last_before(calls: Array, acts: Array, tids: Array) -> Array:
+    """For each of `acts` which of `calls` (a number in it) its thread began last before it, or -1; both are events."""
+    places = np.concatenate([calls, acts])
+    order = np.lexsort((places, tids[places]))
+    sorted_tids = tids[places[order]]
+    is_call = order < len(calls)
+    # In a row of what each thread did, the place of the last call so far.
+    latest = np.maximum.accumulate(np.where(is_call, np.arange(len(order)), -1))
+    own = (latest >= 0) & (sorted_tids[latest] == sorted_tids)
+    found = np.empty(len(order), dtype=np.int64)
+    found[order] = np.where(own, order[latest], -1)
+    return found[len(calls) :]
+
+
 def _arms(events: Batch, index: Array, found: Array, failed: Array, length: Array) -> Iterator[Call]:
     if not len(index):
         return
     protects = np.flatnonzero((events["type"] == Type.PROTECT) & (events["kind"] == 1))
-    tids = events["tid"].astype(np.int64) << 40
-    order = np.argsort(tids[index] + index)
-    within = order[np.searchsorted((tids[index] + index)[order], tids[protects] + protects, side="right") - 1]
-    mine = (tids[index[within]] == tids[protects]) & (index[within] < protects) & (protects < found[within])
+    within = _last_before(index, protects, events["tid"])
+    mine = (within >= 0) & (protects < found[within])
     protects, within = protects[mine], within[mine]
     pages = (events["end"][protects] - events["start"][protects]).astype(np.int64)
     covered = np.bincount(within, weights=pages, minlength=len(index)).astype(np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,12 @@ def _ranks() -> Array:
 _RANKS = _ranks()
 
 
+def _between(starts: Array, end: int) -> Iterator[tuple[int, int]]:
+    """From each of `starts` to the next one, and from the last to `end`."""
+    bounds = [*starts.tolist(), end]
+    return zip(bounds[:-1], bounds[1:])
+
+
 def merged(runs: Array) -> Array:
     """The same runs (dtype _RECORD) with those that touch or overlap made one, by code and place.
 
@@ -61,11 +68,11 @@ def merged(runs: Array) -> Array:
         return runs
     runs = runs[np.lexsort((runs["time"], runs["place"], runs["code"]))]
     ends = runs["place"] + runs["pages"]
-    first_of_code = begins(runs["code"])
-    # The furthest end so far within a code: codes are kept apart by a distance that no place can bridge.
-    apart = np.cumsum(first_of_code) * (np.int64(1) << 52)
-    furthest = np.maximum.accumulate(ends + apart)
-    fresh = np.r_[True, runs["place"][1:] + apart[1:] > furthest[:-1]]
+    fresh = begins(runs["code"])
+    # Of each code: a run is a new one where it begins behind all ends so far.
+    for first, last in _between(np.flatnonzero(fresh), len(runs)):
+        furthest = np.maximum.accumulate(ends[first:last])
+        fresh[first + 1 : last] = runs["place"][first + 1 : last] > furthest[:-1]
     starts = np.flatnonzero(fresh)
     result = runs[starts].copy()
     result["pages"] = np.maximum.reduceat(ends, starts) - result["place"]
