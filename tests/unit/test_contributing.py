@@ -29,7 +29,7 @@ OWN = f"every_row or every_rule or every_page or every_finding or every_scenario
 # How the patched tree would attach the new row, and what its BPF program is compiled from.
 PLAN = """
 import re
-from uffdtrace.collect.program import SOURCE, source_for
+from uffdtrace.collect.program import SOURCES, source_for
 from uffdtrace.kernel import layout, probes
 from uffdtrace.model.events import FIELDS, Type, c_header
 from unit.test_kernel import served
@@ -46,9 +46,10 @@ for row in probes.TABLE:
     for candidate in row.candidates:
         assert f"static __always_inline int {candidate.handler}(" in text, candidate
 assert f"#define EVENT_SHORT_READ {int(Type.SHORT_READ)}\\n" in c_header()
-for name in set(re.findall(r"\\bEVENT_[A-Z_]+", SOURCE.read_text())):
+sources = "".join(source.read_text() for source in SOURCES)
+for name in set(re.findall(r"\\bEVENT_[A-Z_]+", sources)):
     assert f"#define {name} " in c_header(), name
-assert "ITER_COUNT" in layout._MEMBERS and "ITER_COUNT" in SOURCE.read_text()
+assert "ITER_COUNT" in layout._MEMBERS and "ITER_COUNT" in sources
 assert set(FIELDS) == set(Type)
 """
 

@@ -21,7 +21,9 @@ RING_PAGES = 8192
 _MESSAGE_SLOTS = 1 << 17
 _FEWEST_SLOTS = 1 << 12
 
-SOURCE = STUB_ROOT / "uffdtrace.bpf.c"
+# The parts of the BPF program, each after those that it needs.
+PARTS = ("maps", "filter", "tables", "found", "calls", "faults", "pages", "areas")
+SOURCES = tuple(STUB_ROOT / f"{part}.bpf.c" for part in PARTS)
 
 # include/uapi/asm/ptrace.h: what a kprobe program is given on x86-64.
 _PT_REGS = """
@@ -79,17 +81,12 @@ def _entry_point(attachment: Attachment) -> str:
 
 def source_for(attachments: Iterable[Attachment]) -> str:
     """The whole C text: pt_regs, the events' definitions, the handlers, the entry points."""
-    handlers = SOURCE.read_text()
-    # BCC takes every non-static function for a program.
-    handlers = re.sub(
-        r"^int (on_\w+)\(", lambda found: f"static __always_inline int {found.group(1)}(", handlers, flags=re.MULTILINE
-    )
     return "\n".join(
         [
             _PT_REGS,
             "#include <linux/types.h>",
             c_header(),
-            handlers,
+            *(source.read_text() for source in SOURCES),
             *map(_entry_point, attachments),
             _TRACEPOINT_PROGRAMS,
         ]

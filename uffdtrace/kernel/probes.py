@@ -1,6 +1,6 @@
 """The probe table: what is observed, and by which functions.
 
-Each row names the handler of bpf/uffdtrace.bpf.c and the functions that can
+Each row names the handler of bpf/ and the functions that can
 serve it, best first. `plan()` asks the running kernel which of them it has and
 decides kprobe or fentry for each. Presence decides, never a version.
 """

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* The monitor's calls, and what they do to page tables; how it asks for messages. */
+
+/* include/uapi/asm-generic/errno-base.h. */
+#define EFAULT 14
+
+#define UFFDIO 0xAA
+
+/* include/linux/mm.h. */
+#define MM_CP_UFFD_WP 0x4
+#define MM_CP_UFFD_WP_RESOLVE 0x8
+
+/*
+ * Copies the members that every UFFDIO struct has, wherever they stand in it. False where
+ * they are not in memory: the call brings them there, so its return can read them.
+ */
+static __always_inline bool read_argument(struct event *event, u32 command, u64 argument)
+{
+	u64 words[5] = {};
+	u32 size = command >> 16 & 0x3fff;
+	int failed;
+
+	/* _IOC_SIZE: reading past the struct could fault where the call does not. */
+	if (size >= 40)
+		failed = bpf_probe_read_user(words, 40, (void *)argument);
+	else if (size >= 32)
+		failed = bpf_probe_read_user(words, 32, (void *)argument);
+	else if (size >= 24)
+		failed = bpf_probe_read_user(words, 24, (void *)argument);
+	else
+		failed = bpf_probe_read_user(words, 16, (void *)argument);
+	if (failed)
+		return false;
+	event->start = words[0];
+	if (event->kind == IOCTL_COPY || event->kind == IOCTL_MOVE) {
+		event->end = words[0] + words[2];
+		event->aux = words[3];
+		event->value = event->type == EVENT_IOCTL ? words[1] : words[4];
+	} else if (event->kind != IOCTL_API) {
+		event->end = words[0] + words[1];
+		event->aux = words[2];
+		event->value = event->type == EVENT_IOCTL ? 0 : words[3];
+	} else {
+		event->start = 0;
+		event->aux = words[1];
+	}
+	return true;
+}
+
+/* Whether the kernel writes a result into the struct that the call was given. */
+static __always_inline bool has_result(u32 call)
+{
+	return call != IOCTL_WRITEPROTECT && call != IOCTL_UNREGISTER && call != IOCTL_WAKE;
+}
+
+static __always_inline int on_ioctl(bool typed, u64 file, u64 command, u64 argument)
+{
+	struct event event = {.type = EVENT_IOCTL, .kind = command & 0xff};
+	struct thread *thread;
+	bool readable;
+	u64 now;
+
+	if ((command >> 8 & 0xff) != UFFDIO)
+		return 0;
+	event.ctx = load64(typed, file + FILE_PRIVATE);
+	now = generation();
+	thread = this_thread();
+	if (event.kind == IOCTL_API || event.kind == IOCTL_REGISTER || !thread ||
+	    !passed(&thread->calls, event.ctx, now)) {
+		if (!admit(read64(event.ctx + CTX_MM))) {
+			/* The return of an earlier call may have been lost: this call's must not be taken for it. */
+			if (thread)
+				thread->call.ctx = 0;
+			return 0;
+		}
+		if (event.kind == IOCTL_API)
+			know(event.ctx);
+		else if (!known.lookup(&event.ctx))
+			emit_userfaultfd(event.ctx, 1);
+		else if (event.kind == IOCTL_REGISTER)
+			emit_userfaultfd(event.ctx, 0);
+		thread = make_thread();
+		/* The map may have been full: then each call tells of the userfaultfd again. */
+		if (thread && known.lookup(&event.ctx))
+			let_pass(&thread->calls, event.ctx, now);
+	}
+	if (thread) {
+		/* What COPY and its kin commit is no page of a fault. */
+		thread->mark.kind = 0;
+		thread->call.ctx = event.ctx;
+		thread->call.argument = argument;
+		thread->call.command = command;
+	}
+	readable = read_argument(&event, command, argument);
+	if (thread) {
+		thread->call.readable = readable;
+		thread->call.start = event.start;
+		thread->call.end = event.end;
+		thread->call.mode = event.aux;
+	}
+	/* With WP a page that is there is protected; with MINOR it is meant to be there. */
+	if (event.kind == IOCTL_REGISTER && (event.aux & (MODE_MISSING | MODE_WP | MODE_MINOR)) == MODE_MISSING)
+		emit_present(&event, read64(event.ctx + CTX_MM));
+	emit_here(&event);
+	return 0;
+}
+
+/* The kernel enters the userfaultfd into an area while REGISTER runs, and takes it out with a null pointer. */
+static __always_inline int on_set_uffd(bool typed, u64 vma, u64 uffd)
+{
+	struct event event = {.type = EVENT_AREA_REGISTERED, .ctx = uffd};
+	struct area area = {.typed = typed, .vma = vma, .ctx = uffd};
+
+	if (!uffd || !is_traced(load64(typed, uffd + CTX_MM)))
+		return 0;
+	area.flags = load64(typed, vma + VMA_FLAGS);
+	event.start = load64(typed, vma + VMA_START);
+	event.end = load64(typed, vma + VMA_END);
+	event.flags = memory_of(&area);
+	emit_here(&event);
+	return 0;
+}
+
+static __always_inline int on_ioctl_return(bool typed, u64 result)
+{
+	struct thread *thread = this_thread();
+	struct event event = {.type = EVENT_IOCTL_RETURN, .ret = result};
+
+	if (!thread || !thread->call.ctx)
+		return 0;
+	event.kind = thread->call.command & 0xff;
+	event.ctx = thread->call.ctx;
+	thread->call.ctx = 0;
+	/* What the return cannot make up for: where pages came from, and what was there before. */
+	if (!thread->call.readable && (event.kind == IOCTL_REGISTER || event.kind == IOCTL_MOVE) &&
+	    (s64)result != -EFAULT)
+		lose(LOSS_UNREADABLE);
+	if (thread->call.readable && !has_result(event.kind)) {
+		event.start = thread->call.start;
+		event.end = thread->call.end;
+		event.aux = thread->call.mode;
+	} else if (!read_argument(&event, thread->call.command, thread->call.argument) &&
+		   (thread->call.readable || (s64)result != -EFAULT)) {
+		/* Else the kernel could not read it either, and did nothing. */
+		lose(LOSS_UNREADABLE);
+	}
+	if (event.kind == IOCTL_API)
+		emit_userfaultfd(event.ctx, 0);
+	emit_here(&event);
+	return 0;
+}
+
+static __always_inline int on_release(bool typed, u64 file)
+{
+	struct event event = {.type = EVENT_RELEASE};
+
+	event.ctx = read64(file + FILE_PRIVATE);
+	event.kind = read32((u64)bpf_get_current_task() + TASK_FLAGS) & PF_EXITING ? 1 : 0;
+	known.delete(&event.ctx);
+	void_passes();
+	if (is_traced(read64(event.ctx + CTX_MM)))
+		emit_here(&event);
+	return 0;
+}
+
+/* ---- how the monitor asks for messages ------------------------------------ */
+
+/* include/uapi/asm-generic/fcntl.h. */
+#define O_NONBLOCK 0x800
+
+static __always_inline int on_poll(bool typed, u64 file)
+{
+	struct event event = {.type = EVENT_POLL};
+	u8 *seen;
+
+	/* Monitors that do it right pay for no more than this. */
+	if (load32(typed, file + FILE_FLAGS) & O_NONBLOCK)
+		return 0;
+	event.ctx = load64(typed, file + FILE_PRIVATE);
+	seen = known.lookup(&event.ctx);
+	/* A monitor that spins would fill the ring: each userfaultfd is told of once. */
+	if (!seen || *seen & BLOCKING)
+		return 0;
+	if (!is_traced(read64(event.ctx + CTX_MM)))
+		return 0;
+	*seen |= BLOCKING;
+	emit_here(&event);
+	return 0;
+}
+
+/* ---- protection ---------------------------------------------------------- */
+
+static __always_inline int on_protect(bool typed, u64 vma, u64 start, u64 end, u64 flags)
+{
+	struct event event = {.type = EVENT_PROTECT, .start = start, .end = end};
+	struct thread *thread;
+	struct area area;
+
+	if (!(flags & (MM_CP_UFFD_WP | MM_CP_UFFD_WP_RESOLVE)) || !read_area(typed, vma, 0, &area))
+		return 0;
+	thread = this_thread();
+	/* A call on this userfaultfd has passed the filter. */
+	if ((!thread || thread->call.ctx != area.ctx) && !is_traced(area.mm))
+		return 0;
+	if (!thread)
+		thread = make_thread();
+	event.ctx = area.ctx;
+	event.kind = flags & MM_CP_UFFD_WP ? 1 : 0;
+	event.aux = area.flags;
+	event.flags = memory_of(&area);
+	/* What a release found says nothing, and the call around it tells when it was over. */
+	if (thread)
+		thread->protects = event.kind ? area.ctx : 0;
+	/* Swapped-out pages that are protected already are not in the return value. */
+	if (event.kind)
+		event.value = read64(TOTAL_SWAP_PAGES) != read64(FREE_SWAP_PAGES);
+	emit_here(&event);
+	return 0;
+}
+
+static __always_inline int on_protect_return(bool typed, u64 pages)
+{
+	struct thread *thread = this_thread();
+	struct event event = {.type = EVENT_PROTECT_RETURN, .value = pages};
+
+	if (!thread || !thread->protects)
+		return 0;
+	event.ctx = thread->protects;
+	thread->protects = 0;
+	emit_here(&event);
+	return 0;
+}
+
+/* include/uapi/linux/fs.h. */
+#define PAGEMAP_SCAN_COMMAND ('f' << 8 | 16)
+#define PM_SCAN_WP_MATCHING 1
+#define PAGE_IS_WPALLOWED 1
+#define PAGE_IS_WRITTEN 2
+
+struct pm_scan_argument {
+	u64 size;
+	u64 flags;
+	u64 start;
+	u64 end;
+	u64 walk_end;
+	u64 vec;
+	u64 vec_len;
+	u64 max_pages;
+	u64 category_inverted;
+	u64 category_mask;
+	u64 category_anyof_mask;
+	u64 return_mask;
+};
+
+/*
+ * long do_pagemap_cmd(struct file *file, unsigned int cmd, unsigned long arg)
+ *
+ * PM_SCAN_WP_MATCHING sets the bits of page-table entries itself, in areas with
+ * WP_ASYNC: no other probe sees that these are armed.
+ */
+static __always_inline int on_page_scan(bool typed, u64 command, u64 argument, u64 file)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct page_scan scan = {.argument = argument};
+	struct event event = {.type = EVENT_PAGE_SCAN};
+	struct pm_scan_argument words = {};
+
+	if ((command & 0xffff) != PAGEMAP_SCAN_COMMAND)
+		return 0;
+	/* The return of an earlier call may have been lost: it must not be taken for this one's. */
+	page_scans.delete(&tid);
+	scan.mm = event.ctx = read64(file + FILE_PRIVATE);
+	if (!is_traced(scan.mm))
+		return 0;
+	scan.readable = !bpf_probe_read_user(&words, sizeof(words), (void *)argument);
+	if (scan.readable && !(words.flags & PM_SCAN_WP_MATCHING))
+		return 0;
+	if (page_scans.update(&tid, &scan))
+		lose(LOSS_MAP_FULL);
+	if (!scan.readable)
+		return 0;
+	event.start = words.start;
+	event.end = words.end;
+	emit_here(&event);
+	return 0;
+}
+
+static __always_inline int on_page_scan_return(bool typed, u64 result)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct page_scan *scan = page_scans.lookup(&tid);
+	struct event event = {.type = EVENT_PAGE_SCAN_RETURN};
+	struct pm_scan_argument words = {};
+	bool began, readable;
+
+	if (!scan)
+		return 0;
+	event.ctx = scan->mm;
+	began = scan->readable;
+	readable = !bpf_probe_read_user(&words, sizeof(words), (void *)scan->argument);
+	page_scans.delete(&tid);
+	if (!began) {
+		/* What it protected, and from when on, was not seen; with EFAULT it did nothing. */
+		if ((!readable && (s64)result != -EFAULT) || words.flags & PM_SCAN_WP_MATCHING)
+			lose(LOSS_UNREADABLE);
+		return 0;
+	}
+	if (!readable)
+		lose(LOSS_UNREADABLE);
+	event.start = words.start;
+	event.end = words.walk_end;
+	event.ret = (s64)result < 0 ? result : 0;
+	event.kind = !words.category_inverted && (words.category_mask & ~(u64)PAGE_IS_WPALLOWED) == PAGE_IS_WRITTEN &&
+		     (!words.category_anyof_mask || words.category_anyof_mask & PAGE_IS_WRITTEN);
+	emit_here(&event);
+	return 0;
+}

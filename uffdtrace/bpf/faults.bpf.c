@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Faults that wait for the monitor, their messages, and who wakes them. */
+
+/* include/linux/signal.h, sigmask(SIGKILL). */
+#define SIGKILL_PENDING (1UL << 8)
+
+/* UFFD_FEATURE_SIGBUS, UFFD_USER_MODE_ONLY (include/uapi/linux/userfaultfd.h). */
+#define FEATURE_SIGBUS 0x80
+#define USER_MODE_ONLY 0x1
+
+/* handle_userfault()'s own conditions, in its order: these return at once, and nobody is told. */
+static __always_inline bool cannot_sleep(bool typed, u64 uffd, u32 flags)
+{
+	u64 task = (u64)bpf_get_current_task();
+
+	return read32(task + TASK_FLAGS) & (PF_EXITING | PF_DUMPCORE) ||
+	       load32(typed, uffd + CTX_FEATURES) & FEATURE_SIGBUS ||
+	       (!(flags & FAULT_FLAG_USER) && load32(typed, uffd + CTX_FLAGS) & USER_MODE_ONLY) ||
+	       !(flags & FAULT_FLAG_ALLOW_RETRY) || flags & FAULT_FLAG_RETRY_NOWAIT;
+}
+
+static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
+{
+	struct event event = {.type = EVENT_FAULT};
+	struct thread *thread;
+	struct area area;
+	u32 memory;
+	u64 now;
+
+	if (!read_area(typed, load64(typed, vmf + VMF_VMA), 0, &area))
+		return 0;
+	now = generation();
+	thread = this_thread();
+	if (!thread || !passed(&thread->faults, area.mm, now)) {
+		if (!is_traced(area.mm))
+			return 0;
+		thread = make_thread();
+		if (thread)
+			let_pass(&thread->faults, area.mm, now);
+	}
+	/* The MINOR bit moves (37, 38, 41); the other two never did. */
+	event.kind = reason == VM_UFFD_MISSING ? KIND_MISSING : reason == VM_UFFD_WP ? KIND_WP : KIND_MINOR;
+	event.ctx = area.ctx;
+	event.start = load64(typed, vmf + VMF_ADDRESS) & PAGE_MASK;
+	event.aux = load32(typed, vmf + VMF_FLAGS);
+	event.value = load64(typed, area.vma + VMA_START);
+	event.end = load64(typed, area.vma + VMA_END);
+	event.flags = memory = memory_of(&area);
+	event.flags |= (area.flags & VM_UFFD_MISSING ? MODE_MISSING : 0) << MODES_SHIFT;
+	event.flags |= (area.flags & VM_UFFD_WP ? MODE_WP : 0) << MODES_SHIFT;
+	if (cannot_sleep(typed, area.ctx, event.aux)) {
+		u32 tid = bpf_get_current_pid_tgid();
+
+		/* break_ksm() up to 6.1 asks and goes on: no access of anybody's has failed. */
+		if (unmerging.lookup(&tid))
+			return 0;
+		event.ret = 1;
+		emit_here(&event);
+		return 0;
+	}
+	if (thread) {
+		thread->sleeper.place.ctx = area.ctx;
+		thread->sleeper.place.vm_start = event.value;
+		thread->sleeper.memory = memory;
+	}
+	count(area.ctx, event.value, COUNTER_FAULT_MISSING + event.kind);
+	emit_here(&event);
+	return 0;
+}
+
+static __always_inline int on_fault_return(bool typed, u64 result)
+{
+	struct thread *thread = this_thread();
+	struct event event = {.type = EVENT_FAULT_RETURN, .value = (u32)result};
+	u64 task;
+
+	if (!thread || !thread->sleeper.place.ctx)
+		return 0;
+	event.ctx = thread->sleeper.place.ctx;
+	thread->sleeper.place.ctx = 0;
+	/*
+	 * A thread that is killed in its fault was never served. SIGKILL is pending for each
+	 * thread of a process that dies (complete_signal() and zap_other_threads() in
+	 * kernel/signal.c, zap_process() in fs/coredump.c), and for all but one at an exec.
+	 */
+	task = (u64)bpf_get_current_task();
+	event.kind = read64(task + TASK_PENDING) & SIGKILL_PENDING ? 1 : 0;
+	emit_here(&event);
+	return 0;
+}
+
+/*
+ * userfaultfd_ctx_read() moves a fault from the pending to the read queue, once
+ * for each message, with add_wait_queue(): at its call there, else in itself.
+ */
+static __always_inline int on_message(bool typed, u64 entry)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct event event = {.tid = id, .tgid = id >> 32, .kind = 1};
+	struct thread *thread;
+	u32 sleeper, memory = 0;
+	struct waiter waiter;
+	u64 vm_start = 0;
+	u64 now;
+
+	read_waiter(&waiter, entry);
+	if (waiter.words[(UWQ_WQ + WQE_FUNC) / 8] != USERFAULTFD_WAKE_FUNCTION)
+		return 0;
+	event.ctx = waiter.words[UWQ_CTX / 8];
+	sleeper = read32(task_of(&waiter) + TASK_PID);
+	now = generation();
+	thread = thread_of(sleeper);
+	/* A thread that sleeps since before the trace has no entry; the fault of any other has passed the filter. */
+	if (thread && thread->sleeper.place.ctx == event.ctx) {
+		vm_start = thread->sleeper.place.vm_start;
+		memory = thread->sleeper.memory;
+	} else if (!admit(read64(event.ctx + CTX_MM))) {
+		return 0;
+	}
+	if ((!thread || !passed(&thread->told, event.ctx, now)) && !known.lookup(&event.ctx)) {
+		/* Its descriptor came from a process that we do not follow. */
+		if (describe_process(&event, (u64)bpf_get_current_task()))
+			keep_message(&event);
+		event.tid = id;
+		event.tgid = id >> 32;
+		describe(&event, event.ctx);
+		know(event.ctx);
+		keep_message(&event);
+		event.end = 0;
+	} else if (thread) {
+		let_pass(&thread->told, event.ctx, now);
+	}
+	event.type = EVENT_MESSAGE;
+	describe_waiter(&event, &waiter);
+	event.tid = sleeper;
+	event.kind = message_kind(event.aux);
+	event.value = (u32)id;
+	event.flags = memory;
+	count(event.ctx, vm_start, COUNTER_MESSAGE_MISSING + event.kind);
+	keep_message(&event);
+	return 0;
+}
+
+/* A struct userfaultfd_wake_range. */
+struct wake_range {
+	u64 words[WAKE_SIZE / 8];
+};
+
+/* Called for every waiter; the key is a struct userfaultfd_wake_range. */
+static __always_inline int on_wake(bool typed, u64 entry, u64 key)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct event event = {.type = EVENT_WAKE};
+	struct thread *thread = thread_of(id);
+	struct wake_range range = {};
+	struct waiter waiter;
+	u64 length;
+
+	read_waiter(&waiter, entry);
+	/* Most wakes are those of a call on this userfaultfd, which has passed the filter. */
+	if ((!thread || thread->call.ctx != waiter.words[UWQ_CTX / 8]) &&
+	    !is_traced(read64(waiter.words[UWQ_CTX / 8] + CTX_MM)))
+		return 0;
+	bpf_probe_read_kernel(&range, sizeof(range), (void *)key);
+	describe_waiter(&event, &waiter);
+	length = range.words[WAKE_LEN / 8];
+	/* As it is written in userfaultfd_wake_function(); with a length of 0 all are woken. */
+	if (length &&
+	    (event.start < range.words[WAKE_START / 8] || event.start >= range.words[WAKE_START / 8] + length))
+		return 0;
+	event.value = (u32)id;
+	event.tid = read32(task_of(&waiter) + TASK_PID);
+	event.tgid = id >> 32;
+	emit(&event);
+	return 0;
+}

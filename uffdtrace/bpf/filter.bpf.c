@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Which events are recorded: whose memory it is, and what is known of the thread. */
+
+/* What is known of a thread; null for one that did nothing yet. */
+static __always_inline struct thread *thread_of(u32 tid)
+{
+	return threads.lookup(&tid);
+}
+
+static __always_inline struct thread *this_thread(void)
+{
+	return thread_of(bpf_get_current_pid_tgid());
+}
+
+/* Null only where there is no room for one more. */
+static __always_inline struct thread *make_thread(void)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct thread *thread = threads.lookup(&tid);
+	struct thread nothing = {};
+
+	if (thread)
+		return thread;
+	threads.insert(&tid, &nothing);
+	thread = threads.lookup(&tid);
+	if (!thread)
+		lose(LOSS_MAP_FULL);
+	return thread;
+}
+
+/* At a thread's exit: its number will be another's, and the map has room for those that live. */
+static __always_inline int forget_thread(void)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+
+	threads.delete(&tid);
+	return 0;
+}
+
+/* ---- what has passed a filter --------------------------------------------- */
+
+/*
+ * The generation of a pass that is made now; never 0, which an empty pass has. It is read
+ * before the filter's maps are: what goes between the two makes the pass void.
+ */
+static __always_inline u64 generation(void)
+{
+	int zero = 0;
+	u64 *count = generations.lookup(&zero);
+
+	return count ? *(volatile u64 *)count + 1 : 1;
+}
+
+/* Makes all passes void. A userfaultfd or address space leaves the filter's maps first, or a new pass could name it. */
+static __always_inline void void_passes(void)
+{
+	int zero = 0;
+	u64 *count = generations.lookup(&zero);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+static __always_inline bool passed(struct pass *pass, u64 key, u64 now)
+{
+	return pass->generation == now && pass->key == key;
+}
+
+static __always_inline void let_pass(struct pass *pass, u64 key, u64 now)
+{
+	pass->key = key;
+	pass->generation = now;
+}
+
+/* ---- whose memory ------------------------------------------------------- */
+
+struct area {
+	bool typed;
+	u64 vma;
+	u64 flags;
+	u64 mm;
+	u64 ctx;
+};
+
+static __always_inline bool is_traced(u64 mm)
+{
+	u8 *value = traced.lookup(&mm);
+
+	return value && *value;
+}
+
+/* An area with a userfaultfd, in whatever address space. */
+static __always_inline bool read_area(bool typed, u64 vma, u64 wanted_flags, struct area *area)
+{
+	area->typed = typed;
+	area->vma = vma;
+	area->ctx = load64(typed, vma + VMA_CTX);
+	if (!area->ctx)
+		return false;
+	area->flags = load64(typed, vma + VMA_FLAGS);
+	if (wanted_flags && !(area->flags & wanted_flags))
+		return false;
+	area->mm = load64(typed, vma + VMA_MM);
+	return true;
+}
+
+/* An area with a userfaultfd in an address space we trace. */
+static __always_inline bool registered_area(bool typed, u64 vma, u64 wanted_flags, struct area *area)
+{
+	return read_area(typed, vma, wanted_flags, area) && is_traced(area->mm);
+}
+
+/* As vma_is_anonymous() and vma_is_shmem() tell them. */
+static __always_inline u32 memory_by_ops(u64 ops)
+{
+	if (!ops)
+		return MEMORY_ANON;
+#ifdef SHMEM_VM_OPS
+	if (ops == SHMEM_VM_OPS)
+		return MEMORY_SHMEM;
+#ifdef SHMEM_ANON_VM_OPS
+	if (ops == SHMEM_ANON_VM_OPS)
+		return MEMORY_SHMEM;
+#endif
+#ifdef SHM_VM_OPS
+	if (ops == SHM_VM_OPS)
+		return MEMORY_SHMEM;
+#endif
+	return MEMORY_FILE;
+#else
+	/* A kernel without CONFIG_SHMEM has tmpfs on ramfs, which is no memory of this kind. */
+	return MEMORY_FILE;
+#endif
+}
+
+static __always_inline u32 memory_of(struct area *area)
+{
+	u64 superblock, hstate;
+
+	if (!(area->flags & VM_HUGETLB))
+		return memory_by_ops(load64(area->typed, area->vma + VMA_OPS));
+	superblock = read64(read64(read64(area->vma + VMA_FILE) + FILE_INODE) + INODE_SB);
+	hstate = read64(read64(superblock + SB_FS_INFO) + HUGETLBFS_HSTATE);
+	return MEMORY_HUGETLB | read32(hstate + HSTATE_ORDER) << MEMORY_ORDER_SHIFT;
+}
+
+static __always_inline u32 owner_of(u64 mm)
+{
+#ifdef MM_OWNER
+	u64 task = read64(mm + MM_OWNER);
+
+	return task ? read32(task + TASK_TGID) : 0;
+#else
+	return 0;
+#endif
+}
+
+static __always_inline bool admit(u64 mm)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	u8 *value = traced.lookup(&mm);
+	u32 owner;
+	u8 one = 1;
+
+	if (value)
+		return *value;
+	/* It tries what the kernel offers on memory of its own. */
+	if (tgid == COLLECTOR)
+		return false;
+	owner = owner_of(mm);
+#ifdef MM_OWNER
+	/* Its memory is gone, and the address may be another's soon. */
+	if (!owner)
+		return false;
+#endif
+#ifndef FOLLOW_ALL
+	if (!followed.lookup(&tgid) && !followed.lookup(&owner))
+		return false;
+#endif
+	if (traced.update(&mm, &one)) {
+		lose(LOSS_MAP_FULL);
+		return false;
+	}
+	return true;
+}
+
+static __always_inline void know(u64 ctx)
+{
+	u8 value = KNOWN;
+
+	if (known.update(&ctx, &value))
+		lose(LOSS_MAP_FULL);
+}
+
+static __always_inline void describe(struct event *event, u64 ctx)
+{
+	event->type = EVENT_USERFAULTFD;
+	event->ctx = ctx;
+	event->start = read64(ctx + CTX_MM);
+	event->end = read32(ctx + CTX_FEATURES);
+	event->aux = owner_of(event->start);
+}
+
+/* A process may be gone before anybody looks into /proc. False where its name was told before. */
+static __always_inline bool describe_process(struct event *event, u64 task)
+{
+	u32 tgid = task ? read32(task + TASK_TGID) : 0;
+	u64 words[2] = {};
+	u8 one = 1;
+
+	if (!tgid || named.lookup(&tgid))
+		return false;
+	if (named.update(&tgid, &one))
+		lose(LOSS_MAP_FULL);
+	bpf_probe_read_kernel(words, sizeof(words), (void *)(read64(task + TASK_LEADER) + TASK_COMM));
+	event->type = EVENT_PROCESS_NAME;
+	event->tid = event->tgid = tgid;
+	event->start = words[0];
+	event->end = words[1];
+	return true;
+}
+
+static __always_inline void emit_process(u64 task)
+{
+	struct event event = {};
+
+	if (describe_process(&event, task))
+		emit(&event);
+}
+
+static __always_inline void emit_userfaultfd(u64 ctx, u8 late)
+{
+	struct event event = {.kind = late};
+
+	emit_process((u64)bpf_get_current_task());
+#ifdef MM_OWNER
+	emit_process(read64(read64(ctx + CTX_MM) + MM_OWNER));
+#endif
+	describe(&event, ctx);
+	know(ctx);
+	emit_here(&event);
+}

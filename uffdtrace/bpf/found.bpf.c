@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* What the kernel tells while the collector reads /proc: who waits since before the trace, whose a mapping is. */
+
+/* A struct userfaultfd_wait_queue, read at once: member by member it would take a helper for each. */
+struct waiter {
+	u64 words[UWQ_SIZE / 8];
+};
+
+/* `entry` is that of the wait queue. */
+static __always_inline void read_waiter(struct waiter *waiter, u64 entry)
+{
+	__builtin_memset(waiter, 0, sizeof(*waiter));
+	bpf_probe_read_kernel(waiter, sizeof(*waiter), (void *)(entry - UWQ_WQ));
+}
+
+static __always_inline u64 task_of(struct waiter *waiter)
+{
+	return waiter->words[(UWQ_WQ + WQE_PRIVATE) / 8];
+}
+
+static __always_inline void describe_waiter(struct event *event, struct waiter *waiter)
+{
+	event->ctx = waiter->words[UWQ_CTX / 8];
+	event->aux = waiter->words[UWQ_MSG / 8 + 1];
+	event->start = waiter->words[UWQ_MSG / 8 + 2];
+}
+
+static __always_inline u8 message_kind(u64 flags)
+{
+	return flags & MESSAGE_FLAG_WP ? KIND_WP : flags & MESSAGE_FLAG_MINOR ? KIND_MINOR : KIND_MISSING;
+}
+
+/* Of each queue of a userfaultfd: the loop below must have an end. */
+#define MOST_WAITERS 512
+
+/*
+ * Who waits in a queue of a userfaultfd since before the trace. It is read without
+ * the queue's lock: an entry that goes meanwhile leads elsewhere, so the walk ends
+ * where an entry is not this userfaultfd's.
+ */
+static __always_inline void emit_waiters(u64 uffd, u64 head, u32 type, bool read)
+{
+	u64 next = read64(head);
+	struct waiter waiter;
+	struct event event;
+	u64 entry;
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < MOST_WAITERS; i++) {
+		entry = next - WQE_ENTRY;
+		read_waiter(&waiter, entry);
+		if (next == head || waiter.words[UWQ_CTX / 8] != uffd)
+			break;
+		__builtin_memset(&event, 0, sizeof(event));
+		event.type = type;
+		describe_waiter(&event, &waiter);
+		event.tid = read32(task_of(&waiter) + TASK_PID);
+		if (type == EVENT_FAULT_FOUND) {
+			event.kind = message_kind(event.aux);
+			event.value = read;
+		} else {
+			event.kind = waiter.words[UWQ_MSG / 8] & 0xff;
+		}
+		event.tgid = read32(task_of(&waiter) + TASK_TGID);
+		emit(&event);
+		next = read64(next);
+	}
+}
+
+static __always_inline int on_fdinfo(bool typed, u64 m, u64 file)
+{
+	struct event event = {};
+	u64 uffd = read64(file + FILE_PRIVATE);
+
+	if ((u32)(bpf_get_current_pid_tgid() >> 32) != COLLECTOR)
+		return 0;
+	describe(&event, uffd);
+	emit_here(&event);
+	emit_waiters(uffd, uffd + CTX_READ_FAULTS, EVENT_FAULT_FOUND, true);
+	emit_waiters(uffd, uffd + CTX_UNREAD_FAULTS, EVENT_FAULT_FOUND, false);
+	emit_waiters(uffd, uffd + CTX_UNREAD_EVENTS, EVENT_EVENT_FOUND, false);
+	return 0;
+}
+
+/* The collector reads /proc/PID/maps: only here does the kernel say whose a mapping is. */
+static __always_inline int on_area(bool typed, u64 m, u64 vma)
+{
+	struct event event = {.type = EVENT_AREA};
+	struct area area;
+
+	if ((u32)(bpf_get_current_pid_tgid() >> 32) != COLLECTOR || !registered_area(typed, vma, 0, &area))
+		return 0;
+	event.ctx = area.ctx;
+	event.start = read64(vma + VMA_START);
+	event.end = read64(vma + VMA_END);
+	event.flags = memory_of(&area);
+	emit_here(&event);
+	return 0;
+}

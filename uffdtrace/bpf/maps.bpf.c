@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * What uffdtrace sees in the kernel: one program, of the files that PARTS in
+ * collect/program.py names, in that order. Here is what it keeps, and how it tells.
+ *
+ * One on_<row>() per row of the probe table (kernel/probes.py); the loader adds
+ * the entry points that call them, as kprobe or fentry, with arguments taken
+ * from their places in the running kernel's BTF. Names in capitals that are not
+ * defined are -D defines: VMA_*, VMF_*, CTX_* ... are member offsets, and
+ * EVENT_*, KIND_* ... come from model/events.py.
+ *
+ * Nothing here depends on a return being seen: entry points lose nothing, exits
+ * only add results (kernel-semantics.md 8.1).
+ */
+
+/* include/linux/mm.h; the same in 5.10 to 7.2. */
+#define VM_UFFD_MISSING 0x200UL
+#define VM_UFFD_WP 0x1000UL
+#define VM_HUGETLB 0x400000UL
+
+/* include/linux/mm_types.h, enum fault_flag (macros before 5.19). */
+#define FAULT_FLAG_WRITE 0x1
+#define FAULT_FLAG_ALLOW_RETRY 0x4
+#define FAULT_FLAG_RETRY_NOWAIT 0x8
+#define FAULT_FLAG_USER 0x40
+#define FAULT_FLAG_REMOTE 0x80
+#define FAULT_FLAG_UNSHARE 0x400
+#define FAULT_FLAG_ORIG_PTE_VALID 0x800
+
+/* include/uapi/linux/bpf.h; BCC 0.18 has an older one. */
+#ifndef BPF_F_MMAPABLE
+#define BPF_F_MMAPABLE (1U << 10)
+#endif
+
+/* include/linux/sched.h. */
+#define PF_EXITING 0x4
+#define PF_DUMPCORE 0x200
+
+#ifdef FOLLOW_ALL
+#define FOLLOW_FORKS
+#endif
+
+#define PAGE_MASK (~(u64)(PAGE_SIZE - 1))
+
+/* What a thread is doing between entering a fault path and adding a page. */
+enum mark_kind { MARK_HOLE = 1, MARK_PROTECTED_HOLE, MARK_HUGE, MARK_HUGE_ZERO };
+
+struct mark {
+	u64 page;
+	u64 ctx;
+	/* 0 where there is none. */
+	u32 kind;
+	u32 write;
+};
+
+struct ioctl_call {
+	/* 0 where there is none. */
+	u64 ctx;
+	u64 argument;
+	u32 command;
+	/* start, end and mode were in memory when the call began. */
+	u32 readable;
+	u64 start;
+	u64 end;
+	u64 mode;
+};
+
+/* An area, as good as the range it lies in. */
+struct place {
+	u64 ctx;
+	u64 vm_start;
+};
+
+struct sleeper {
+	/* Its ctx is 0 where the thread is in no fault. */
+	struct place place;
+	u32 memory;
+	u32 pad;
+};
+
+/*
+ * A userfaultfd or an address space that has passed a filter. It need not be looked up
+ * again until one of either kind goes: only then can its address be another's.
+ */
+struct pass {
+	u64 key;
+	u64 generation;
+};
+
+/*
+ * What a thread is in the middle of. It is written in place: an update and a delete of
+ * a map for each fault would cost more than all the rest.
+ */
+struct thread {
+	struct mark mark;
+	struct ioctl_call call;
+	/* The userfaultfd of the memory that change_protection() is arming, or 0. */
+	u64 protects;
+	struct sleeper sleeper;
+	/* The address space that it faulted in. */
+	struct pass faults;
+	/* The userfaultfd that it called. */
+	struct pass calls;
+	/* The userfaultfd whose monitor read its message. */
+	struct pass told;
+};
+
+struct huge_write {
+	u64 ctx;
+	u64 mm;
+	u64 address;
+	u32 memory;
+	u32 pad;
+};
+
+struct page_scan {
+	u64 mm;
+	u64 argument;
+	/* The argument was in memory when the call began. */
+	u64 readable;
+};
+
+struct counts {
+	u64 slot[COUNTER_SLOTS];
+};
+
+/* The last level of the page table: an entry for each page of PMD_SIZE. */
+#define TABLE_ENTRIES 512
+#define TABLE_SIZE 4096
+/* How many of them a REGISTER has us read: 32 MiB of populated memory. */
+#define MOST_TABLES 16
+
+struct table {
+	u64 entry[TABLE_ENTRIES];
+	/* A program of another thread counts on this CPU, and was preempted. */
+	u64 busy;
+};
+
+BPF_RINGBUF_OUTPUT(events, RING_PAGES);
+/*
+ * All memory of a map is taken when it is made. What finds it full is counted among the
+ * dropped events. Processes, userfaultfds and address spaces: 16,384 are more than a
+ * hypervisor has guests, and take a megabyte each. Threads and areas are several to each
+ * of those. The smaller ones hold who is within one function now: ksmd alone merges, and
+ * what scans or unmerges is one thread of a process.
+ */
+/* tgids we follow: their userfaultfds, or those on their memory. */
+BPF_HASH(followed, u32, u8, 16384);
+/* mm_structs, with 1 where their events are recorded. */
+BPF_HASH(traced, u64, u8, 16384);
+/* userfaultfd_ctxs that a USERFAULTFD event told of, or that we saw made, with what was told of each. */
+#define KNOWN 1
+#define BLOCKING 2
+BPF_HASH(known, u64, u8, 16384);
+/* By tid; a thread takes its entry along when it exits. */
+BPF_HASH(threads, u32, struct thread, 65536);
+BPF_HASH(merges, u32, u64, 64);
+/* Threads in ioctl(PAGEMAP_SCAN) with PM_SCAN_WP_MATCHING. */
+BPF_HASH(page_scans, u32, struct page_scan, 1024);
+/* Threads that drop the entries of an area, with its userfaultfd. */
+BPF_HASH(zapping, u32, u64, 16384);
+/* Threads in do_huge_pmd_wp_page(), with the address of their fault. */
+BPF_HASH(huge_writes, u32, struct huge_write, 16384);
+/* Threads in break_ksm(), with the page: ksmd, and who calls madvise(MADV_UNMERGEABLE). */
+BPF_HASH(unmerging, u32, u64, 1024);
+/* tgids whose names were told. */
+BPF_HASH(named, u32, u8, 16384);
+BPF_PERCPU_ARRAY(tables, struct table, 1);
+BPF_HASH(counters, struct place, struct counts, 65536);
+BPF_ARRAY(losses, u64, LOSS_COUNT);
+/* Grows as a userfaultfd or an address space goes. */
+BPF_ARRAY(generations, u64, 1);
+/*
+ * Messages. A probe inside a function runs in NMI context (int3), where the
+ * ring's lock is only tried: so each CPU has slots of its own, written by one
+ * program at a time and read through mmap. `heads` counts what was ever written.
+ */
+BPF_F_TABLE("array", u32, struct event, messages, (CPUS) * (MESSAGE_SLOTS), BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u64, heads, CPUS, BPF_F_MMAPABLE);
+
+/*
+ * Programs of fentry are given typed pointers: what these point to is loaded as by any
+ * instruction, and a pointer that is loaded so has a type again. Elsewhere, and behind a
+ * void pointer, it takes a helper, which costs several times as much.
+ */
+static __always_inline u64 load64(bool typed, u64 address)
+{
+	u64 value = 0;
+
+	if (typed)
+		return *(u64 *)address;
+	bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
+	return value;
+}
+
+static __always_inline u32 load32(bool typed, u64 address)
+{
+	u32 value = 0;
+
+	if (typed)
+		return *(u32 *)address;
+	bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
+	return value;
+}
+
+static __always_inline u64 read64(u64 address)
+{
+	return load64(false, address);
+}
+
+static __always_inline u32 read32(u64 address)
+{
+	return load32(false, address);
+}
+
+static __always_inline void lose(int what)
+{
+	u64 *count = losses.lookup(&what);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+static __always_inline void emit(struct event *event)
+{
+	struct event *record;
+
+	event->time = bpf_ktime_get_ns();
+	record = events.ringbuf_reserve(sizeof(*record));
+	if (!record) {
+		lose(LOSS_RING_FULL);
+		return;
+	}
+	*record = *event;
+	events.ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+}
+
+static __always_inline void emit_here(struct event *event)
+{
+	u64 id = bpf_get_current_pid_tgid();
+
+	event->tid = id;
+	event->tgid = id >> 32;
+	emit(event);
+}
+
+static __always_inline void count(u64 ctx, u64 vm_start, u32 slot)
+{
+	struct place key = {.ctx = ctx, .vm_start = vm_start};
+	struct counts zero = {};
+	struct counts *counts = counters.lookup(&key);
+
+	if (!counts) {
+		counters.insert(&key, &zero);
+		counts = counters.lookup(&key);
+	}
+	/* The mask is for the verifier: a comparison may be moved away from the access. */
+	if (counts)
+		__sync_fetch_and_add(&counts->slot[slot & (COUNTER_SLOTS - 1)], 1);
+	else
+		lose(LOSS_MAP_FULL);
+}
+
+static __always_inline void keep_message(struct event *event)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+	u64 *head = heads.lookup(&cpu);
+	struct event *slot;
+	u32 index;
+
+	if (!head)
+		return;
+	index = cpu * MESSAGE_SLOTS + (*head & (MESSAGE_SLOTS - 1));
+	slot = messages.lookup(&index);
+	if (!slot)
+		return;
+	event->time = bpf_ktime_get_ns();
+	*slot = *event;
+	/* The reader trusts the head: it must move last. */
+	asm volatile("" ::: "memory");
+	*(volatile u64 *)head = *head + 1;
+}
