@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from unit.reports import a_report
+from unit.reports import HOSTILE, a_report
 from unit.traces import history, write
 
 from uffdtrace.cli import main, run
 from uffdtrace.cli.common import where
+from uffdtrace.cli.messages import say
 from uffdtrace.kernel.preflight import Refusal
 
 
@@ -104,6 +105,13 @@ def test_a_word_where_a_number_belongs_is_a_usage_error(arguments: list[str], wo
 def test_the_help_says_what_each_verb_is_for() -> None:
     out = CliRunner().invoke(main, ["--help"], terminal_width=80).output
     assert "..." not in out.partition("Commands:")[2]
+
+
+def test_what_it_says_cannot_steer_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    say(f"tracing {HOSTILE} (7)")
+    said = capfd.readouterr().err
+    assert said.startswith("uffdtrace: tracing a?[2J") and said.count("\n") == 1
+    assert all(one.isprintable() for one in said[:-1])
 
 
 def test_report_without_a_trace_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

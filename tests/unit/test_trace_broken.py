@@ -21,9 +21,10 @@ from unit.events import CTX, THREAD, Events, page
 from unit.reports import HOSTILE
 from unit.traces import ENDING, WHAT, chunk, either_way, history, meta, one_line, read_all, write
 
-from uffdtrace.model.events import EVENT, Array, Memory, Type
+from uffdtrace.model.events import EVENT, MEMORY_ORDER_SHIFT, Array, Kind, Memory, Type
+from uffdtrace.model.ranges import ModelError
 from uffdtrace.reporters import offline, text
-from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, NAMES, PROCESSES, TraceError
+from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, NAMES, PROCESSES, SCHEMA, TraceError
 from uffdtrace.trace.reader import Reader
 
 SCHEMA_FILE = Path(offline.__file__).with_name("report.schema.json")
@@ -124,6 +125,77 @@ def test_a_part_that_is_not_the_json_it_must_be(tmp_path: Path, tag: bytes, payl
     with pytest.raises(TraceError) as caught:
         read_all(tmp_path / "trace")
     one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"events_dropped": -5},
+        {"events_dropped": 1 << 64},
+        {"events_dropped": 1.5},
+        {"probes_missed": {"a": -3, "b": 3}},
+        {"counters": [[1, 2, -1]]},
+        {"duration_s": float("nan")},
+        {"duration_s": float("inf")},
+        {"duration_s": -1},
+        {"doubtful": ["\x1b[2J"]},
+        {"doubtful": ["x" * 1000]},
+        {"features_offered": -1},
+    ],
+    ids=repr,
+)
+def test_an_ending_that_no_trace_has(tmp_path: Path, said: dict[str, object]) -> None:
+    (tmp_path / "trace").write_bytes(meta() + chunk(DONE, json.dumps({**ENDING, **said}).encode()))
+    with pytest.raises(TraceError, match="broken") as caught:
+        read_all(tmp_path / "trace")
+    one_line(caught.value)
+
+
+@pytest.mark.parametrize("said", [{"page_size": 0}, {"page_size": 65536}, {"began": -1}, {"began": 1 << 63}], ids=repr)
+def test_a_beginning_that_no_trace_has(tmp_path: Path, said: dict[str, object]) -> None:
+    (tmp_path / "trace").write_bytes(MAGIC + chunk(META, json.dumps({"schema": SCHEMA, **WHAT, **said}).encode()))
+    with pytest.raises(TraceError, match="broken") as caught:
+        Reader(tmp_path / "trace")
+    one_line(caught.value)
+
+
+def test_time_that_goes_backwards_is_said(tmp_path: Path) -> None:
+    events = history()
+    events["time"] = events["time"][::-1].copy()
+    found = offline.read(write(tmp_path / "trace", events))
+    assert {"lost", "armed_pages", "pending"} <= set(found["loss"]["lower_bounds"])
+    waits = [found["latency_us"] for found in found["ranges"] if found["latency_us"]]
+    assert all(part["max"] >= 0 for wait in waits for part in (wait, wait["queue"], wait["service"]))
+    ahead = offline.read(write(tmp_path / "trace", history()[4:], history()[:4]))
+    assert "lost" in ahead["loss"]["lower_bounds"]
+
+
+@pytest.mark.parametrize("order", [19, 24, 31])
+def test_a_huge_page_that_no_machine_has(tmp_path: Path, order: int) -> None:
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 4)
+    events.fault(0, Kind.WP, area=(0, 4))
+    array = events.array()
+    array["flags"][array["type"] == Type.FAULT] = int(Memory.HUGETLB) | order << MEMORY_ORDER_SHIFT
+    with pytest.raises(ModelError, match="impossible") as caught:
+        offline.read(write(tmp_path / "trace", array))
+    one_line(caught.value)
+
+
+@pytest.mark.parametrize("how", ["-", "/dev/stdin"])
+def test_a_trace_through_a_pipe(tmp_path: Path, how: str) -> None:
+    data = write(tmp_path / "trace", history()).read_bytes()
+    command = [sys.executable, "-m", "uffdtrace", "report", how]
+    done = subprocess.run(command, input=data, capture_output=True, check=True)
+    assert done.stdout.splitlines()[-1].startswith(b"Verdict: lost-writes")
+    refused = subprocess.run(command, input=b"no trace", capture_output=True, check=False)
+    assert (refused.returncode, refused.stdout, refused.stderr.count(b"\n")) == (1, b"", 1)
+
+
+def test_an_endless_device_is_refused() -> None:
+    with pytest.raises(TraceError, match="not a uffdtrace trace"):
+        Reader(Path("/dev/zero"))
 
 
 _PROCESS = {"pid": 200, "comm": "guest", "cmdline": ["guest"]}

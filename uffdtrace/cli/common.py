@@ -123,7 +123,7 @@ def write(data: dict[str, Any], form: str, as_text: Callable[[TextIO], None], er
     try:
         if form == "json":
             # At once: standard error would write every line by itself.
-            stream.write(json.dumps(data, indent=2) + "\n")
+            stream.write(json.dumps(data, indent=2, allow_nan=False) + "\n")
         else:
             as_text(stream)
         stream.flush()

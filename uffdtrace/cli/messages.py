@@ -7,10 +7,12 @@ from typing import NoReturn
 
 import click
 
+from uffdtrace.reporters.harmless import printable
+
 
 def say(line: str) -> None:
-    """Progress, and the one line of an error."""
-    click.echo(f"uffdtrace: {line}", err=True)
+    """Progress, and the one line of an error; what it names may be anybody's."""
+    click.echo(f"uffdtrace: {printable(line)}", err=True)
 
 
 def fail(line: str) -> NoReturn:

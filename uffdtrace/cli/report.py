@@ -60,7 +60,7 @@ def command(
 ) -> None:
     """Print the report of a trace; needs neither root nor BCC nor that kernel.
 
-    FILE is uffdtrace.data unless named.
+    FILE is uffdtrace.data unless named, and - is standard input.
 
     \b
     Examples:

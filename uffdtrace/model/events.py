@@ -171,6 +171,8 @@ class Memory(IntFlag):
 MEMORY_MASK = 15
 
 MEMORY_ORDER_SHIFT = 8
+# No architecture has huge pages of more than 2^18 base pages: 1 GiB of 4 KiB ones, 16 GiB of 64 KiB ones.
+MOST_ORDER = 18
 # In a FAULT's flags, the area's modes: MISSING and WP, MINOR's bit is not the same everywhere.
 MODES_SHIFT = 16
 

@@ -15,6 +15,8 @@ from uffdtrace.model.events import PAGE_SIZE, WRITEPROTECT_MODE_WP, Array, Ioctl
 
 _FILLS = among((Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE, Ioctl.MOVE))
 _MASK = ~(PAGE_SIZE - 1)
+# Bytes of user memory with five-level page tables.
+_ADDRESSES = 1 << 56
 _KNOWN = frozenset(int(kind) for kind in Ioctl)
 
 
@@ -125,7 +127,9 @@ def _arms(events: Batch, index: Array, found: Array, failed: Array, length: Arra
     protects, within = protects[mine], within[mine]
     pages = (events["end"][protects] - events["start"][protects]).astype(np.int64)
     covered = np.bincount(within, weights=pages, minlength=len(index)).astype(np.int64)
-    for one in np.flatnonzero(failed | (covered < length)).tolist():
+    # A call that succeeded cannot have named more than there are addresses.
+    passed_over = (covered < length) & (length <= _ADDRESSES)
+    for one in np.flatnonzero(failed | passed_over).tolist():
         spans = tuple(
             (int(events["start"][protect]) & _MASK, int(events["end"][protect])) for protect in protects[within == one]
         )

@@ -19,6 +19,7 @@ from uffdtrace.model.events import (
     MEMORY_MASK,
     MEMORY_ORDER_SHIFT,
     MODES_SHIFT,
+    MOST_ORDER,
     PAGE_SIZE,
     Array,
     Kind,
@@ -408,9 +409,11 @@ class Ranges:
         other = np.flatnonzero((numbers[1:] != numbers[:-1]) | (flags[1:] != flags[:-1])) + 1
         some = [0, *other.tolist()] if len(flags) else []
         for number, kind in {(int(numbers[index]), int(flags[index])) for index in some}:
-            row = self.all[number].root()
+            row, order = self.all[number].root(), kind >> MEMORY_ORDER_SHIFT & 31
+            if order > MOST_ORDER:
+                raise ModelError(f"the trace names an impossible huge page, of 2^{order} pages")
             row.memory |= Memory(kind & MEMORY_MASK)
-            row.order = max(row.order, kind >> MEMORY_ORDER_SHIFT & 31)
+            row.order = max(row.order, order)
 
     def changes(self, numbers: Array, effects: Array) -> None:
         """Add the effects (rows of CHANGES) of operations to their ranges."""

@@ -177,7 +177,7 @@ class Sleepers:
                 until = np.where(end != 0, end, until)
             self._compare(begun, numbers[faults], until, before)
         # Where the message was read only after the wake-up, nobody waited for it.
-        served = done & (read > 0) & (woken >= read) & ~before
+        served = done & (read > 0) & (read >= began) & (woken >= read) & ~before
         self.served_later += numbers[faults][before & done & (woken != 0)].tolist()
         wakeup = np.where((returned >= woken) & (woken > 0), returned - woken, np.nan)
         waits = np.stack([read - began, woken - read, woken - began, wakeup], axis=1)[served].astype(np.float32)

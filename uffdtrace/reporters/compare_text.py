@@ -10,10 +10,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.options import DEFAULT, TextOptions
 from uffdtrace.reporters.sections import command
 from uffdtrace.reporters.terminal import MOST_NAME, STYLES, console_for, fit, print_line, table
-from uffdtrace.reporters.words import name, noun, number, printable, size
+from uffdtrace.reporters.words import name, noun, number, size
 
 # Worst first.
 _CHANGES = {

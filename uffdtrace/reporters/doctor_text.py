@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from uffdtrace.model.events import PAGE_SIZE, Feature
+from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.options import DEFAULT, TextOptions
 from uffdtrace.reporters.terminal import console_for, table
-from uffdtrace.reporters.words import noun, printable, size
+from uffdtrace.reporters.words import noun, size
 
 _WORDS = {True: "yes", False: "no", None: "?"}
 _STYLES = {True: "green", False: "bold red", None: "yellow"}

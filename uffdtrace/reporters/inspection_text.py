@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from uffdtrace.model.inspection import VERDICTS
+from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.options import DEFAULT, MOST_RANGES, TextOptions
 from uffdtrace.reporters.sections import command
 from uffdtrace.reporters.terminal import STYLES, console_for, fit, memory, print_line, table
-from uffdtrace.reporters.words import add, addresses, noun, number, printable
+from uffdtrace.reporters.words import add, addresses, noun, number
 
 _STYLES = {**STYLES, "unprotected": "red", "unknown": "yellow"}
 _MEANING = {

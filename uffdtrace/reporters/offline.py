@@ -8,7 +8,7 @@ from typing import Any
 
 from uffdtrace.model.events import Array, joined
 from uffdtrace.model.model import Model
-from uffdtrace.model.report import MOST_RUNS, build
+from uffdtrace.model.report import FROM_EVENTS, MOST_RUNS, build
 from uffdtrace.trace.file import TraceError
 from uffdtrace.trace.reader import Reader
 
@@ -57,10 +57,13 @@ def _read(path: Path, most_runs: int | None) -> dict[str, Any]:
     # It may have been moved since.
     trace, process = {**reader.meta["trace"], "file": str(path)}, reader.meta["process"]
     ending = {"features_offered": reader.meta["features_offered"], **reader.ending}
+    if reader.backwards:
+        # A collector that was late says so itself; in any other file the order is somebody's invention.
+        ending["doubtful"] = sorted({*ending.get("doubtful", ()), *FROM_EVENTS})
     if reader.complete:
         trace["duration_s"], trace["stop_reason"] = ending["duration_s"], ending["stop_reason"]
     else:
-        trace["duration_s"] = round((last - first) / 1e9, 3)
+        trace["duration_s"] = round(max(0, last - first) / 1e9, 3)
         trace["stop_reason"] = DAMAGED if reader.damaged else CUT_SHORT
     began = reader.meta["began"]
     return build(model, trace, process, ending, reader.names, reader.processes, began, most_runs, reader.looks)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from uffdtrace.model.diagnosis import VERDICTS
-from uffdtrace.reporters.words import lost_pages, printable
+from uffdtrace.reporters.harmless import printable
+from uffdtrace.reporters.words import lost_pages
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.latency import latency_table, render_histogram
 from uffdtrace.reporters.options import DEFAULT, MOST_RANGES, TextOptions
 from uffdtrace.reporters.pages import render_lost, render_waiting
@@ -23,7 +24,6 @@ from uffdtrace.reporters.words import (
     messages_of_all,
     noun,
     number,
-    printable,
     reading,
 )
 

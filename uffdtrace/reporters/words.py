@@ -6,12 +6,8 @@ import shlex
 from typing import Any
 
 from uffdtrace.model.diagnosis import LOST
+from uffdtrace.reporters.harmless import printable
 from uffdtrace.trace.file import DEFAULT
-
-
-def printable(text: object) -> str:
-    """Text from a target or a trace file, made harmless for a terminal."""
-    return "".join(one if one.isprintable() else "?" for one in str(text))
 
 
 def shorten(text: str, width: int) -> str:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import stat
+import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +36,21 @@ from uffdtrace.trace.file import (
 from uffdtrace.trace.packing import PackingError, unpack
 
 
+def _opened(path: Path) -> BinaryIO:
+    """The file; what cannot be read twice, as a pipe, is copied to a file without a name. `-` is standard input."""
+    file: BinaryIO = sys.stdin.buffer if str(path) == "-" else path.open("rb")
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 - the reader's, for as long as that lives
+    copy.write(file.read(len(MAGIC)))
+    copy.seek(0)
+    # An endless device must not fill the disk.
+    if copy.read() == MAGIC:
+        shutil.copyfileobj(file, copy)
+    copy.seek(0)
+    return copy
+
+
 class Reader:
     """`meta` at once; then iterate over `events()`; then the rest is known: `names`, `processes`, `looks`, `ending`."""
 
@@ -42,10 +61,13 @@ class Reader:
         self.processes: list[dict[str, Any]] = []
         self.looks: list[Look] = []
         self.complete = False
+        # Some event has an earlier time than one before it.
+        self.backwards = False
+        self._last = 0
         # More than cut short: something wrong stands before its end.
         self.damaged = False
         try:
-            self._file: BinaryIO = path.open("rb")
+            self._file = _opened(path)
             self._size = os.fstat(self._file.fileno()).st_size
             magic = self._file.read(len(MAGIC))
         except FileNotFoundError:
@@ -80,13 +102,13 @@ class Reader:
             if tag == EVENTS:
                 if len(payload) % EVENT.itemsize:
                     raise TraceError(f"{self.path} is broken: it holds a part of an event")
-                yield np.frombuffer(payload, dtype=EVENT)
+                yield self._in_order(np.frombuffer(payload, dtype=EVENT))
             elif tag == PACKED:
                 try:
                     events = unpack(payload)
                 except PackingError:
                     raise TraceError(f"{self.path} is broken: a part of its events is not what it says") from None
-                yield events
+                yield self._in_order(events)
             elif tag == NAMES:
                 self.names += [Name(**name) for name in self._checked(self._json(payload), shape.NAMES)]
             elif tag == PROCESSES:
@@ -101,6 +123,13 @@ class Reader:
                 self.ending = self._shaped(self._json(payload), shape.DONE)
                 self.complete = True
                 return
+
+    def _in_order(self, events: Array) -> Array:
+        times = events["time"]
+        if len(events):
+            self.backwards |= int(times[0]) < self._last or bool((times[1:] < times[:-1]).any())
+            self._last = int(times[-1])
+        return events
 
     def _next(self) -> tuple[bytes, bytes] | None:
         header = self._file.read(HEADER.size)

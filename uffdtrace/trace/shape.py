@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Any
 
-_NUMBER = (int, float)
+from uffdtrace.model.events import PAGE_SIZE
+
 _NONE = type(None)
+
+
+@dataclass(frozen=True)
+class Within:
+    """A number of one of these types, from `least` to `most`: not a number (NaN) is in no such interval."""
+
+    types: tuple[type, ...]
+    least: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Word:
+    """Small letters and underscores, as the names of a report's fields."""
+
+    longest: int = 40
+
+
+_COUNT = Within((int,), 0, (1 << 64) - 1)
+# Ten thousand years: what is added to it stays a number.
+_SECONDS = Within((int, float), 0, 10**12)
 _PROCESS = {"pid": int, "comm": str, "cmdline": [str]}
 
 META = {
@@ -13,21 +37,22 @@ META = {
     "trace": {
         "file": str,
         "started": str,
-        "duration_s": (*_NUMBER, _NONE),
+        "duration_s": (_SECONDS, _NONE),
         "kernel": str,
         "arch": str,
         "backend": str,
         "stop_reason": (str, _NONE),
         "uffdtrace": str,
         # The fields that rest on each row which did not tell of the proof's child; None where nothing was tried.
-        "unproven_probes": ({...: [str]}, _NONE),
+        "unproven_probes": ({...: [Word()]}, _NONE),
     },
     # None where all userfaultfds were traced.
     "process": (_PROCESS, _NONE),
     # CLOCK_MONOTONIC, ns, when the trace began.
-    "began": int,
-    "page_size": int,
-    "features_offered": (int, _NONE),
+    "began": Within((int,), 0, (1 << 63) - 1),
+    # Addresses and pages would be told wrongly with another.
+    "page_size": Within((int,), PAGE_SIZE, PAGE_SIZE),
+    "features_offered": (_COUNT, _NONE),
     "probes": [{"row": str, "place": str, "kind": str}],
 }
 NAMES = [{"time": int, "ctx": int, "start": int, "end": int, "name": str}]
@@ -50,21 +75,30 @@ LOOKS = [
         ],
     }
 ]
-LOSS = {"events_dropped": int}
+LOSS = {"events_dropped": _COUNT}
 DONE = {
-    "events_dropped": int,
+    "events_dropped": _COUNT,
     # Not a fixed set of names.
-    "probes_missed": {...: int},
-    "doubtful": [str],
-    "counters": [[int]],
-    "features_offered": (int, _NONE),
-    "duration_s": _NUMBER,
+    "probes_missed": {...: _COUNT},
+    "doubtful": [Word()],
+    "counters": [[_COUNT]],
+    "features_offered": (_COUNT, _NONE),
+    "duration_s": _SECONDS,
     "stop_reason": str,
 }
 
 
 def fits(value: Any, shape: Any) -> bool:
-    """A type; a tuple for one of several; [shape] for a list; {name: shape} for an object with just these members."""
+    """A type, a Within, a Word; a tuple for one of several; [shape] for a list; {name: shape} for an object.
+
+    The object has just these members, or any names where there is `...`.
+    """
+    if isinstance(shape, Within):
+        if not isinstance(value, (int, float)) or not isinstance(value, shape.types) or isinstance(value, bool):
+            return False
+        return shape.least <= value <= shape.most
+    if isinstance(shape, Word):
+        return isinstance(value, str) and len(value) <= shape.longest and bool(re.fullmatch("[a-z_]+", value))
     if isinstance(shape, tuple):
         return any(fits(value, one) for one in shape)
     if isinstance(shape, list):
