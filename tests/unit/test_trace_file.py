@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from unit.traces import ENDING, WHAT, history, one_line, read_all, write
 
 from uffdtrace.reporters import offline, text
 from uffdtrace.trace.file import PROCESSES, SCHEMA, TraceError
-from uffdtrace.trace.writer import Writer, check_path
+from uffdtrace.trace.output import Output, check_path
+from uffdtrace.trace.writer import Writer
 
 # ---- whole files -----------------------------------------------------------------
 
@@ -161,34 +164,127 @@ def test_an_existing_file_is_kept_as_old(tmp_path: Path) -> None:
     path.write_text("before")
     write(path, history())
     assert (tmp_path / "trace.old").read_text() == "before"
+    with pytest.raises(TraceError, match=r"trace\.old, which is no trace and would be lost"):
+        check_path(path)
+    with pytest.raises(TraceError, match="would be lost"):
+        write(path)
+    assert len(read_all(path)[1]) == len(history())
+    (tmp_path / "trace.old").unlink()
     write(path)
     assert len(read_all(tmp_path / "trace.old")[1]) == len(history())
     assert sorted(found.name for found in tmp_path.iterdir()) == ["trace", "trace.old"]
 
 
-@pytest.mark.parametrize("kind", ["fifo", "link to /dev/null"])
+def test_a_start_that_fails_costs_no_earlier_trace(tmp_path: Path) -> None:
+    path = write(tmp_path / "trace", history())
+    write(path, history(), history())
+    for _ in range(3):
+        Output(path).abandon()
+        with pytest.raises(TypeError):
+            Writer(path, {"not": object()})
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["trace", "trace.old"]
+    assert [len(read_all(tmp_path / name)[1]) for name in ("trace.old", "trace")] == [
+        len(history()),
+        2 * len(history()),
+    ]
+
+
+def test_until_its_head_is_written_it_has_another_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "trace", history())
+    output = Output(path)
+    assert len(read_all(path)[1]) == len(history())
+    Writer(output, WHAT).done(ENDING)
+    assert len(read_all(path)[1]) == 0
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["trace", "trace.old"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
 def test_what_is_no_regular_file_stays_where_it_is(tmp_path: Path, kind: str) -> None:
     """`-o /dev/null` as root must not take the machine's /dev/null away."""
-    path = tmp_path / "special"
+    path = tmp_path / "special" if kind == "fifo" else Path("/dev/null")
+    keep = -1
     if kind == "fifo":
         os.mkfifo(path)
         # So that opening it for writing does not wait.
         keep = os.open(path, os.O_RDWR)
-    else:
-        path.symlink_to("/dev/null")
-        keep = -1
-    before = os.stat(path).st_mode
-    try:
-        Writer(path, WHAT).done(ENDING)
-    except TraceError as error:
-        one_line(error)
-    finally:
-        if keep >= 0:
-            os.close(keep)
-    if kind == "fifo":
-        assert os.stat(path).st_mode == before
+    before = os.stat(path)
+    Writer(path, WHAT).done(ENDING)
+    if keep >= 0:
+        os.close(keep)
         assert [found.name for found in tmp_path.iterdir()] == ["special"]
-    assert os.stat("/dev/null").st_rdev == os.makedev(1, 3)
+    after = os.stat(path)
+    assert (after.st_mode, after.st_rdev, after.st_ino) == (before.st_mode, before.st_rdev, before.st_ino)
+
+
+def test_a_fifo_waits_for_its_reader(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append(path.read_bytes()))
+    threading.Timer(0.3, reader.start).start()
+    writer = Writer(path, WHAT)
+    writer.events(history())
+    writer.done(ENDING)
+    reader.join(10)
+    (tmp_path / "read").write_bytes(found[0])
+    assert read_all(tmp_path / "read")[1].tobytes() == history().tobytes()
+
+
+@pytest.mark.parametrize("to", ["/dev/null", "victim", "nothing"])
+@pytest.mark.parametrize("name", ["trace", "uffdtrace.data"])
+def test_no_link_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("victim").write_text("root's")
+    Path(name).symlink_to(to)
+    for attempt in (lambda: check_path(Path(name)), lambda: Writer(Path(name), WHAT)):
+        with pytest.raises(TraceError, match="symbolic link") as caught:
+            attempt()
+        one_line(caught.value)
+    assert Path("victim").read_text() == "root's" and os.readlink(name) == to
+    assert sorted(os.listdir()) == sorted(["victim", name])
+
+
+def test_the_old_ones_link_is_not_followed(tmp_path: Path) -> None:
+    path, victim = write(tmp_path / "trace", history()), tmp_path / "victim"
+    victim.write_text("root's")
+    (tmp_path / "trace.old").symlink_to(victim)
+    with pytest.raises(TraceError, match=r"trace\.old"):
+        Writer(path, WHAT)
+    assert victim.read_text() == "root's" and len(read_all(path)[1]) == len(history())
+
+
+def test_a_device_must_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("uffdtrace.data")
+    with pytest.raises(TraceError, match="not named with -o") as caught:
+        Writer(Path("uffdtrace.data"), WHAT)
+    one_line(caught.value)
+
+
+def test_a_link_that_comes_and_goes_is_never_followed(tmp_path: Path) -> None:
+    """Somebody exchanges the file and a link all the time."""
+    path, victim = tmp_path / "trace", tmp_path / "victim"
+    victim.write_text("root's")
+    stop = threading.Event()
+
+    def exchange() -> None:
+        link = tmp_path / "link"
+        while not stop.is_set():
+            link.symlink_to(victim)
+            link.replace(path)
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+    other = threading.Thread(target=exchange)
+    other.start()
+    try:
+        for _ in range(300):
+            with contextlib.suppress(TraceError):
+                Writer(path, WHAT).done(ENDING)
+            assert victim.read_text() == "root's"
+    finally:
+        stop.set()
+        other.join()
 
 
 # ---- what cannot be written ------------------------------------------------------

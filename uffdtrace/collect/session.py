@@ -28,7 +28,8 @@ from uffdtrace.model.diagnosis import Case
 from uffdtrace.model.events import EVENT, PAGE_SIZE, joined
 from uffdtrace.model.model import Model
 from uffdtrace.model.report import FROM_EVENTS, Name, build
-from uffdtrace.trace.writer import Writer, check_path
+from uffdtrace.trace.output import Output, check_path
+from uffdtrace.trace.writer import Writer
 
 _POLL_S = 0.05
 _PROGRESS_S = 0.5
@@ -150,6 +151,8 @@ class Session:
         runs already, and what it registered is looked up. `wait_fd` becomes
         readable when it ends, if it is one process.
         """
+        # Before any probe is there: it may wait for the reader of a FIFO, or be refused.
+        output = Output(self._options.output)
         previous = {
             number: signal.signal(number, self._stop.on_signal)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -161,8 +164,9 @@ class Session:
             self._proof = proof.prove(self._program, stream)
             for line in proof.sentences(self._program.attachments, self._proof):
                 self._say(line)
-            return self._trace(stream, release, ended, wait_fd)
+            return self._trace(output, stream, release, ended, wait_fd)
         finally:
+            output.abandon()
             for number, handler in previous.items():
                 signal.signal(number, handler)
             self._program.close()
@@ -176,7 +180,12 @@ class Session:
         return self._program.followed()
 
     def _trace(
-        self, stream: Stream, release: Callable[[], None] | None, ended: Callable[[], bool], wait_fd: int | None
+        self,
+        output: Output,
+        stream: Stream,
+        release: Callable[[], None] | None,
+        ended: Callable[[], bool],
+        wait_fd: int | None,
     ) -> dict[str, Any]:
         # The clock of bpf_ktime_get_ns(), and Python's.
         began, started = time.monotonic(), datetime.now(timezone.utc)
@@ -197,7 +206,7 @@ class Session:
         pid = self._process.pid if self._process else None
         offered = offers.features()
         writer = Writer(
-            self._options.output,
+            output,
             {
                 "trace": trace,
                 "process": process,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
 import zlib
@@ -31,54 +29,25 @@ from uffdtrace.trace.file import (
     SCHEMA,
     TraceError,
 )
+from uffdtrace.trace.output import Output
 
 # To pack fewer events takes longer than to write them as they are.
 _FEW = 256
-_CANNOT_CREATE = "cannot create {path}: {error}: choose another file with -o"
-
-
-def check_path(path: Path) -> None:
-    """TraceError where no trace can be made, which is better known before minutes are spent on it."""
-    # access() knows of read-only file systems, too.
-    try:
-        wanted = path if path.exists() and not path.is_file() else path.parent
-        there = wanted.exists()
-    except OSError as error:
-        raise TraceError(_CANNOT_CREATE.format(path=path, error=error.strerror)) from None
-    if not there or not os.access(wanted, os.W_OK):
-        why = os.strerror(errno.EACCES if there else errno.ENOENT)
-        raise TraceError(_CANNOT_CREATE.format(path=path, error=why))
-
-
-def _sudo_user() -> tuple[int, int] | None:
-    """User and group of who called sudo, whose the trace should be."""
-    user, group = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
-    return (int(user), int(group)) if os.geteuid() == 0 and user.isdecimal() and group.isdecimal() else None
 
 
 class Writer:
     """Appends whole chunks, straight to the kernel: what is written survives our death."""
 
-    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(self, output: Path | Output, meta: dict[str, Any]) -> None:
+        """The file takes its place once its head is written."""
+        output = output if isinstance(output, Output) else Output(output)
+        self.path, self._fd = output.path, output.fd
         try:
-            if path.exists() and not path.is_file():
-                # A device or a pipe is the user's to choose, and not ours to move.
-                self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            else:
-                if path.is_file():
-                    # As perf does with perf.data.
-                    path.replace(path.with_name(path.name + ".old"))
-                # The addresses in it are the target's business.
-                self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                if (owner := _sudo_user()) is not None:
-                    # Not every file system has owners (vfat); root's trace is better than none.
-                    with contextlib.suppress(OSError, OverflowError):
-                        os.fchown(self._fd, *owner)
-        except OSError as error:
-            raise TraceError(_CANNOT_CREATE.format(path=path, error=error.strerror)) from None
-        self._write(MAGIC)
-        self._chunk(META, json.dumps({"schema": SCHEMA, **meta}).encode())
+            self._write(MAGIC)
+            self._chunk(META, json.dumps({"schema": SCHEMA, **meta}).encode())
+            output.take_place()
+        finally:
+            output.abandon()
 
     def events(self, events: Array) -> None:
         if 0 < len(events) < _FEW:
