@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from unit.reports import HOSTILE, a_report
 from unit.traces import history, write
 
 from uffdtrace.cli import main, run
-from uffdtrace.cli.common import where
+from uffdtrace.cli.common import errors_in_one_line, where
 from uffdtrace.cli.messages import say
 from uffdtrace.kernel.preflight import Refusal
+from uffdtrace.trace.file import TraceError
 
 
 def test_options_after_the_command_are_the_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -112,6 +114,26 @@ def test_what_it_says_cannot_steer_a_terminal(capfd: pytest.CaptureFixture[str])
     said = capfd.readouterr().err
     assert said.startswith("uffdtrace: tracing a?[2J") and said.count("\n") == 1
     assert all(one.isprintable() for one in said[:-1])
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "memory"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (PermissionError(errno.EPERM, "Operation not permitted", "/proc/1/maps"), "/proc/1/maps: Operation not"),
+        (TraceError("a\n trace"), "uffdtrace: a trace"),
+    ],
+)
+def test_an_error_is_one_line(capfd: pytest.CaptureFixture[str], error: BaseException, words: str) -> None:
+    @errors_in_one_line
+    def fails() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        fails()
+    said = capfd.readouterr().err
+    assert (ended.value.code, said.count("\n"), words in said) == (1, 1, True)
 
 
 def test_report_without_a_trace_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,12 @@ def errors_in_one_line(function: Function) -> Function:
             # Whoever read our output has enough; nothing is left to flush to.
             sys.stdout = None
             sys.exit(141)
+        except MemoryError:
+            fail("this machine's memory is not enough for it: trace for a shorter time, or read it on a larger one")
+        except OSError as error:
+            # The one that nobody foresaw: it has a cause, and mostly a place.
+            place = f" {error.filename}" if error.filename else ""
+            fail(f"the kernel refuses{place}: {error.strerror or error}: see uffdtrace doctor for what it allows")
 
     return wrapped  # type: ignore[return-value]
 
