@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uffdtrace.model import pool as pool_module
 from uffdtrace.model.events import Array
 from uffdtrace.model.pages import Op
 from uffdtrace.model.pool import BLOCK, Pool, PoolError
@@ -33,8 +34,15 @@ def told(plain: Array, op: Op, first: int, end: int) -> tuple[list[int], dict[in
     return np.bincount(effects, minlength=len(CHANGES)).tolist(), wanted
 
 
+@pytest.mark.parametrize("stretch", [pool_module._STRETCH, BLOCK])
 @given(before=st.integers(0, 2 * BLOCK), steps=st.lists(STEPS, max_size=8))
-def test_against_a_state_for_each_page(before: int, steps: list[tuple[str, Op, list[int]]]) -> None:
+def test_against_a_state_for_each_page(stretch: int, before: int, steps: list[tuple[str, Op, list[int]]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool_module, "_STRETCH", stretch)
+        check(before, steps)
+
+
+def check(before: int, steps: list[tuple[str, Op, list[int]]]) -> None:
     pool, plain = Pool(), np.zeros(PAGES, dtype=np.uint16)
     # Somebody else's pages, in the same blocks as ours.
     other = pool.take(before)

@@ -19,8 +19,10 @@ from uffdtrace.model.states import BITS, CHANGES, EFFECT, NEXT, apply
 # As many as a huge page covers.
 BLOCK = 512
 _SHIFT = 9
-# Blocks whose pages are looked at in one go.
+# Blocks with cells whose pages are looked at in one go.
 _AT_ONCE = 1024
+# Pages that are looked at in one go, for memory must not grow with how many a target registers: 128 GiB of them.
+_STRETCH = 1 << 25
 
 
 class PoolError(Exception):
@@ -35,11 +37,24 @@ class Runs:
     pages: Array
     effects: Array
 
+    @property
+    def columns(self) -> tuple[Array, Array, Array]:
+        return self.firsts, self.pages, self.effects
+
     def places(self) -> Array:
         """Each page."""
         before = np.cumsum(self.pages) - self.pages
         every: Array = np.repeat(self.firsts - before, self.pages) + np.arange(int(self.pages.sum()))
         return every
+
+
+def _stretches(first: int, pages: int) -> Iterator[tuple[int, int]]:
+    """Pages in a row as rows of fewer: (first, pages), cut between blocks."""
+    end = first + pages
+    while first < end:
+        until = min(end, (first // _STRETCH + 1) * _STRETCH)
+        yield first, until - first
+        first = until
 
 
 class Pool:
@@ -106,10 +121,12 @@ class Pool:
 
     def count(self, first: int, pages: int) -> Array:
         """How many of these pages have each state, by the states' numbers."""
-        blocks, sizes = self._alike_of(first, pages)
-        counts = np.bincount(self._alike[blocks], weights=sizes, minlength=len(BITS)).astype(np.int64)
-        for places in self._places(first, pages):
-            counts += np.bincount(self._cells.reshape(-1)[self._cell(places)], minlength=len(BITS))
+        counts = np.zeros(len(BITS), dtype=np.int64)
+        for begin, size in _stretches(first, pages):
+            blocks, sizes = self._alike_of(begin, size)
+            counts += np.bincount(self._alike[blocks], weights=sizes, minlength=len(BITS)).astype(np.int64)
+            for places in self._places(begin, size):
+                counts += np.bincount(self._cells.reshape(-1)[self._cell(places)], minlength=len(BITS))
         return counts
 
     def do(self, first: int, pages: int, op: Op, wanted: Array) -> tuple[Array, Runs]:
@@ -121,6 +138,18 @@ class Pool:
         # A block of which a part alone is meant has pages that differ from then on.
         cut = [place >> _SHIFT for place in (first, first + pages) if place & (BLOCK - 1)]
         self._give_cells(np.unique(np.array(cut, dtype=np.int64)))
+        befell = np.zeros(len(CHANGES), dtype=np.int64)
+        parts = []
+        for begin, size in _stretches(first, pages) if pages else [(first, 0)]:
+            counts, runs = self._do(begin, size, op, wanted)
+            befell += counts
+            parts.append(runs)
+        if len(parts) == 1:
+            return befell, parts[0]
+        return befell, Runs(*(np.concatenate(column) for column in zip(*(run.columns for run in parts))))
+
+    def _do(self, first: int, pages: int, op: Op, wanted: Array) -> tuple[Array, Runs]:
+        """The same, of pages that are not too many at once and share no block with others."""
         blocks, sizes = self._alike_of(first, pages)
         met = self._alike[blocks]
         self._alike[blocks] = NEXT[op][met]
