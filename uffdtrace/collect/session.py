@@ -6,7 +6,7 @@ import platform
 import select
 import signal
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
@@ -25,7 +25,7 @@ from uffdtrace.kernel import layout, offers, preflight, probes, proc
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
 from uffdtrace.model.diagnosis import Case
-from uffdtrace.model.events import EVENT, PAGE_SIZE, joined
+from uffdtrace.model.events import PAGE_SIZE, Array, joined
 from uffdtrace.model.model import Model
 from uffdtrace.model.report import FROM_EVENTS, Name, build
 from uffdtrace.trace.output import Output, check_path
@@ -38,7 +38,7 @@ _READERS_S = 0.5
 # Behind for that long is more than a burst.
 _BEHIND_S = 1.0
 # As many events as are accounted for between two looks at the ring.
-_BATCH = 1 << 15
+_BATCH = 1 << 16
 Say = Callable[[str], None]
 
 
@@ -140,7 +140,8 @@ class Session:
         self._sharing = Sharing()
         self._names: list[Name] = []
         self._who: list[dict[str, Any]] = []
-        self._backlog = np.empty(0, dtype=EVENT)
+        # What is written, and not accounted for yet.
+        self._backlog: deque[Array] = deque()
         self._dropped = 0
         self._exited = False
 
@@ -271,13 +272,13 @@ class Session:
 
     def _wait(self, wait_fd: int | None) -> None:
         """Until there may be more to read. The ring wakes nobody: that would cost the target."""
-        if not len(self._backlog):
+        if not self._backlog:
             exits = [wait_fd] if wait_fd is not None and not self._exited else []
             self._exited |= bool(select.select(exits, [], [], _POLL_S)[0])
 
     def _progress(self, show: Callable[[Progress], None], began: float) -> None:
         now = time.monotonic()
-        if not len(self._backlog):
+        if not self._backlog:
             self._caught_up = now
         if now < self._next_show:
             return
@@ -308,15 +309,26 @@ class Session:
             self._who += who
             writer.processes(who)
             writer.events(events)
-            self._backlog = joined([self._backlog, events])
-        batch = len(self._backlog) if everything else _BATCH
-        if len(self._backlog):
-            self._model.feed(self._backlog[:batch])
-            self._backlog = self._backlog[batch:]
+            self._backlog.append(events)
+        if self._backlog:
+            self._model.feed(self._behind(None if everything else _BATCH))
         dropped = sum(self._program.losses().values()) + stream.overwritten
         if dropped != self._dropped:
             self._dropped = dropped
             writer.loss({"events_dropped": dropped})
+
+    def _behind(self, most: int | None) -> Array:
+        """The next events to account for, `most` of them or all: to join all each time would be square work."""
+        parts: list[Array] = []
+        room = sum(map(len, self._backlog)) if most is None else most
+        while self._backlog and room:
+            part = self._backlog.popleft()
+            if len(part) > room:
+                self._backlog.appendleft(part[room:])
+                part = part[:room]
+            parts.append(part)
+            room -= len(part)
+        return joined(parts)
 
     def _ending(self, offered: int | None) -> dict[str, Any]:
         missed = self._program.misses()

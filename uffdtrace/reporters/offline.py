@@ -13,7 +13,7 @@ from uffdtrace.trace.file import TraceError
 from uffdtrace.trace.reader import Reader
 
 # As many events as are accounted for at once: each batch has a price of its own.
-_BATCH = 1 << 15
+_BATCH = 1 << 16
 
 CUT_SHORT = "cut short: the collector was killed, what came before is whole"
 DAMAGED = "damaged: what comes after this point is lost, what came before is whole"
