@@ -67,7 +67,7 @@ class Slots:
     def __init__(self, messages_fd: int, heads_fd: int, cpus: int, count: int) -> None:
         slots = mmap.mmap(messages_fd, _pages(cpus * count * EVENT.itemsize), mmap.MAP_SHARED, mmap.PROT_READ)
         heads = mmap.mmap(heads_fd, _pages(cpus * 8), mmap.MAP_SHARED, mmap.PROT_READ)
-        self._slots = np.frombuffer(slots, dtype=EVENT, count=cpus * count).reshape(cpus, count)
+        self._slots = np.frombuffer(slots, dtype=WHOLE, count=cpus * count).reshape(cpus, count)
         self._heads = np.frombuffer(heads, dtype="<u8", count=cpus)
         self._tails = np.zeros(cpus, dtype=np.int64)
         self._count = count
@@ -79,9 +79,12 @@ class Slots:
         found: list[Array] = []
         for cpu in np.flatnonzero(self._heads.astype(np.int64) != self._tails).tolist():
             head, tail = int(self._heads[cpu]), int(self._tails[cpu])
-            events = self._slots[cpu][np.arange(max(tail, head - self._sound), head) % self._count]
+            first = max(tail, head - self._sound)
+            place, end = first % self._count, first % self._count + head - first
+            parts = (self._slots[cpu][place:end], self._slots[cpu][: max(0, end - self._count)])
+            events = np.concatenate(parts).view(EVENT)
             # Whatever was written while we copied may have hit the oldest of them.
-            spoilt = max(0, int(self._heads[cpu]) - self._sound - max(tail, head - self._sound))
+            spoilt = max(0, int(self._heads[cpu]) - self._sound - first)
             lost = max(0, head - self._sound - tail) + min(spoilt, len(events))
             self.overwritten += lost
             found.append(events[spoilt:])
@@ -99,7 +102,8 @@ class Stream:
     def __init__(self, ring: Ring, slots: Slots) -> None:
         self._ring = ring
         self._slots = slots
-        self.held = np.empty(0, dtype=EVENT)
+        # What is held, one part after the other: to join them each time would copy all of them each time.
+        self._parts: list[Array] = []
         # When (ns) the ring was last seen with nothing hidden behind an incomplete record.
         self._clear = 0
         # The time up to which events were handed on.
@@ -111,19 +115,33 @@ class Stream:
     def overwritten(self) -> int:
         return self._slots.overwritten
 
+    @property
+    def held(self) -> Array:
+        """What was not handed on yet, as it came."""
+        self._parts = [joined(self._parts)]
+        return self._parts[0]
+
+    @held.setter
+    def held(self, events: Array) -> None:
+        self._parts = [events]
+
     def push(self, events: list[Array]) -> None:
         """Add events of our own, with the time at which they were true."""
-        self.held = joined([self.held, *events])
+        self._parts += events
 
     def peek(self) -> Array:
         """What came just now; it stays in the stream."""
+        return joined(self._read())
+
+    def _read(self) -> list[Array]:
+        """Hold what came just now, which is returned."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        events = joined([self._ring.drain(), self._slots.drain()])
+        came = [self._ring.drain(), self._slots.drain()]
         if not self._ring.blocked:
             self._clear = now
-        self.late += int((events["time"] < self._handed).sum())
-        self.push([events])
-        return events
+        self.late += sum(int((events["time"] < self._handed).sum()) for events in came)
+        self.push(came)
+        return came
 
     def fetch(self) -> int:
         """Hold what came; the time (ns) before which nothing is missing.
@@ -131,12 +149,13 @@ class Stream:
         Whatever an incomplete record hides was put into the ring after the last look
         at which there was none.
         """
-        self.peek()
+        self._read()
         return max(0, self._clear - _SETTLE_NS)
 
     def drain(self, horizon: int | None) -> Array:
         """The held events before `horizon`, in order of time; all of them if None, once nothing can come."""
-        events = picked(self.held, np.argsort(self.held["time"], kind="stable"))
+        held = self.held
+        events = picked(held, np.argsort(held["time"], kind="stable"))
         ready = len(events) if horizon is None else int(np.searchsorted(events["time"], np.uint64(horizon)))
         self.held = events[ready:].copy()
         self._handed = max(self._handed, horizon or 0)
