@@ -74,8 +74,7 @@ def unpack(payload: bytes) -> Array:
     if count > MOST or at > len(payload):
         raise PackingError(f"{count} events in {len(payload)} bytes")
     types = np.frombuffer(payload, dtype=np.uint8, count=count, offset=_COUNT.size)
-    events = np.zeros(count, dtype=EVENT)
-    events["type"] = types
+    members = {name: np.empty(count, dtype=EVENT[name]) for name in _MEMBERS}
     for kind in np.flatnonzero(np.bincount(types, minlength=256)).tolist():
         index = np.flatnonzero(types == kind)
         start = np.empty(0, dtype=np.uint64)
@@ -87,15 +86,19 @@ def unpack(payload: bytes) -> Array:
             at += _MEMBER.size
             if width not in _WIDTHS or (relative and name != "end") or at + width * len(index) > len(payload):
                 raise PackingError(f"{name} of type {kind}")
-            values = np.full(len(index), least, dtype=np.uint64)
+            values: Array = np.array([least], dtype=np.uint64)
             if width:
-                values += np.frombuffer(payload, dtype=f"<u{width}", count=len(index), offset=at)
+                values = values + np.frombuffer(payload, dtype=f"<u{width}", count=len(index), offset=at)
                 at += width * len(index)
             if relative:
-                values += start
+                values = values + start
             if name == "start":
                 start = values
-            events[name][index] = values.astype(EVENT[name])
+            members[name][index] = values.astype(EVENT[name])
     if at != len(payload):
         raise PackingError("bytes behind the last member")
+    events = np.empty(count, dtype=EVENT)
+    events["type"] = types
+    for name, values in members.items():
+        events[name] = values
     return events
