@@ -51,7 +51,7 @@ PROGRAM_SECONDS = 100
 # UFFDIO_UNREGISTER wakes who waits in its range, and takes the VMA for writing only then: a fault under that VMA's own
 # lock (29a22b9e08d7, "mm: handle userfaults under VMA lock", 6.6) that comes in between is told after its range is
 # gone. The kernel's tests, whose monitor unregisters at each REMOVE event, then answer it, stop at ENOENT, and leave
-# the thread asleep. That is no fault of theirs that a test could wait for: such a program is started again.
+# the thread asleep. Whether that happens is chance, and no tracer's doing: such a program is started again.
 RACE = "UFFDIO_COPY error: -2 "
 TRIES = 3
 NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")

@@ -151,11 +151,20 @@ def test_an_ending_that_no_trace_has(tmp_path: Path, said: dict[str, object]) ->
     one_line(caught.value)
 
 
-@pytest.mark.parametrize("said", [{"page_size": 0}, {"page_size": 65536}, {"began": -1}, {"began": 1 << 63}], ids=repr)
+@pytest.mark.parametrize(
+    "said", [{"page_size": 0}, {"page_size": 1 << 40}, {"began": -1}, {"began": 1 << 63}], ids=repr
+)
 def test_a_beginning_that_no_trace_has(tmp_path: Path, said: dict[str, object]) -> None:
     (tmp_path / "trace").write_bytes(MAGIC + chunk(META, json.dumps({"schema": SCHEMA, **WHAT, **said}).encode()))
     with pytest.raises(TraceError, match="broken") as caught:
         Reader(tmp_path / "trace")
+    one_line(caught.value)
+
+
+@pytest.mark.parametrize("size", [1024, 16384, 65536])
+def test_pages_of_another_size_are_no_damage(tmp_path: Path, size: int) -> None:
+    with pytest.raises(TraceError, match=f"pages of {size:,} bytes") as caught:
+        Reader(write(tmp_path / "trace", page_size=size))
     one_line(caught.value)
 
 

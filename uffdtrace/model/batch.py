@@ -37,6 +37,7 @@ class Batch:
 
     @classmethod
     def joined(cls, parts: Sequence[Batch]) -> Batch:
+        """These events, one part after the other."""
         some = tuple(part for part in parts if len(part))
         if len(some) < 2:
             return some[0] if some else cls(np.empty(0, dtype=EVENT))

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 PAGE_SIZE = 4096
+# User addresses end here with five-level page tables; more no trace can claim.
+HIGHEST = 1 << 56
 
 # Any numpy array; docstrings give dtype and shape.
 Array = npt.NDArray[Any]

@@ -11,12 +11,10 @@ import numpy as np
 
 from uffdtrace.model.batch import Batch
 from uffdtrace.model.counting import among
-from uffdtrace.model.events import PAGE_SIZE, WRITEPROTECT_MODE_WP, Array, Ioctl, Type
+from uffdtrace.model.events import HIGHEST, PAGE_SIZE, WRITEPROTECT_MODE_WP, Array, Ioctl, Type
 
 _FILLS = among((Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE, Ioctl.MOVE))
 _MASK = ~(PAGE_SIZE - 1)
-# Bytes of user memory with five-level page tables.
-_ADDRESSES = 1 << 56
 _KNOWN = frozenset(int(kind) for kind in Ioctl)
 
 
@@ -105,7 +103,10 @@ def _failed(result: Array, mode: int) -> tuple[Ioctl, int, int, int, int] | None
 
 
 def _last_before(calls: Array, acts: Array, tids: Array) -> Array:
-    """For each of `acts` which of `calls` (a number in it) its thread began last before it, or -1; both are events."""
+    """For each act the last call before it by the same thread: its place in `calls`, -1 where there is none.
+
+    `calls` and `acts` are indexes of events, whose threads are `tids`.
+    """
     places = np.concatenate([calls, acts])
     order = np.lexsort((places, tids[places]))
     sorted_tids = tids[places[order]]
@@ -128,7 +129,7 @@ def _arms(events: Batch, index: Array, found: Array, failed: Array, length: Arra
     pages = (events["end"][protects] - events["start"][protects]).astype(np.int64)
     covered = np.bincount(within, weights=pages, minlength=len(index)).astype(np.int64)
     # A call that succeeded cannot have named more than there are addresses.
-    passed_over = (covered < length) & (length <= _ADDRESSES)
+    passed_over = (covered < length) & (length <= HIGHEST)
     for one in np.flatnonzero(failed | passed_over).tolist():
         spans = tuple(
             (int(events["start"][protect]) & _MASK, int(events["end"][protect])) for protect in protects[within == one]

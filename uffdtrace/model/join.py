@@ -16,6 +16,8 @@ from uffdtrace.model.events import Array, Type, joined
 MOST_HELD = 1 << 20
 OPEN = -2
 LOST = -1
+# What tells that a release of the same thread is over, or whether it is within a call.
+_AROUND_A_RELEASE = among((Type.IOCTL, Type.IOCTL_RETURN, Type.WAKE))
 
 
 def returns_of(events: Batch, call: Type, result: Type) -> tuple[Array, Array]:
@@ -52,9 +54,6 @@ def protections_of(events: Batch) -> tuple[Array, Array]:
     if released.any():
         found[released] = _ends_of_releases(events, index[released])
     return index, found
-
-
-_AROUND_A_RELEASE = among((Type.IOCTL, Type.IOCTL_RETURN, Type.WAKE))
 
 
 def _ends_of_releases(events: Batch, releases: Array) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 
 from uffdtrace.model import facts, join, open_faults, tally
 from uffdtrace.model.batch import Batch
-from uffdtrace.model.counting import among, by_value, different
+from uffdtrace.model.counting import by_value, different
 from uffdtrace.model.dropped import DISCARDS
 from uffdtrace.model.events import (
     EVENT,
@@ -24,10 +24,10 @@ from uffdtrace.model.events import (
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.operations import Operations
 from uffdtrace.model.overlap import Overlaps
-from uffdtrace.model.pages import COUNTS, UNPROTECTED_FILLS, Cause, Op
+from uffdtrace.model.pages import COUNTS, Cause, Op
 from uffdtrace.model.ranges import ModelError, Range
 from uffdtrace.model.sleep import Sleepers
-from uffdtrace.model.states import CHANGES, exposed
+from uffdtrace.model.states import exposed
 from uffdtrace.model.structure import Structure
 from uffdtrace.model.waits import Waits
 from uffdtrace.model.watched import Userfaultfd, Watched
@@ -36,9 +36,6 @@ from uffdtrace.model.work import EVIDENCE, EXPAND_PAGES, Work
 _MOST_EXPANDED = 1 << 22
 _NO_HOLES = Feature.WP_UNPOPULATED | Feature.WP_ASYNC
 _MOST_SPANS = 64
-# Per row of CHANGES: whether it counts a page as dropped.
-_DROPPED = CHANGES[:, COUNTS.index("dropped")] != 0
-_UNPROTECTED_FILLS = among(UNPROTECTED_FILLS)
 _MODE_OF = {Kind.MISSING: Mode.MISSING, Kind.WP: Mode.WP, Kind.MINOR: Mode.MINOR}
 
 
@@ -235,7 +232,7 @@ class Model:
         known = number[messages] >= 0
         self.unattributed_messages += len(messages) - int(known.sum())
         messages = messages[known]
-        tally.kinds(self.ranges, "messages", number[messages], events["kind"][messages])
+        tally.by_kind(self.ranges, "messages", number[messages], events["kind"][messages])
         tally.faults(self.ranges, home, events, number)
 
         start, pages, ops = work.start[chosen], work.pages[chosen], work.op[chosen]

@@ -49,12 +49,14 @@ class Runs:
 
 
 def _stretches(first: int, pages: int) -> Iterator[tuple[int, int]]:
-    """Pages in a row as rows of fewer: (first, pages), cut between blocks."""
+    """Pages in a row as rows of fewer, one at least: (first, pages), cut between blocks."""
     end = first + pages
-    while first < end:
+    while True:
         until = min(end, (first // _STRETCH + 1) * _STRETCH)
         yield first, until - first
         first = until
+        if first == end:
+            return
 
 
 class Pool:
@@ -140,7 +142,7 @@ class Pool:
         self._give_cells(np.unique(np.array(cut, dtype=np.int64)))
         befell = np.zeros(len(CHANGES), dtype=np.int64)
         parts = []
-        for begin, size in _stretches(first, pages) if pages else [(first, 0)]:
+        for begin, size in _stretches(first, pages):
             counts, runs = self._do(begin, size, op, wanted)
             befell += counts
             parts.append(runs)

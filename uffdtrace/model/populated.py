@@ -5,8 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 
-from uffdtrace.model.events import PAGE_SIZE, Array
-from uffdtrace.model.ranges import HIGHEST
+from uffdtrace.model.events import HIGHEST, PAGE_SIZE, Array
 
 
 @dataclass

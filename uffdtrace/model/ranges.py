@@ -16,6 +16,7 @@ from uffdtrace.model.circles import Circles
 from uffdtrace.model.counting import counted
 from uffdtrace.model.dropped import Dropped
 from uffdtrace.model.events import (
+    HIGHEST,
     MEMORY_MASK,
     MEMORY_ORDER_SHIFT,
     MODES_SHIFT,
@@ -38,8 +39,6 @@ NOTABLE = CHANGES[:, [COUNTS.index(name) for name in ("observed", "blind", "circ
 # A table of all pieces costs as much as looking up one address for each so many of them.
 _WORTH_A_TABLE = 8
 _PAGE_SHIFT = np.uint64(PAGE_SIZE.bit_length() - 1)
-# User addresses end here with five-level page tables; more no trace can claim.
-HIGHEST = 1 << 56
 
 
 class ModelError(Exception):

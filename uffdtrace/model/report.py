@@ -10,11 +10,11 @@ import numpy as np
 
 from uffdtrace.model.diagnosis import VERDICTS, Case, verdict
 from uffdtrace.model.elsewhere import Look, of_range
-from uffdtrace.model.events import PAGE_SIZE, Counter, Feature, Kind, Memory, Mode, UffdEvent
+from uffdtrace.model.events import HIGHEST, PAGE_SIZE, Counter, Feature, Kind, Memory, Mode, UffdEvent
 from uffdtrace.model.losses import lost_pages
 from uffdtrace.model.model import Model
 from uffdtrace.model.pages import Cause
-from uffdtrace.model.ranges import HIGHEST, Range
+from uffdtrace.model.ranges import Range
 from uffdtrace.model.rules import findings
 from uffdtrace.model.rules_calls import userfaultfd_findings
 from uffdtrace.model.rules_waits import waiting_findings

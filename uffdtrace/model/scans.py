@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from uffdtrace.model.events import Array, Feature, Type
+from uffdtrace.model.events import HIGHEST, Array, Feature, Type
 from uffdtrace.model.facts import Fact
-from uffdtrace.model.ranges import HIGHEST, page_bounds
+from uffdtrace.model.ranges import page_bounds
 from uffdtrace.model.watched import Watched
 
 

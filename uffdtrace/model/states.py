@@ -130,7 +130,7 @@ def _rounds(places: Array) -> Iterator[Array | list[int]]:
     Operations on different pages commute. Most pages have a few, and which is a page's
     first is found without sorting: all write their numbers into a table at a place that
     their page's number tells, the first one last. Pages that share a place there wait
-    for the next round. What a few pages have that have many more comes as a list.
+    for the next round. Where few pages are left with many operations each, each page's come as a list.
     """
     left = np.arange(len(places), dtype=np.int32)
     size = 1 << max(8, (2 * len(places)).bit_length())

@@ -16,7 +16,7 @@ _FAULT_FLAG_RETRY_NOWAIT = 8
 _FAULT_FLAG_USER = 0x40
 
 
-def kinds(ranges: Ranges, name: str, numbers: Array, kinds: Array) -> None:
+def by_kind(ranges: Ranges, name: str, numbers: Array, kinds: Array) -> None:
     """Count faults or messages (the member `name` of a range) by range number and Kind."""
     valid = kinds < len(Kind)
     if not valid.all():
@@ -34,7 +34,7 @@ def faults(ranges: Ranges, home: Userfaultfd, events: Batch, numbers: Array) -> 
     index = index[numbers[index] >= 0]
     asleep = events["ret"][index] == 0
     slept = index if asleep.all() else index[asleep]
-    kinds(ranges, "faults", numbers[slept], events["kind"][slept])
+    by_kind(ranges, "faults", numbers[slept], events["kind"][slept])
     for fault in slept[np.isin(events["tid"][slept], list(home.threads))].tolist():
         if home.threads[int(events["tid"][fault])].first < int(events["time"][fault]):
             ranges.all[numbers[fault]].root().note(Fact.MONITOR_FAULT)

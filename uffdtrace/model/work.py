@@ -14,6 +14,7 @@ from uffdtrace.model.dropped import DISCARDS
 from uffdtrace.model.events import (
     CONTINUE_MODE_WP,
     COPY_MODE_WP,
+    HIGHEST,
     MOVE_MODE_ALLOW_SRC_HOLES,
     MREMAP_DONTUNMAP,
     PAGE_SIZE,
@@ -27,7 +28,6 @@ from uffdtrace.model.events import (
 )
 from uffdtrace.model.overlap import ACT, NEVER, Effect, Overlaps
 from uffdtrace.model.pages import Op
-from uffdtrace.model.ranges import HIGHEST
 
 # Longer intervals are applied as slices; shorter ones page by page, with what happened around them.
 EXPAND_PAGES = 1024

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from uffdtrace.model.elsewhere import Elsewhere, Look
-from uffdtrace.model.events import EVENT, Array
+from uffdtrace.model.events import EVENT, PAGE_SIZE, Array
 from uffdtrace.model.report import Name
 from uffdtrace.trace import shape
 from uffdtrace.trace.file import (
@@ -91,6 +91,11 @@ class Reader:
                 " use the version that wrote it"
             )
         self.meta = self._shaped(found, shape.META)
+        if self.meta["page_size"] != PAGE_SIZE:
+            raise TraceError(
+                f"{path} is of a machine with pages of {self.meta['page_size']:,} bytes: this uffdtrace reads traces"
+                f" with pages of {PAGE_SIZE:,} only"
+            )
 
     def events(self) -> Iterator[Array]:
         """Batches of events (dtype EVENT), up to where the file is whole."""

@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from uffdtrace.model.events import PAGE_SIZE
-
 _NONE = type(None)
 
 
@@ -50,8 +48,7 @@ META = {
     "process": (_PROCESS, _NONE),
     # CLOCK_MONOTONIC, ns, when the trace began.
     "began": Within((int,), 0, (1 << 63) - 1),
-    # Addresses and pages would be told wrongly with another.
-    "page_size": Within((int,), PAGE_SIZE, PAGE_SIZE),
+    "page_size": Within((int,), 1, 1 << 30),
     "features_offered": (_COUNT, _NONE),
     "probes": [{"row": str, "place": str, "kind": str}],
 }
