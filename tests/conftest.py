@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import pytest
 from guest.features import SUITES
 
 from uffdtrace.kernel.probes import Backend
+
+if TYPE_CHECKING:
+    from guest.boots import Boots
 
 # Of what a failure says, in the list of all of them.
 LINES, LINE = 4, 300
@@ -16,6 +22,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--suite", action="append", choices=SUITES, help="only this guest kernel (may be repeated)")
     kinds = [backend.value for backend in Backend]
     group.addoption("--backend", action="append", choices=kinds, help="only this backend (may be repeated)")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def boots(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boots | None]:
+    """The guests, from the first test on, whatever that is: they take far longer than all the rest."""
+    items = [item for item in request.session.items if item.get_closest_marker("guest")]
+    if not items:
+        yield None
+        return
+    # Not before: it imports test modules, which pytest must be the first to import.
+    from guest.boots import Boots
+
+    chosen = {str(item.callspec.params.get("suite")) for item in items if hasattr(item, "callspec")}
+    backends = request.config.getoption("--backend") or []
+    boots = Boots([suite for suite in SUITES if suite in chosen], backends, tmp_path_factory.mktemp("guests"))
+    try:
+        yield boots
+    finally:
+        boots.close()
 
 
 @pytest.hookimpl(trylast=True)

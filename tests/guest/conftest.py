@@ -1,33 +1,20 @@
-"""Boots each suite's kernel once, and keeps what it answered.
+"""Each suite's kernel is booted once (boots.py); the tests judge what it answered.
 
 pytest tests/guest --suite bookworm --backend auto
 """
 
 from __future__ import annotations
 
-import compileall
-import json
-import shlex
-import shutil
-import subprocess
-import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Callable
 
 import pytest
+from guest.boots import Boots
 from guest.features import ABSENT_STEPS, BACKENDS, ONCE, SCENARIOS, SUITES, expected
-from guest.results import Guest, Trace, tail
-from installed import build_deb, from_deb, from_wheel
+from guest.results import Guest, Trace
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-# A guest that says nothing for longer than any step may take hangs; scripts/guests
-# boots it again, and it goes on with the step in which it hung.
-SILENT_SECONDS = 480
-# For all its steps: half an hour where two guests share two emulated CPUs, and more where others are at work.
-HANGS_SECONDS = 2700
-BOOTS = 6
 
 CELLS = pytest.StashKey["dict[tuple[str, str, str], str]"]()
 GUESTS = pytest.StashKey["dict[str, Guest]"]()
@@ -75,84 +62,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(names, rows, scope="session")
 
 
-def run_guest(suite: str, command: list[str], folder: Path) -> tuple[int, str]:
-    """scripts/guests with all it says, and its exit status."""
-    log = folder.parent / f"{suite}.log"
-    boot = [str(ROOT / "scripts" / "guests"), "boot", suite, "--rwdir", str(folder), "--boots", str(BOOTS)]
-    boot += ["--timeout", str(HANGS_SECONDS), "--silent", str(SILENT_SECONDS), "--", shlex.join(command)]
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            boot, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            status = process.wait()
-        finally:
-            # It takes its guest with it.
-            process.terminate()
-            process.wait()
-    return status, log.read_text(errors="replace")
-
-
 @pytest.fixture(scope="session")
-def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workload(boots: Boots) -> Path:
     """The workload; beside it what tests/programs builds."""
-    out = tmp_path_factory.mktemp("workload")
-    for folder in ("workloads", "programs"):
-        made = subprocess.run(
-            ["make", "-C", str(ROOT / "tests" / folder), f"OUT={out}"], text=True, capture_output=True
-        )
-        assert made.returncode == 0, f"tests/{folder} does not build: {tail(made.stdout + made.stderr)}"
-    return out / "workload"
+    return boots.built / "workload"
 
 
 @pytest.fixture(scope="session")
-def boot(
-    request: pytest.FixtureRequest, workload: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Guest]:
+def boot(request: pytest.FixtureRequest, boots: Boots) -> Callable[[str], Guest]:
     guests = request.config.stash[GUESTS]
+    writer = request.config.get_terminal_writer()
 
     def once(suite: str) -> Guest:
         if suite not in guests:
-            backends = request.config.getoption("--backend") or list(BACKENDS[suite])
-            guests[suite] = boot_suite(suite, workload, backends, tmp_path_factory.mktemp(f"guest-{suite}"))
-            # At once: a run that is stopped for its time has no summary.
-            request.config.get_terminal_writer().line()
-            for line in guests[suite].said:
-                request.config.get_terminal_writer().line(f"{suite}: {line}")
+            writer.line()
+            guests[suite] = boots.guest(suite, writer.line)
         return guests[suite]
 
     return once
-
-
-def boot_suite(suite: str, workload: Path, backends: list[str], parent: Path) -> Guest:
-    folder = parent / "answers"
-    folder.mkdir()
-    for built in workload.parent.iterdir():
-        shutil.copy2(built, folder / built.name)
-    # The guest cannot write beside the sources, and would compile them at each start.
-    compileall.compile_dir(ROOT / "uffdtrace", quiet=2)
-    command = [sys.executable, str(HERE / "in_guest.py"), "--dir", str(folder)]
-    command += ["--workload", str(folder / "workload"), "--repository", str(ROOT)]
-    for name in ABSENT_STEPS.get(suite, ()):
-        command += ["--without", name]
-    if suite == ONCE:
-        command.append("--once")
-        install(folder)
-    for backend in backends:
-        command += ["--backend", backend]
-    status, output = run_guest(suite, command, folder)
-    error = None
-    if status:
-        error = f"{suite}: scripts/guests boot ended with exit status {status}; its last lines:\n{tail(output)}"
-    return Guest(suite, folder, output, error)
-
-
-def install(folder: Path) -> None:
-    """The wheel and the Debian package, for in_guest.py to run."""
-    for name in ("wheel", "deb"):
-        (folder / name).mkdir()
-    both = {"wheel": from_wheel(folder / "wheel"), "deb": from_deb(folder / "deb", build_deb(folder / "deb"))}
-    (folder / "installed.json").write_text(json.dumps({name: made.environment for name, made in both.items()}))
 
 
 @pytest.fixture

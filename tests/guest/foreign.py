@@ -47,7 +47,7 @@ PROGRAMS: dict[str, list[str]] = {
         "/run",
     ],
 }
-PROGRAM_SECONDS = 100
+PROGRAM_SECONDS = 300
 # UFFDIO_UNREGISTER wakes who waits in its range, and takes the VMA for writing only then: a fault under that VMA's own
 # lock (29a22b9e08d7, "mm: handle userfaults under VMA lock", 6.6) that comes in between is told after its range is
 # gone. The kernel's tests, whose monitor unregisters at each REMOVE event, then answer it, stop at ENOENT, and leave

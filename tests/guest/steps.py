@@ -20,8 +20,8 @@ from typing import Any, Callable, TextIO
 
 READY = re.compile(r"^uffdtrace: tracing", re.MULTILINE)
 # Compiling and attaching takes seconds where nothing is hardware.
-READY_SECONDS = 200.0
-FINISH_SECONDS = 90.0
+READY_SECONDS = 400.0
+FINISH_SECONDS = 240.0
 
 Result = dict[str, Any]
 

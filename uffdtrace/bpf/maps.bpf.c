@@ -40,6 +40,18 @@
 #define FOLLOW_FORKS
 #endif
 
+/*
+ * A number of this boot or this trace: an address of the kernel, the collector's PID. The
+ * loader writes it where the placeholder stands (collect/image.py). To the compiler it is
+ * unknown, so that what was compiled is good for other boots and traces, too.
+ */
+#define SETTING(placeholder)                                      \
+	({                                                        \
+		u64 setting_;                                     \
+		asm("%0 = " #placeholder " ll" : "=r"(setting_)); \
+		setting_;                                         \
+	})
+
 #define PAGE_MASK (~(u64)(PAGE_SIZE - 1))
 
 /* What a thread is doing between entering a fault path and adding a page. */

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from uffdtrace import __version__
 from uffdtrace.collect import bcc, proof
-from uffdtrace.collect.program import Program
+from uffdtrace.collect.program import Program, Say
 from uffdtrace.kernel import layout, offers, preflight, probes, proc
 from uffdtrace.kernel.btf import VMLINUX, Btf, BtfError
 from uffdtrace.kernel.layout import LayoutError
@@ -46,7 +46,6 @@ _WRITE_PROTECT_REMEDY = {
 
 T = TypeVar("T")
 Json = dict[str, Any]
-Say = Callable[[str], None]
 
 
 class _Checks:
@@ -191,8 +190,8 @@ def _tried(
     proved = _proof(proof.Proof(problem="the program was not attached"), "not tried: the program was not attached")
     if not checks.attach_works or module is None or attachments is None or defines is None:
         return {"ok": None, "problem": "not tried: something before it is missing"}, proved
-    say("compiling the BPF program, to attach it for a moment")
-    program, answer = checks.ask(lambda: Program(module, attachments, defines))
+    say("attaching every probe for a moment")
+    program, answer = checks.ask(lambda: Program(module, attachments, defines, say))
     if program is not None:
         try:
             _, answer = checks.ask(program.attach)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+import struct
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from uffdtrace.collect.bcc import STUB_ROOT
+import numpy as np
+
+from uffdtrace.collect import cache
+from uffdtrace.collect.bcc import STUB_ROOT, version
+from uffdtrace.collect.image import Image, Map, compiled, library, placed, placeholder
+from uffdtrace.collect.maps import Table
 from uffdtrace.collect.ring import Ring, Slots, Stream
+from uffdtrace.kernel.layout import ADDRESSES
 from uffdtrace.kernel.preflight import Refusal
 from uffdtrace.kernel.probes import Attachment, Where
 from uffdtrace.model.events import Counter, Loss, c_header
@@ -43,6 +49,12 @@ RAW_TRACEPOINT_PROBE(sched_process_exit)
 }
 """
 _TRACEPOINTS = ("sched_process_fork", "sched_process_exit")
+
+# The maps' keys and values in bpf/maps.bpf.c: numbers, and struct place.
+_U32, _U64, _PLACE = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<QQ")
+_YES = b"\1"
+
+Say = Callable[[str], None]
 
 
 def possible_cpus() -> int:
@@ -93,35 +105,58 @@ def source_for(attachments: Iterable[Attachment]) -> str:
     )
 
 
+def _image(bcc: ModuleType, source: str, flags: list[str], say: Say) -> Image:
+    """The program compiled, by an earlier trace or now."""
+    name = cache.key(source, flags, version(bcc))
+    image = cache.find(name)
+    if image is None:
+        say("compiling the BPF program: once for this kernel and these options")
+        image = compiled(bcc, source, flags)
+        cache.keep(name, image)
+    return image
+
+
 class Program:
-    """A loaded program. `attach()` and `detach()` bracket the trace.
+    """A program, compiled and loaded. `attach()` and `detach()` bracket the trace.
 
     Everything hangs on file descriptors of this process (perf events, BPF
     links), so the kernel removes the probes however the process dies.
     """
 
-    def __init__(self, bcc: ModuleType, attachments: list[Attachment], defines: dict[str, int]) -> None:
+    def __init__(self, bcc: ModuleType, attachments: list[Attachment], defines: dict[str, int], say: Say) -> None:
         self.attachments = attachments
+        self._bpf = bcc.BPF
+        self._lib = library()
         self._cpus = possible_cpus()
         self._slots = message_slots(self._cpus)
-        flags = [f"-D{name}={value:#x}UL" for name, value in defines.items()]
+        self._settings = {name: value for name, value in defines.items() if name in ADDRESSES}
+        self._settings["COLLECTOR"] = os.getpid()
+        flags = [f"-D{name}={value:#x}UL" for name, value in defines.items() if name not in self._settings]
+        flags += [f"-D{name}=SETTING({placeholder(index):#x})" for index, name in enumerate(self._settings)]
         # BCC's macro takes the ring's size as text.
         flags += [f"-DRING_PAGES={RING_PAGES}", f"-DCPUS={self._cpus}", f"-DMESSAGE_SLOTS={self._slots}"]
-        flags += [f"-DCOLLECTOR={os.getpid()}", "-Wno-unused-function"]
-        # BCC attaches by name while it constructs; we want to know which one fails.
-        quiet = type("QuietBPF", (bcc.BPF,), {"_trace_autoload": lambda self: None})
-        self._lib: Any = bcc.lib if hasattr(bcc, "lib") else __import__("bcc.libbcc", fromlist=["lib"]).lib
+        flags += ["-Wno-unused-function"]
+        self._image = _image(bcc, source_for(attachments), flags, say)
+        self._tables: dict[str, Table] = {}
+        self._programs: dict[str, int] = {}
+        self._probes: list[tuple[int, bytes | None]] = []
         try:
-            self._bpf: Any = quiet(text=source_for(attachments), cflags=flags)
-        except Exception as error:
-            raise Refusal(f"BCC could not compile the BPF program ({error}): run uffdtrace doctor") from error
-        self._names = [
-            self._lib.bpf_function_name(self._bpf.module, index)
-            for index in range(self._lib.bpf_num_functions(self._bpf.module))
-        ]
+            for shape in self._image.maps:
+                self._tables[shape.name] = Table(self._lib, shape, self._create(shape))
+        except OSError as error:
+            self.close()
+            raise Refusal(f"the kernel makes no {error.strerror}: run uffdtrace doctor") from error
+
+    def _create(self, shape: Map) -> int:
+        name = shape.name.encode()
+        fd = self._lib.bcc_create_map(shape.kind, name, shape.key_size, shape.value_size, shape.entries, shape.flags)
+        if fd < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"BPF map {shape.name} ({os.strerror(number)})")
+        return int(fd)
 
     def attach(self) -> None:
-        """Attach every row; Refusal names the one that the kernel refuses."""
+        """Load and attach every row; Refusal names the one that the kernel refuses."""
         for attachment in self.attachments:
             try:
                 self._attach(attachment)
@@ -132,7 +167,8 @@ class Program:
                 ) from error
         for name in _TRACEPOINTS:
             try:
-                self._bpf.attach_raw_tracepoint(tp=name.encode(), fn_name=f"raw_tracepoint__{name}".encode())
+                program = self._load(f"raw_tracepoint__{name}", self._bpf.RAW_TRACEPOINT)
+                self._probe(self._lib.bpf_attach_raw_tracepoint(program, name.encode()))
             except Exception as error:
                 raise Refusal(f"the kernel refuses the tracepoint {name} ({error}): run uffdtrace doctor") from error
 
@@ -141,71 +177,86 @@ class Program:
         name = self._program_name(attachment)
         returns = candidate.where is Where.RETURN
         if attachment.fentry:
-            (self._bpf.attach_kretfunc if returns else self._bpf.attach_kfunc)(fn_name=name)
-        elif returns:
-            self._bpf.attach_kretprobe(event=candidate.function.encode(), fn_name=name)
-        else:
-            function = candidate.within if candidate.where is Where.CALL else candidate.function
-            self._bpf.attach_kprobe(event=function.encode(), event_off=attachment.offset, fn_name=name)
+            self._probe(self._lib.bpf_attach_kfunc(self._load(name, self._bpf.TRACING)))
+            return
+        function = (candidate.within if candidate.where is Where.CALL else candidate.function).encode()
+        event = f"{'r' if returns else 'p'}_{function.decode()}".replace(".", "_").encode()
+        program = self._load(name, self._bpf.KPROBE)
+        offset = 0 if returns else attachment.offset
+        self._probe(self._lib.bpf_attach_kprobe(program, int(returns), event, function, offset, 0), event)
 
-    def _program_name(self, attachment: Attachment) -> bytes:
+    def _load(self, name: str, kind: int) -> int:
+        """Load a program of the image; its file descriptor."""
+        descriptors = [table.fd for table in self._tables.values()]
+        code = placed(self._image.programs[name], descriptors, list(self._settings.values()))
+        fd = self._lib.bcc_prog_load(kind, name.encode(), code, len(code), b"GPL", 0, 0, None, 0)
+        if fd < 0:
+            raise OSError(ctypes.get_errno(), f"the program is refused: {os.strerror(ctypes.get_errno())}")
+        self._programs[name] = fd
+        return int(fd)
+
+    def _probe(self, fd: int, event: bytes | None = None) -> None:
+        """Keep what holds a probe; `event` names that of a kprobe."""
+        if fd < 0:
+            raise OSError(ctypes.get_errno(), f"it cannot be attached: {os.strerror(ctypes.get_errno())}")
+        self._probes.append((fd, event))
+
+    def _program_name(self, attachment: Attachment) -> str:
         if not attachment.fentry:
-            return _entry_name(attachment).encode()
-        prefix = b"kretfunc__" if attachment.candidate.where is Where.RETURN else b"kfunc__"
-        function = attachment.candidate.function.encode()
+            return _entry_name(attachment)
+        prefix = "kretfunc__" if attachment.candidate.where is Where.RETURN else "kfunc__"
+        function = attachment.candidate.function
         # kfunc__X up to BCC 0.18, kfunc__vmlinux__X since.
-        for name in (prefix + b"vmlinux__" + function, prefix + function):
-            if name in self._names:
+        for name in (prefix + "vmlinux__" + function, prefix + function):
+            if name in self._image.programs:
                 return name
-        raise LookupError(f"BCC made no program for {function.decode()}")
+        raise LookupError(f"BCC made no program for {function}")
 
     def stream(self) -> Stream:
         """The events, from now on."""
-        messages, heads = self._bpf["messages"].map_fd, self._bpf["heads"].map_fd
-        return Stream(Ring(self._bpf["events"].map_fd, RING_PAGES), Slots(messages, heads, self._cpus, self._slots))
+        messages, heads = self._tables["messages"].fd, self._tables["heads"].fd
+        return Stream(Ring(self._tables["events"].fd, RING_PAGES), Slots(messages, heads, self._cpus, self._slots))
 
     def follow(self, tgid: int) -> None:
-        table = self._bpf["followed"]
-        table[table.Key(tgid)] = table.Leaf(1)
+        self._tables["followed"][_U32.pack(tgid)] = _YES
 
     def forget(self, tgid: int, addresses: list[int]) -> None:
         """Follow a process no more that is gone, whose userfaultfds and memory had these addresses in the kernel.
 
         Its number and the addresses will be others' soon.
         """
-        for name, keys in (("followed", [tgid]), ("named", [tgid]), ("known", addresses), ("traced", addresses)):
-            table = self._bpf[name]
+        process, places = [_U32.pack(tgid)], [_U64.pack(address) for address in addresses]
+        for name, keys in (("followed", process), ("named", process), ("known", places), ("traced", places)):
             for key in keys:
-                with suppress(KeyError):
-                    del table[table.Key(key)]
+                self._tables[name].discard(key)
 
     def forget_counters(self, userfaultfds: set[int]) -> None:
         """Take the counts of these userfaultfds (their addresses in the kernel) away."""
-        counters = self._bpf["counters"]
-        for key in [key for key in counters if int(key.ctx) in userfaultfds]:
-            del counters[key]
+        counters = self._tables["counters"]
+        for key in counters:
+            if _PLACE.unpack(key)[0] in userfaultfds:
+                counters.discard(key)
 
     def followed(self) -> set[int]:
         """The processes that are followed now: those named, and their children with FOLLOW_FORKS."""
-        return {int(key.value) for key in self._bpf["followed"]}
+        return {_U32.unpack(key)[0] for key in self._tables["followed"]}
 
     def trace(self, ctx: int, mm: int) -> None:
         """Record what happens to a userfaultfd's memory."""
         # In this order: one that is not known when it is used is looked back at.
         for name, key in (("known", ctx), ("traced", mm)):
-            table = self._bpf[name]
-            table[table.Key(key)] = table.Leaf(1)
+            self._tables[name][_U64.pack(key)] = _YES
 
     def losses(self) -> dict[Loss, int]:
         """How often something could not be recorded, by kind."""
-        table = self._bpf["losses"]
-        return {what: int(table[table.Key(int(what))].value) for what in Loss}
+        table = self._tables["losses"]
+        return {what: _U64.unpack(table[_U32.pack(int(what))])[0] for what in Loss}
 
     def counters(self) -> dict[tuple[int, int], list[int]]:
         """(ctx, vm_start) to the counters of model.events.Counter; vm_start 0 where it was not known."""
         return {
-            (int(key.ctx), int(key.vm_start)): [int(leaf.slot[slot]) for slot in range(len(Counter))]
-            for key, leaf in self._bpf["counters"].items()
+            _PLACE.unpack(key): np.frombuffer(counts, dtype="<u8").tolist()[: len(Counter)]
+            for key, counts in self._tables["counters"].items()
         }
 
     def misses(self) -> list[tuple[Attachment, int]]:
@@ -216,8 +267,8 @@ class Program:
         """
         missed = []
         for attachment in self.attachments:
-            function = self._bpf.funcs[self._program_name(attachment)]
-            text = Path(f"/proc/self/fdinfo/{function.fd}").read_text()
+            program = self._programs[self._program_name(attachment)]
+            text = Path(f"/proc/self/fdinfo/{program}").read_text()
             found = re.search(r"^recursion_misses:\s*(\d+)", text, re.MULTILINE)
             if found and int(found.group(1)):
                 missed.append((attachment, int(found.group(1))))
@@ -225,15 +276,18 @@ class Program:
 
     def detach(self) -> None:
         """Remove every probe; the maps stay readable."""
-        bpf = self._bpf
-        for name in list(bpf.kprobe_fds):
-            bpf.detach_kprobe_event(name)
-        for name in list(bpf.raw_tracepoint_fds):
-            bpf.detach_raw_tracepoint(name)
-        for name in list(bpf.kfunc_entry_fds):
-            bpf.detach_kfunc(name)
-        for name in list(bpf.kfunc_exit_fds):
-            bpf.detach_kretfunc(name)
+        while self._probes:
+            fd, event = self._probes.pop()
+            if event is None:
+                os.close(fd)
+            else:
+                self._lib.bpf_close_perf_event_fd(fd)
+                # BCC makes it by name where the kernel gives no descriptor for it.
+                self._lib.bpf_detach_kprobe(event)
 
     def close(self) -> None:
-        self._bpf.cleanup()
+        self.detach()
+        for fd in (*self._programs.values(), *(table.fd for table in self._tables.values())):
+            os.close(fd)
+        self._programs.clear()
+        self._tables.clear()

@@ -18,7 +18,7 @@ import numpy as np
 
 from uffdtrace import __version__
 from uffdtrace.collect import bcc, found, proof
-from uffdtrace.collect.program import Program
+from uffdtrace.collect.program import Program, Say
 from uffdtrace.collect.ring import Stream
 from uffdtrace.collect.sharing import Sharing
 from uffdtrace.kernel import layout, offers, preflight, probes, proc
@@ -39,7 +39,6 @@ _READERS_S = 0.5
 _BEHIND_S = 1.0
 # As many events as are accounted for between two looks at the ring.
 _BATCH = 1 << 16
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,7 @@ def load(options: Options, say: Say) -> Program:
             say(f"{attachment.row.name}: {attachment.place}: {attachment.candidate.caveat}")
         if attachment.exception and options.backend is not probes.Backend.AUTO:
             say(f"{attachment.row.name}: kprobe on {attachment.place}: {attachment.exception}")
-    say("compiling the BPF program")
-    return Program(module, attachments, defines)
+    return Program(module, attachments, defines, say)
 
 
 class Session:

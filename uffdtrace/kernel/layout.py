@@ -97,6 +97,9 @@ _OPTIONAL_SYMBOLS = {
     "SHM_VM_OPS": "shm_vm_ops",
 }
 
+# Defines that are addresses: each boot has others (KASLR).
+ADDRESSES = frozenset({*_SYMBOLS, *_OPTIONAL_SYMBOLS})
+
 # arch/x86/include/asm/pgtable_types.h: _PAGE_BIT_SOFTW1 (SPECIAL), SOFTW2
 # (UFFD_WP, since 5.7: 5a281062af1d), PSE; PMD_SHIFT from pgtable_64_types.h.
 _X86_64 = {

@@ -1,0 +1,149 @@
+"""Boots the suites' kernels, some at a time, while other tests run; keeps what they answered."""
+
+from __future__ import annotations
+
+import compileall
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as StillRuns
+from pathlib import Path
+
+from guest.features import ABSENT_STEPS, BACKENDS, ONCE
+from guest.results import Guest, tail
+from installed import build_deb, from_deb, from_wheel
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+# A guest that says nothing for longer than any step may take hangs; scripts/guests
+# boots it again, and it goes on with the step in which it hung.
+SILENT_SECONDS = 1500
+# For all its steps. Machines differ by four times, and as many guests as there are CPUs share them.
+HANGS_SECONDS = 5000
+BOOTS = 6
+# What a guest has at most (scripts/guests).
+GUEST_BYTES = 4 << 30
+LOOK_SECONDS = 5.0
+# The one with the most steps first: it takes the longest.
+ORDER = (ONCE, "sid", "bookworm", "bullseye")
+
+
+class Boots:
+    """All guests of a run. Each has one thread, which waits for scripts/guests."""
+
+    def __init__(self, suites: Sequence[str], backends: Sequence[str], parent: Path) -> None:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        at_once = max(1, min(os.cpu_count() or 1, memory // (2 * GUEST_BYTES)))
+        self._parent = parent
+        self._backends = backends
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._closed = False
+        self._read: dict[Path, int] = {}
+        self.built = build(parent)
+        # The guests cannot write beside the sources, and would compile them at each start.
+        compileall.compile_dir(ROOT / "uffdtrace", quiet=2)
+        for suite in suites:
+            self._folder(suite).mkdir(parents=True)
+        if ONCE in suites:
+            install(self._folder(ONCE))
+        self._pool = ThreadPoolExecutor(at_once)
+        in_order = sorted(suites, key=ORDER.index)
+        self._guests: dict[str, Future[Guest]] = {suite: self._pool.submit(self._boot, suite) for suite in in_order}
+
+    def guest(self, suite: str, say: Callable[[str], None]) -> Guest:
+        """Waits for it, and says meanwhile what all of them do: of a run that is stopped for its time, too."""
+        while True:
+            self._tell(say)
+            try:
+                guest = self._guests[suite].result(LOOK_SECONDS)
+            except StillRuns:
+                continue
+            self._tell(say)
+            return guest
+
+    @property
+    def done(self) -> dict[str, Guest]:
+        return {
+            suite: future.result()
+            for suite, future in self._guests.items()
+            if future.done() and not future.cancelled() and not future.exception()
+        }
+
+    def close(self) -> None:
+        self._closed = True
+        for process in list(self._processes.values()):
+            # It takes its guest with it.
+            process.terminate()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _folder(self, suite: str) -> Path:
+        return self._parent / suite / "answers"
+
+    def _tell(self, say: Callable[[str], None]) -> None:
+        """How long each step took, and which boots died."""
+        for log in sorted(self._parent.glob("*/*.log")):
+            begin = self._read.get(log, 0)
+            new = log.read_bytes()[begin:]
+            whole = new[: new.rfind(b"\n") + 1]
+            self._read[log] = begin + len(whole)
+            for line in re.findall(r"^(?:guests|in_guest): (.*?)\r?$", whole.decode(errors="replace"), re.MULTILINE):
+                say(f"{log.stem}: {line}")
+
+    def _boot(self, suite: str) -> Guest:
+        folder = self._folder(suite)
+        for built in self.built.iterdir():
+            shutil.copy2(built, folder / built.name)
+        command = [sys.executable, str(HERE / "in_guest.py"), "--dir", str(folder)]
+        command += ["--workload", str(folder / "workload"), "--repository", str(ROOT)]
+        for name in ABSENT_STEPS.get(suite, ()):
+            command += ["--without", name]
+        if suite == ONCE:
+            command.append("--once")
+        for backend in self._backends or BACKENDS[suite]:
+            command += ["--backend", backend]
+        status, output = self._run(suite, command, folder)
+        error = None
+        if status:
+            error = f"{suite}: scripts/guests boot ended with exit status {status}; its last lines:\n{tail(output)}"
+        return Guest(suite, folder, output, error)
+
+    def _run(self, suite: str, command: list[str], folder: Path) -> tuple[int, str]:
+        """scripts/guests with all it says, and its exit status."""
+        log = folder.parent / f"{suite}.log"
+        boot = [str(ROOT / "scripts" / "guests"), "boot", suite, "--rwdir", str(folder), "--boots", str(BOOTS)]
+        boot += ["--timeout", str(HANGS_SECONDS), "--silent", str(SILENT_SECONDS), "--", shlex.join(command)]
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                boot, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            self._processes[suite] = process
+            if self._closed:
+                process.terminate()
+            status = process.wait()
+        return status, log.read_text(errors="replace")
+
+
+def build(parent: Path) -> Path:
+    """The workload; beside it what tests/programs builds."""
+    out = parent / "built"
+    out.mkdir()
+    for folder in ("workloads", "programs"):
+        made = subprocess.run(
+            ["make", "-C", str(ROOT / "tests" / folder), f"OUT={out}"], text=True, capture_output=True
+        )
+        assert made.returncode == 0, f"tests/{folder} does not build: {tail(made.stdout + made.stderr)}"
+    return out
+
+
+def install(folder: Path) -> None:
+    """The wheel and the Debian package, for in_guest.py to run."""
+    for name in ("wheel", "deb"):
+        (folder / name).mkdir()
+    both = {"wheel": from_wheel(folder / "wheel"), "deb": from_deb(folder / "deb", build_deb(folder / "deb"))}
+    (folder / "installed.json").write_text(json.dumps({name: made.environment for name, made in both.items()}))
