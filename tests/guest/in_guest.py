@@ -50,6 +50,8 @@ PROBE_LISTS = (
 RUN_SECONDS = 1200.0
 KILL_AFTER_BYTES = 1 << 20
 PROBES_GONE_SECONDS = 200.0
+# In these the workload must have come to its point.
+PENDING_SECONDS = "25"
 MOST_BOOTS = 3
 # Scenarios and where they stand when everybody is attached to.
 EVERYBODY = (
@@ -242,7 +244,7 @@ def stopped(guest: Guest, name: str, *options: str, interrupt: bool = False) -> 
 def pending(guest: Guest) -> Result:
     """A trace that ends while threads sleep in faults of which the monitor has read."""
     name = "pending"
-    command = [*guest.uffdtrace, "run", "-d", "8", "-o", guest.path(f"trace-{name}.data"), "--format", "json"]
+    command = [*guest.uffdtrace, "run", "-d", PENDING_SECONDS, "-o", guest.path(f"trace-{name}.data"), "--format", "json"]
     command += ["--", guest.workload, "run"]
     command += ["--only", "pending", "--stop-at", "asleep", "--out", "/dev/null"]
     with open(guest.path(f"stderr-{name}.txt"), "w") as err:
