@@ -33,7 +33,9 @@ from steps import (
     Result,
     attached,
     finish,
+    forked,
     go_on,
+    preload,
     standing,
     started,
     until,
@@ -244,7 +246,16 @@ def stopped(guest: Guest, name: str, *options: str, interrupt: bool = False) -> 
 def pending(guest: Guest) -> Result:
     """A trace that ends while threads sleep in faults of which the monitor has read."""
     name = "pending"
-    command = [*guest.uffdtrace, "run", "-d", PENDING_SECONDS, "-o", guest.path(f"trace-{name}.data"), "--format", "json"]
+    command = [
+        *guest.uffdtrace,
+        "run",
+        "-d",
+        PENDING_SECONDS,
+        "-o",
+        guest.path(f"trace-{name}.data"),
+        "--format",
+        "json",
+    ]
     command += ["--", guest.workload, "run"]
     command += ["--only", "pending", "--stop-at", "asleep", "--out", "/dev/null"]
     with open(guest.path(f"stderr-{name}.txt"), "w") as err:
@@ -265,6 +276,7 @@ def answered(guest: Guest, command: list[str], seconds: float = FINISH_SECONDS, 
         text=True,
         capture_output=True,
         timeout=seconds,
+        **({} if "env" in options else forked(guest, command)),
         env=options.pop("env", guest.environment),
         **options,
     )
@@ -318,6 +330,8 @@ def main() -> None:
     mount("tracefs", "/sys/kernel/tracing")
 
     guest.environment["UFFDTRACE_SWAP"] = make_swap()
+
+    preload(guest)
 
     steps: dict[str, Callable[[], Result]] = {"guest": lambda: {"release": platform.release()}}
     for backend in guest.backends:

@@ -15,6 +15,7 @@ TRACE = {
     "stop_reason": "the process exited",
     "uffdtrace": "1",
     "unproven_probes": {},
+    "file_ended": None,
 }
 PROCESS = {"pid": 7, "comm": "tracker", "cmdline": ["./tracker", "--snapshot"]}
 BASE = 0x7F0000000000

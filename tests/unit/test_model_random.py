@@ -79,7 +79,7 @@ def test_model_equals_reference(expand: int, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(work, "EXPAND_PAGES", expand)
     monkeypatch.setattr(model, "EXPAND_PAGES", expand)
 
-    @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
     @given(STEPS, FEATURES, st.lists(st.integers(0, 150), max_size=6), st.booleans(), st.booleans())
     @example(USED_AFTER_ALL, (0, 0), [], True, True)
     @example(USED_BEFORE, (0, 0), [], True, False)
@@ -90,7 +90,7 @@ def test_model_equals_reference(expand: int, monkeypatch: pytest.MonkeyPatch) ->
     check()
 
 
-@settings(max_examples=800, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(FAMILIES, FEATURES, st.lists(st.integers(0, 60), max_size=3))
 def test_forked_pages_equal_reference(history: list[Step], features: tuple[int, int], cuts: list[int]) -> None:
     check_history(made(history, features), cuts)

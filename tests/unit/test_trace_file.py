@@ -323,12 +323,54 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return done
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(TraceError, match="No space left") as caught:
-        writer.events(history())
-    one_line(caught.value)
+    writer.events(history())
+    assert writer.ended == "No space left on device"
+    # Others made room: what is missing stays missing, and the last word is there.
     monkeypatch.undo()
+    writer.events(history())
+    writer.done({**ENDING, "file_ended": {"after_s": 1.0, "reason": writer.ended}})
     reader, found = read_all(tmp_path / "trace")
-    assert (len(found), reader.complete) == (len(history()), False)
+    assert (len(found), reader.complete) == (len(history()), True)
+    report = offline.read(tmp_path / "trace")
+    assert report["trace"]["file_ended"] == {"after_s": 1.0, "reason": "No space left on device"}
+    assert {"lost", "armed_pages"} <= set(report["loss"]["lower_bounds"])
+
+
+def test_a_disk_that_stays_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer = Writer(tmp_path / "trace", WHAT)
+    writer.events(history())
+    monkeypatch.setattr(os, "write", full)
+    writer.done(ENDING)
+    assert writer.ended == "No space left on device"
+    monkeypatch.undo()
+    assert offline.read(tmp_path / "trace")["trace"]["stop_reason"] == offline.CUT_SHORT
+
+
+def test_the_head_must_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(TraceError, match="No space left") as caught:
+        Writer(tmp_path / "trace", WHAT)
+    one_line(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    size = write(path, history()).stat().st_size
+    writer = Writer(path, WHAT, size)
+    for _ in range(10):
+        writer.events(history())
+    assert writer.ended == f"it would be larger than --max-size {size:,} bytes"
+    assert path.stat().st_size <= size
+    writer.done({**ENDING, "file_ended": {"after_s": 0.5, "reason": writer.ended}})
+    reader, found = read_all(path)
+    assert (len(found), reader.complete) == (len(history()), True)
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

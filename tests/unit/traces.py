@@ -44,6 +44,7 @@ ENDING = {
     "features_offered": None,
     "duration_s": 1.5,
     "stop_reason": "the process exited",
+    "file_ended": None,
 }
 
 

@@ -33,6 +33,7 @@ def command(
     follow_forks: bool,
     output: Path,
     duration: float | None,
+    most_bytes: int | None,
     backend: str,
     form: str,
     color: Color,
@@ -56,7 +57,7 @@ def command(
     # Its PIDs would be others than ours.
     preflight.check_namespaces()
     follow = Follow.ALL if everybody else Follow.FORKS if follow_forks else Follow.NOBODY
-    options = Options(output, Backend(backend), duration, follow)
+    options = Options(output, Backend(backend), duration, follow, most_bytes)
     process = None if pid is None else proc.process(pid)
     wait_fd = None if pid is None else open_pidfd(pid)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any, Callable, TextIO, TypeVar
@@ -62,6 +63,18 @@ class _Pid(click.IntRange):
 PID = _Pid(min=1)
 
 
+class _Size(click.ParamType):
+    """Bytes, or with K, M, G or T as many KiB, MiB, GiB or TiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d{1,15})([KMGT]?)", str(value), re.ASCII | re.IGNORECASE)
+        if found is None or not int(found[1]):
+            self.fail(f"{value!r} is no size: give bytes, or a number with K, M, G or T", param, ctx)
+        return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
+
+
 def _a_number(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
     if value is not None and math.isnan(value):
         raise click.BadParameter("give a number of seconds")
@@ -87,6 +100,13 @@ def trace_options(function: Function) -> Function:
             metavar="SECONDS",
             callback=_a_number,
             help="Stop after that time.",
+        ),
+        click.option(
+            "--max-size",
+            "most_bytes",
+            type=_Size(),
+            metavar="SIZE",
+            help="Write no more events to FILE than that (bytes, or 500M, 2G); the trace and its counts go on.",
         ),
         backend_option,
         format_option("text", "json"),

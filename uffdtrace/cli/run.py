@@ -22,7 +22,13 @@ from uffdtrace.reporters.options import Color, TextOptions
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @errors_in_one_line
 def command(
-    arguments: tuple[str, ...], output: Path, duration: float | None, backend: str, form: str, color: Color
+    arguments: tuple[str, ...],
+    output: Path,
+    duration: float | None,
+    most_bytes: int | None,
+    backend: str,
+    form: str,
+    color: Color,
 ) -> None:
     """Trace COMMAND, and what it starts, from its first instruction.
 
@@ -39,7 +45,7 @@ def command(
     preflight.check_tracing()
     target = Command(list(arguments))
     try:
-        options = Options(output, Backend(backend), duration, Follow.FORKS)
+        options = Options(output, Backend(backend), duration, Follow.FORKS, most_bytes)
         # No status line: the terminal is the command's, whose output it would garble.
         session = Session(load(options, say), options, target.process(), say)
         report = session.run(release=target.release, ended=target.ended, wait_fd=open_pidfd(target.pid))

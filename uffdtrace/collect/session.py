@@ -31,7 +31,11 @@ from uffdtrace.model.report import FROM_EVENTS, Name, build
 from uffdtrace.trace.output import Output, check_path
 from uffdtrace.trace.writer import Writer
 
+# Between two looks at the ring: at least so long, and where a look takes long, this many times as long, so that a
+# slow machine is not busy with us. In the longest, two cores fault in less than half of what the ring holds.
 _POLL_S = 0.05
+_POLL_TIMES = 3.0
+_LONGEST_POLL_S = 0.2
 _PROGRESS_S = 0.5
 # How well it is known when a thread that read messages ended.
 _READERS_S = 0.5
@@ -68,6 +72,8 @@ class Options:
     backend: probes.Backend = probes.Backend.AUTO
     duration_s: float | None = None
     follow: Follow = Follow.NOBODY
+    # Of the trace file, without its last word.
+    most_bytes: int | None = None
 
 
 @dataclass
@@ -216,7 +222,10 @@ class Session:
                     {"row": one.row.name, "place": one.place, "kind": one.kind} for one in self._program.attachments
                 ],
             },
+            self._options.most_bytes,
         )
+        # Of the report only: the file's head does not know it.
+        trace["file_ended"] = None
         if pid is not None:
             self._program.follow(pid)
         look_back = found.LookBack(self._program, stream)
@@ -227,22 +236,26 @@ class Session:
         if release is not None:
             release()
         deadline = None if self._options.duration_s is None else began + self._options.duration_s
+        look_s = 0.0
         while self._stop.reason is None:
             if ended():
                 self._stop.reason = "the process exited"
             elif deadline is not None and time.monotonic() >= deadline:
                 self._stop.reason = "the duration was over"
             else:
-                self._wait(wait_fd)
+                self._wait(wait_fd, look_s)
+            look_began = time.monotonic()
             horizon = stream.fetch()
             self._call(look_back.late(), writer)
             self._take(stream, writer, horizon)
             writer.looks(self._sharing.look(self._model))
+            self._look_at_file(writer, trace, began)
             if time.monotonic() >= self._next_readers:
                 self._next_readers = time.monotonic() + _READERS_S
                 stream.push(self._readers.look(self._model.watched.current.values()))
             if self._show is not None:
                 self._progress(self._show, began)
+            look_s = time.monotonic() - look_began
         stream.push(self._readers.look(self._model.watched.current.values()))
         asleep = found.asleep(sorted(self._registrations.owners | ({pid} if pid else set())))
         waiting_for = self._registrations.watching({int(one["tgid"][0]) for one in asleep if one["tid"][0]})
@@ -253,6 +266,7 @@ class Session:
         stream.fetch()
         self._call(look_back.late(), writer)
         self._take(stream, writer, None)
+        self._look_at_file(writer, trace, began)
         # Nothing more can come.
         self._dropped = sum(self._program.losses().values()) + stream.overwritten
         ending = self._ending(offered)
@@ -261,18 +275,32 @@ class Session:
             ending["doubtful"] = sorted({*ending["doubtful"], *FROM_EVENTS})
         trace["duration_s"] = round(time.monotonic() - began, 3)
         trace["stop_reason"] = self._stop.reason
-        writer.done({**ending, "duration_s": trace["duration_s"], "stop_reason": self._stop.reason})
+        last = {name: trace[name] for name in ("duration_s", "stop_reason", "file_ended")}
+        complete = writer.ended is None
+        writer.done({**ending, **last})
+        if complete and writer.ended is not None:
+            self._say(f"cannot write the end of {writer.path}: {writer.ended}: read again, it will look cut short")
         self._model.finish()
         return build(self._model, trace, process, ending, self._names, self._who, began_ns, looks=self._sharing.looks)
+
+    def _look_at_file(self, writer: Writer, trace: dict[str, Any], began: float) -> None:
+        """Say it once if the file takes no more events: this trace goes on, and what it counts stays exact."""
+        if writer.ended is not None and trace["file_ended"] is None:
+            trace["file_ended"] = {"after_s": round(time.monotonic() - began, 3), "reason": writer.ended}
+            self._say(
+                f"{writer.path} takes no more events: {writer.ended}: counting goes on, and only the report at the"
+                " end will have it all"
+            )
 
     def _backend(self) -> str:
         return "+".join(sorted({one.kind for one in self._program.attachments}))
 
-    def _wait(self, wait_fd: int | None) -> None:
+    def _wait(self, wait_fd: int | None, look_s: float) -> None:
         """Until there may be more to read. The ring wakes nobody: that would cost the target."""
         if not self._backlog:
+            poll_s = min(max(_POLL_S, _POLL_TIMES * look_s), _LONGEST_POLL_S)
             exits = [wait_fd] if wait_fd is not None and not self._exited else []
-            self._exited |= bool(select.select(exits, [], [], _POLL_S)[0])
+            self._exited |= bool(select.select(exits, [], [], poll_s)[0])
 
     def _progress(self, show: Callable[[Progress], None], began: float) -> None:
         now = time.monotonic()

@@ -237,14 +237,17 @@ def build(
     `trace` and `process` go in as they are. `ending` (the trace file's last
     word, empty if it has none): `events_dropped`, `probes_missed` (probe to
     count), `doubtful` (fields that rest on missed probes), `counters`,
-    `features_offered`. `processes` are those that own or watch memory. `began`
-    is the time (ns, CLOCK_MONOTONIC) from which the report counts seconds; a
-    range lists `most_runs` of its lost pages' runs, or all.
+    `features_offered`, and `file_ended` where events are missing in the file.
+    `processes` are those that own or watch memory. `began` is the time (ns,
+    CLOCK_MONOTONIC) from which the report counts seconds; a range lists
+    `most_runs` of its lost pages' runs, or all.
     """
     lower = list(ending.get("doubtful", ()))
     lower += [name for names in (trace["unproven_probes"] or {}).values() for name in names]
     dropped = ending.get("events_dropped")
-    if dropped:
+    # What the file does not hold was dropped, too, for whoever has only the file.
+    cut = dropped or ending.get("file_ended") is not None
+    if cut:
         lower += FROM_EVENTS
         if not use_counters(model, ending.get("counters", [])):
             lower += ["messages", "faults"]
@@ -255,7 +258,7 @@ def build(
         lower += ["armed_pages", "holes", "skipped", "lost"]
     if any(row.pending is None for row in model.rows()):
         lower.append("pending")
-    whole = not dropped and "armed_pages" not in lower
+    whole = not cut and "armed_pages" not in lower
     lost = lost_pages(model.losses.runs(), model.ranges, began, most_runs)
     ranges = []
     for row in model.rows():

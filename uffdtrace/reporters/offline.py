@@ -55,13 +55,14 @@ def _read(path: Path, most_runs: int | None) -> dict[str, Any]:
         model.feed(events)
     model.finish()
     # It may have been moved since.
-    trace, process = {**reader.meta["trace"], "file": str(path)}, reader.meta["process"]
+    trace, process = {**reader.meta["trace"], "file": str(path), "file_ended": None}, reader.meta["process"]
     ending = {"features_offered": reader.meta["features_offered"], **reader.ending}
     if reader.backwards:
         # A collector that was late says so itself; in any other file the order is somebody's invention.
         ending["doubtful"] = sorted({*ending.get("doubtful", ()), *FROM_EVENTS})
     if reader.complete:
-        trace["duration_s"], trace["stop_reason"] = ending["duration_s"], ending["stop_reason"]
+        for name in ("duration_s", "stop_reason", "file_ended"):
+            trace[name] = ending[name]
     else:
         trace["duration_s"] = round(max(0, last - first) / 1e9, 3)
         trace["stop_reason"] = DAMAGED if reader.damaged else CUT_SHORT

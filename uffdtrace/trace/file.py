@@ -24,7 +24,7 @@ from pathlib import Path
 # Where a trace goes unless told otherwise, as perf.data.
 DEFAULT = Path("uffdtrace.data")
 MAGIC = b"uffdtrc\n"
-SCHEMA = "uffdtrace-trace/5"
+SCHEMA = "uffdtrace-trace/6"
 HEADER = struct.Struct("<4sIQ")
 META = b"META"
 EVENTS = b"EVNT"

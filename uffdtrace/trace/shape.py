@@ -82,6 +82,8 @@ DONE = {
     "features_offered": (_COUNT, _NONE),
     "duration_s": _SECONDS,
     "stop_reason": str,
+    # When and why the file took no more events, while the trace went on.
+    "file_ended": ({"after_s": _SECONDS, "reason": str}, _NONE),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zlib
@@ -36,15 +37,22 @@ _FEW = 256
 
 
 class Writer:
-    """Appends whole chunks, straight to the kernel: what is written survives our death."""
+    """Appends whole chunks, straight to the kernel: what is written survives our death.
 
-    def __init__(self, output: Path | Output, meta: dict[str, Any]) -> None:
-        """The file takes its place once its head is written."""
+    A disk that is full, or a limit, ends the file and not the trace: `ended` says why
+    nothing is written any more but the trace's last word.
+    """
+
+    def __init__(self, output: Path | Output, meta: dict[str, Any], most_bytes: int | None = None) -> None:
+        """The file takes its place once its head is written; its last word may come on top of `most_bytes`."""
         output = output if isinstance(output, Output) else Output(output)
         self.path, self._fd = output.path, output.fd
+        self._most = most_bytes
+        # Bytes of whole chunks.
+        self._size = 0
+        self.ended: str | None = None
         try:
-            self._write(MAGIC)
-            self._chunk(META, json.dumps({"schema": SCHEMA, **meta}).encode())
+            self._head(json.dumps({"schema": SCHEMA, **meta}).encode())
             output.take_place()
         finally:
             output.abandon()
@@ -72,19 +80,44 @@ class Writer:
         self._chunk(LOSS, json.dumps(loss).encode())
 
     def done(self, ending: dict[str, Any]) -> None:
-        self._chunk(DONE, json.dumps(ending).encode())
-        os.close(self._fd)
+        """The trace's last word; `ended` says so if even that could not be written."""
+        try:
+            self._write(_packed(DONE, json.dumps(ending).encode()))
+            os.close(self._fd)
+        except OSError as error:
+            self.ended = error.strerror
+
+    def _head(self, meta: bytes) -> None:
+        try:
+            self._write(MAGIC + _packed(META, meta))
+        except OSError as error:
+            raise TraceError(
+                f"cannot write {self.path}: {error.strerror}: make room, or choose another file with -o"
+            ) from None
 
     def _chunk(self, tag: bytes, payload: bytes) -> None:
-        self._write(HEADER.pack(tag, zlib.crc32(payload), len(payload)) + payload)
+        if self.ended is not None:
+            return
+        data = _packed(tag, payload)
+        if self._most is not None and self._size + len(data) > self._most:
+            self.ended = f"it would be larger than --max-size {self._most:,} bytes"
+            return
+        try:
+            self._write(data)
+        except OSError as error:
+            self.ended = error.strerror
+            # A part of a chunk would hide the last word; a device or FIFO cannot be cut, and ends here.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._size)
+                os.lseek(self._fd, self._size, os.SEEK_SET)
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self._fd, view) :]
-        except OSError as error:
-            raise TraceError(
-                f"cannot write {self.path}: {error.strerror}: the trace ends here; make room, or choose another"
-                " file with -o"
-            ) from None
+        while view:
+            view = view[os.write(self._fd, view) :]
+        self._size += len(data)
+
+
+def _packed(tag: bytes, payload: bytes) -> bytes:
+    """A chunk, as the file has it."""
+    return HEADER.pack(tag, zlib.crc32(payload), len(payload)) + payload
