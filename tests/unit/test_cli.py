@@ -24,7 +24,7 @@ def test_options_after_the_command_are_the_commands(monkeypatch: pytest.MonkeyPa
     """`uffdtrace run ./tracker -o x` writes no trace to x."""
     seen: list[list[str]] = []
 
-    def refuse(arguments: list[str]) -> None:
+    def refuse(arguments: list[str], user: str | None) -> None:
         seen.append(arguments)
         raise Refusal("enough seen")
 

@@ -23,8 +23,8 @@ ROOMS = {
     "model": set(),
     "kernel": set(),
 }
-# Modules of no room: the package itself, and what `python -m` starts.
-ROOMLESS = {"__init__": set(), "__main__": {"cli"}}
+# Modules of no room: the package itself, what `python -m` starts, and the errors of all rooms.
+ROOMLESS = {"__init__": set(), "__main__": {"cli"}, "errors": set()}
 
 # Put together here, so that this file does not name them.
 REGISTRIES = tuple(

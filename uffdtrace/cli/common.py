@@ -13,18 +13,11 @@ from typing import Any, Callable, TextIO, TypeVar
 import click
 
 from uffdtrace.cli.messages import fail
-from uffdtrace.kernel.btf import BtfError
-from uffdtrace.kernel.layout import LayoutError
-from uffdtrace.kernel.preflight import Refusal
-from uffdtrace.kernel.probes import Backend, ProbeError
-from uffdtrace.kernel.proc import NoProcess
-from uffdtrace.kernel.symbols import SymbolError
-from uffdtrace.model.ranges import ModelError
+from uffdtrace.errors import UffdtraceError
+from uffdtrace.kernel.probes import Backend
 from uffdtrace.reporters.options import Color, TextOptions
 from uffdtrace.reporters.words import reading
-from uffdtrace.trace.file import DEFAULT, TraceError
-
-_ERRORS = (BtfError, LayoutError, Refusal, ProbeError, NoProcess, SymbolError, ModelError, TraceError)
+from uffdtrace.trace.file import DEFAULT
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -36,7 +29,7 @@ def errors_in_one_line(function: Function) -> Function:
     def wrapped(*arguments: Any, **options: Any) -> Any:
         try:
             return function(*arguments, **options)
-        except _ERRORS as error:
+        except UffdtraceError as error:
             fail(" ".join(str(error).split()))
         except BrokenPipeError:
             # Whoever read our output has enough; nothing is left to flush to.

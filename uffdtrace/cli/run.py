@@ -11,7 +11,7 @@ import click
 from uffdtrace.cli.common import errors_in_one_line, show, trace_options, where
 from uffdtrace.cli.messages import say
 from uffdtrace.collect.session import Follow, Options, Session, load
-from uffdtrace.collect.target import Command, open_pidfd
+from uffdtrace.collect.target import Command, open_pidfd, who_called_sudo
 from uffdtrace.kernel import preflight
 from uffdtrace.kernel.probes import Backend
 from uffdtrace.reporters.options import Color, TextOptions
@@ -19,6 +19,12 @@ from uffdtrace.reporters.options import Color, TextOptions
 
 @click.command("run", context_settings={"allow_interspersed_args": False})
 @trace_options
+@click.option(
+    "-u",
+    "--user",
+    metavar="USER",
+    help="Run COMMAND as this user (name or number); as root unless given, under sudo, too.",
+)
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @errors_in_one_line
 def command(
@@ -26,6 +32,7 @@ def command(
     output: Path,
     duration: float | None,
     most_bytes: int | None,
+    user: str | None,
     backend: str,
     form: str,
     color: Color,
@@ -43,7 +50,10 @@ def command(
     """
     preflight.check_privileges()
     preflight.check_tracing()
-    target = Command(list(arguments))
+    caller = who_called_sudo()
+    if user is None and caller is not None:
+        say(f"{arguments[0]} runs as root: -u {caller} would run it as {caller}")
+    target = Command(list(arguments), user)
     try:
         options = Options(output, Backend(backend), duration, Follow.FORKS, most_bytes)
         # No status line: the terminal is the command's, whose output it would garble.

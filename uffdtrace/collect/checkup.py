@@ -19,18 +19,16 @@ from typing import Any, TypeVar
 from uffdtrace import __version__
 from uffdtrace.collect import bcc, proof
 from uffdtrace.collect.program import Program, Say
+from uffdtrace.errors import UffdtraceError
 from uffdtrace.kernel import layout, offers, preflight, probes, proc
-from uffdtrace.kernel.btf import VMLINUX, Btf, BtfError
-from uffdtrace.kernel.layout import LayoutError
+from uffdtrace.kernel.btf import VMLINUX, Btf
 from uffdtrace.kernel.offers import Memory
 from uffdtrace.kernel.pagemap import Pagemap
-from uffdtrace.kernel.preflight import Refusal
 from uffdtrace.kernel.probes import Attachment, Backend, ProbeError, Row, Where
 from uffdtrace.kernel.symbols import SymbolError, Symbols
 from uffdtrace.model.events import Feature
 
 SCHEMA = "uffdtrace-doctor/1"
-_ERRORS = (BtfError, LayoutError, Refusal, ProbeError, SymbolError)
 # What the other verbs advise is being done.
 _OURSELVES = re.compile(r"(, or )?run uffdtrace doctor(, and )?")
 _REPORT = "report it to the project, with what uffdtrace doctor says"
@@ -66,7 +64,7 @@ class _Checks:
             return None, {"ok": None, "problem": unknown}
         try:
             return question(), {"ok": True, "problem": None}
-        except _ERRORS as error:
+        except UffdtraceError as error:
             return None, {"ok": False, "problem": self.add(*split(error), blocks_attach=True)}
 
     @property

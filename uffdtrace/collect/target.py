@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 
 from uffdtrace.kernel import proc
@@ -12,8 +13,10 @@ from uffdtrace.kernel.preflight import Refusal
 class Command:
     """A command in a child that waits, before its first instruction, until it is released."""
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], user: str | None = None) -> None:
+        """`user` is the name or number of who it runs as: ourselves if None."""
         self.arguments = arguments
+        account = None if user is None else _account(user)
         path = shutil.which(arguments[0])
         if path is None:
             raise Refusal(f"cannot run {arguments[0]}: no such executable: check the path, or give it in full")
@@ -27,9 +30,12 @@ class Command:
             if not os.read(waits, 1):
                 os._exit(127)
             try:
+                if account is not None:
+                    _become(account)
                 os.execv(path, arguments)
             except OSError as error:
                 os.write(2, f"uffdtrace: cannot run {arguments[0]}: {error.strerror}\n".encode())
+            finally:
                 os._exit(126)
         os.close(waits)
 
@@ -70,6 +76,27 @@ class Command:
         """Pass a signal on that the terminal did not send to both of us."""
         if not self.ended():
             os.kill(self.pid, number)
+
+
+def _account(user: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwuid(int(user)) if user.isascii() and user.isdigit() else pwd.getpwnam(user)
+    except (KeyError, OverflowError):
+        raise Refusal(f"there is no user {user}: see getent passwd for those that there are") from None
+
+
+def _become(account: pwd.struct_passwd) -> None:
+    """Be this user for good, with its groups and its home."""
+    os.initgroups(account.pw_name, account.pw_gid)
+    os.setgid(account.pw_gid)
+    os.setuid(account.pw_uid)
+    os.environ.update(HOME=account.pw_dir, USER=account.pw_name, LOGNAME=account.pw_name)
+
+
+def who_called_sudo() -> str | None:
+    """The user who called sudo, if somebody else than root did, and we are root."""
+    caller = os.environ.get("SUDO_USER")
+    return caller if caller and caller != "root" and os.geteuid() == 0 else None
 
 
 def open_pidfd(pid: int) -> int:

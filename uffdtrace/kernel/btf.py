@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from uffdtrace.errors import UffdtraceError
+
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 # include/uapi/linux/btf.h
@@ -26,7 +28,7 @@ _KIND_FUNC = 12
 _KIND_ENUM64 = 19
 
 
-class BtfError(Exception):
+class BtfError(UffdtraceError):
     """The kernel's BTF cannot be read; the text says why and what to do."""
 
 

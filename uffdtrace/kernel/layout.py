@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 
+from uffdtrace.errors import UffdtraceError
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
 
 
-class LayoutError(Exception):
+class LayoutError(UffdtraceError):
     """The kernel lacks a struct or member we cannot do without."""
 
 

@@ -9,6 +9,7 @@ import platform
 import re
 from pathlib import Path
 
+from uffdtrace.errors import UffdtraceError
 from uffdtrace.kernel.btf import Btf
 
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
@@ -29,7 +30,7 @@ _BPF_PROG_LOAD = 5
 _BPF_PROG_TYPE_KPROBE = 2
 
 
-class Refusal(Exception):
+class Refusal(UffdtraceError):
     """Tracing cannot work here: one line with the cause and the remedy."""
 
 

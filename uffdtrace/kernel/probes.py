@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from uffdtrace.errors import UffdtraceError
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.callsite import find_call
 from uffdtrace.kernel.symbols import Symbols
@@ -87,7 +88,7 @@ class Attachment:
         return candidate.function + ("%return" if candidate.where is Where.RETURN else "")
 
 
-class ProbeError(Exception):
+class ProbeError(UffdtraceError):
     """A row that no function of this kernel can serve."""
 
 

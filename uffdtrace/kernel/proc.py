@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from uffdtrace.errors import UffdtraceError
 from uffdtrace.kernel import mappings
 
 PROC = Path("/proc")
@@ -24,7 +25,7 @@ _MODES = {"um": 1, "uw": 2, "ui": 4}
 _SYS_KCMP = {"x86_64": 312, "aarch64": 272}
 
 
-class NoProcess(Exception):
+class NoProcess(UffdtraceError):
     """There is no such process, or it is gone."""
 
 

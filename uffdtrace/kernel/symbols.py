@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from uffdtrace.errors import UffdtraceError
+
 KALLSYMS = Path("/proc/kallsyms")
 
 
-class SymbolError(Exception):
+class SymbolError(UffdtraceError):
     """The symbol table is missing or hides its addresses; the text says what to do."""
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from uffdtrace.errors import UffdtraceError
 from uffdtrace.model.circles import Circles
 from uffdtrace.model.counting import counted
 from uffdtrace.model.dropped import Dropped
@@ -41,7 +42,7 @@ _WORTH_A_TABLE = 8
 _PAGE_SHIFT = np.uint64(PAGE_SIZE.bit_length() - 1)
 
 
-class ModelError(Exception):
+class ModelError(UffdtraceError):
     """The trace says something no kernel can have said."""
 
 

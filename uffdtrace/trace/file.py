@@ -21,6 +21,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from uffdtrace.errors import UffdtraceError
+
 # Where a trace goes unless told otherwise, as perf.data.
 DEFAULT = Path("uffdtrace.data")
 MAGIC = b"uffdtrc\n"
@@ -36,5 +38,5 @@ LOSS = b"LOSS"
 DONE = b"DONE"
 
 
-class TraceError(Exception):
+class TraceError(UffdtraceError):
     """The trace file cannot be written or read; one line with cause and remedy."""
