@@ -41,8 +41,10 @@ _PROGRESS_S = 0.5
 _READERS_S = 0.5
 # Behind for that long is more than a burst.
 _BEHIND_S = 1.0
-# As many events as are accounted for between two looks at the ring.
+# As many events as are accounted for between two looks at the ring, and how long fewer may wait: a batch costs some
+# milliseconds however small it is.
 _BATCH = 1 << 16
+_ACCOUNT_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,9 @@ class Session:
         self._who: list[dict[str, Any]] = []
         # What is written, and not accounted for yet.
         self._backlog: deque[Array] = deque()
+        # How many events these are.
+        self._waiting = 0
+        self._next_account = 0.0
         self._dropped = 0
         self._exited = False
 
@@ -297,14 +302,14 @@ class Session:
 
     def _wait(self, wait_fd: int | None, look_s: float) -> None:
         """Until there may be more to read. The ring wakes nobody: that would cost the target."""
-        if not self._backlog:
+        if self._waiting < _BATCH:
             poll_s = min(max(_POLL_S, _POLL_TIMES * look_s), _LONGEST_POLL_S)
             exits = [wait_fd] if wait_fd is not None and not self._exited else []
             self._exited |= bool(select.select(exits, [], [], poll_s)[0])
 
     def _progress(self, show: Callable[[Progress], None], began: float) -> None:
         now = time.monotonic()
-        if not self._backlog:
+        if self._waiting < _BATCH:
             self._caught_up = now
         if now < self._next_show:
             return
@@ -336,8 +341,11 @@ class Session:
             writer.processes(who)
             writer.events(events)
             self._backlog.append(events)
-        if self._backlog:
+            self._waiting += len(events)
+        due = everything or self._waiting >= _BATCH or time.monotonic() >= self._next_account
+        if self._backlog and due:
             self._model.feed(self._behind(None if everything else _BATCH))
+            self._next_account = time.monotonic() + _ACCOUNT_S
         dropped = sum(self._program.losses().values()) + stream.overwritten
         if dropped != self._dropped:
             self._dropped = dropped
@@ -346,7 +354,7 @@ class Session:
     def _behind(self, most: int | None) -> Array:
         """The next events to account for, `most` of them or all: to join all each time would be square work."""
         parts: list[Array] = []
-        room = sum(map(len, self._backlog)) if most is None else most
+        room = self._waiting if most is None else most
         while self._backlog and room:
             part = self._backlog.popleft()
             if len(part) > room:
@@ -354,6 +362,7 @@ class Session:
                 part = part[:room]
             parts.append(part)
             room -= len(part)
+            self._waiting -= len(part)
         return joined(parts)
 
     def _ending(self, offered: int | None) -> dict[str, Any]:
