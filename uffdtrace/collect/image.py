@@ -192,15 +192,4 @@ def library() -> Any:
         function.restype = result
         function.argtypes = [ctypes.c_void_p, ctypes.c_size_t][: 1 if name == "bpf_num_tables" else 2]
     lib.bcc_create_map.argtypes = [ctypes.c_int, ctypes.c_char_p, *4 * [ctypes.c_int]]
-    lib.bcc_prog_load.argtypes = [
-        ctypes.c_int,
-        ctypes.c_char_p,
-        ctypes.c_char_p,
-        ctypes.c_int,
-        ctypes.c_char_p,
-        ctypes.c_uint,
-        ctypes.c_int,
-        ctypes.c_char_p,
-        ctypes.c_uint,
-    ]
     return lib

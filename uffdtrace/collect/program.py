@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import resource
 import struct
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +19,7 @@ from uffdtrace.collect.bcc import STUB_ROOT, version
 from uffdtrace.collect.image import Image, Map, compiled, library, placed, placeholder
 from uffdtrace.collect.maps import Table
 from uffdtrace.collect.ring import Ring, Slots, Stream
+from uffdtrace.kernel.bpf import At, Kind, load_program
 from uffdtrace.kernel.layout import ADDRESSES
 from uffdtrace.kernel.preflight import Refusal
 from uffdtrace.kernel.probes import Attachment, Where
@@ -125,7 +128,6 @@ class Program:
 
     def __init__(self, bcc: ModuleType, attachments: list[Attachment], defines: dict[str, int], say: Say) -> None:
         self.attachments = attachments
-        self._bpf = bcc.BPF
         self._lib = library()
         self._cpus = possible_cpus()
         self._slots = message_slots(self._cpus)
@@ -137,6 +139,9 @@ class Program:
         flags += [f"-DRING_PAGES={RING_PAGES}", f"-DCPUS={self._cpus}", f"-DMESSAGE_SLOTS={self._slots}"]
         flags += ["-Wno-unused-function"]
         self._image = _image(bcc, source_for(attachments), flags, say)
+        # Up to 5.10 maps and programs count as locked memory, of which a user may have a few megabytes at most.
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         self._tables: dict[str, Table] = {}
         self._programs: dict[str, int] = {}
         self._probes: list[tuple[int, bytes | None]] = []
@@ -167,7 +172,7 @@ class Program:
                 ) from error
         for name in _TRACEPOINTS:
             try:
-                program = self._load(f"raw_tracepoint__{name}", self._bpf.RAW_TRACEPOINT)
+                program = self._load(f"raw_tracepoint__{name}", Kind.RAW_TRACEPOINT)
                 self._probe(self._lib.bpf_attach_raw_tracepoint(program, name.encode()))
             except Exception as error:
                 raise Refusal(f"the kernel refuses the tracepoint {name} ({error}): run uffdtrace doctor") from error
@@ -177,23 +182,23 @@ class Program:
         name = self._program_name(attachment)
         returns = candidate.where is Where.RETURN
         if attachment.fentry:
-            self._probe(self._lib.bpf_attach_kfunc(self._load(name, self._bpf.TRACING)))
+            at = At.RETURN if returns else At.ENTRY
+            self._probe(self._lib.bpf_attach_kfunc(self._load(name, Kind.TRACING, at, attachment.number)))
             return
         function = (candidate.within if candidate.where is Where.CALL else candidate.function).encode()
         event = f"{'r' if returns else 'p'}_{function.decode()}".replace(".", "_").encode()
-        program = self._load(name, self._bpf.KPROBE)
+        program = self._load(name, Kind.KPROBE)
         offset = 0 if returns else attachment.offset
         self._probe(self._lib.bpf_attach_kprobe(program, int(returns), event, function, offset, 0), event)
 
-    def _load(self, name: str, kind: int) -> int:
+    def _load(self, name: str, kind: Kind, at: At = At.NOTHING, function: int = 0) -> int:
         """Load a program of the image; its file descriptor."""
         descriptors = [table.fd for table in self._tables.values()]
         code = placed(self._image.programs[name], descriptors, list(self._settings.values()))
-        fd = self._lib.bcc_prog_load(kind, name.encode(), code, len(code), b"GPL", 0, 0, None, 0)
-        if fd < 0:
-            raise OSError(ctypes.get_errno(), f"the program is refused: {os.strerror(ctypes.get_errno())}")
+        # As BCC names them, for bpftool.
+        fd = load_program(kind, code, name.rpartition("__")[2], at, function)
         self._programs[name] = fd
-        return int(fd)
+        return fd
 
     def _probe(self, fd: int, event: bytes | None = None) -> None:
         """Keep what holds a probe; `event` names that of a kprobe."""

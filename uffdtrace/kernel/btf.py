@@ -69,13 +69,14 @@ class Function:
     """A kernel function's parameters, in order.
 
     `by_value` where one is a struct; `declared` are the places of pointers to
-    structs that BTF names but does not describe.
+    structs that BTF names but does not describe; `number` is its type in BTF.
     """
 
     name: str
     parameters: tuple[str, ...]
     by_value: bool
     declared: frozenset[int] = frozenset()
+    number: int = 0
 
     def position(self, parameter: str) -> int | None:
         """Zero-based place of a parameter, None where it has none of that name."""
@@ -204,9 +205,10 @@ class Btf:
 
     def function(self, name: str) -> Function | None:
         """A function's parameters, None where BTF has no function of that name."""
-        head = self._find(name, _KIND_FUNC)
-        if head is None:
+        number = self._library.btf__find_by_name_kind(self._handle, name.encode(), _KIND_FUNC)
+        if number <= 0:
             return None
+        head = self._type(number)
         prototype = self._type(int(head.size_or_type))
         parameters: list[str] = []
         by_value = False
@@ -220,7 +222,7 @@ class Btf:
             to = int(head.size_or_type) if head.kind == _KIND_PTR else 0
             if to and self._resolve(to).kind == _KIND_FWD:
                 declared.add(len(parameters) - 1)
-        return Function(name, tuple(parameters), by_value, frozenset(declared))
+        return Function(name, tuple(parameters), by_value, frozenset(declared), number)
 
     def enumerators(self, enum: str) -> dict[str, int]:
         """Name to value of an enum's members; empty where there is no such enum."""

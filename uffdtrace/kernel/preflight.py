@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import platform
@@ -10,6 +9,7 @@ import re
 from pathlib import Path
 
 from uffdtrace.errors import UffdtraceError
+from uffdtrace.kernel.bpf import Kind, load_program
 from uffdtrace.kernel.btf import Btf
 
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
@@ -24,10 +24,6 @@ _FIRST = {
     "pid": (4026531836, "PID namespace", "the kernel's numbers of processes are not the ones seen here"),
     "time": (4026531834, "time namespace", "the kernel's clock is not the one seen here"),
 }
-
-_SYS_BPF = {"x86_64": 321, "aarch64": 280}
-_BPF_PROG_LOAD = 5
-_BPF_PROG_TYPE_KPROBE = 2
 
 
 class Refusal(UffdtraceError):
@@ -98,47 +94,19 @@ def preemptible() -> bool:
     return preemption() is not False
 
 
-class _LoadProgram(ctypes.Structure):
-    # The head of union bpf_attr for BPF_PROG_LOAD (include/uapi/linux/bpf.h).
-    _fields_ = [
-        ("prog_type", ctypes.c_uint32),
-        ("insn_cnt", ctypes.c_uint32),
-        ("insns", ctypes.c_uint64),
-        ("license", ctypes.c_uint64),
-        ("log_level", ctypes.c_uint32),
-        ("log_size", ctypes.c_uint32),
-        ("log_buf", ctypes.c_uint64),
-        ("kern_version", ctypes.c_uint32),
-        ("prog_flags", ctypes.c_uint32),
-    ]
-
-
 # bpf_probe_read_kernel(fp - 8, 8, 0); return 0: the helper is what lockdown's confidentiality mode withholds.
 _PROGRAM = bytes.fromhex(
     "bfa1000000000000 07010000f8ffffff b702000008000000 b703000000000000 8500000071000000"
     "b700000000000000 9500000000000000"
 )
-_INSTRUCTION_BYTES = 8
 
 
 def try_program() -> int:
     """Load a program that reads kernel memory, and drop it: 0, or the errno."""
-    number = _SYS_BPF.get(platform.machine())
-    if number is None:
-        return errno.ENOSYS
-    instructions = ctypes.create_string_buffer(_PROGRAM)
-    license_text = ctypes.create_string_buffer(b"GPL")
-    attributes = _LoadProgram(
-        prog_type=_BPF_PROG_TYPE_KPROBE,
-        insn_cnt=len(_PROGRAM) // _INSTRUCTION_BYTES,
-        insns=ctypes.addressof(instructions),
-        license=ctypes.addressof(license_text),
-    )
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = libc.syscall(number, _BPF_PROG_LOAD, ctypes.byref(attributes), ctypes.sizeof(attributes))
-    if descriptor < 0:
-        return ctypes.get_errno()
-    os.close(descriptor)
+    try:
+        os.close(load_program(Kind.KPROBE, _PROGRAM))
+    except OSError as error:
+        return error.errno or errno.EIO
     return 0
 
 

@@ -74,6 +74,8 @@ class Attachment:
     offset: int = 0
     # Why the backend that was asked for could not serve this row.
     exception: str = ""
+    # The function's number in the kernel's BTF.
+    number: int = 0
 
     @property
     def kind(self) -> str:
@@ -345,6 +347,7 @@ def _serve(
         len(function.parameters),
         offset,
         exception,
+        function.number,
     )
 
 
