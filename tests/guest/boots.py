@@ -24,11 +24,12 @@ ROOT = HERE.parents[1]
 # A guest that says nothing for longer than any step may take hangs; scripts/guests
 # boots it again, and it goes on with the step in which it hung.
 SILENT_SECONDS = 1500
-# For all its steps. Machines differ by four times, and as many guests as there are CPUs share them.
+# For all its steps. Machines differ by four times, and other tests run beside it.
 HANGS_SECONDS = 5000
 BOOTS = 6
 # What a guest has at most (scripts/guests).
 GUEST_BYTES = 4 << 30
+GUEST_CPUS = 2
 LOOK_SECONDS = 5.0
 # The one with the most steps first: it takes the longest.
 ORDER = (ONCE, "sid", "bookworm", "bullseye")
@@ -39,7 +40,8 @@ class Boots:
 
     def __init__(self, suites: Sequence[str], backends: Sequence[str], parent: Path) -> None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        at_once = max(1, min(os.cpu_count() or 1, memory // (2 * GUEST_BYTES)))
+        # With fewer CPUs than all guests have, each waits in loops for CPUs of its own that do not run.
+        at_once = max(1, min((os.cpu_count() or 1) // GUEST_CPUS, memory // (2 * GUEST_BYTES)))
         self._parent = parent
         self._backends = backends
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
