@@ -173,10 +173,8 @@ static __always_inline int on_fork(bool typed, u64 parent, u64 child)
 		emit_process(child);
 		emit_here(&made);
 	}
-#ifdef FOLLOW_FORKS
-	if (followed.lookup(&from) && followed.update(&to, &one))
+	if (FOLLOW >= FOLLOW_FORKS && followed.lookup(&from) && followed.update(&to, &one))
 		lose(LOSS_MAP_FULL);
-#endif
 	/* Its memory had no owner yet when its userfaultfd was made. */
 	event.ctx = read64(child + TASK_MM);
 	if (event.ctx == made.ctx || !is_traced(event.ctx))
@@ -196,11 +194,9 @@ static __always_inline int on_fork_area(bool typed, u64 vma)
 	if (!event.ctx || !is_traced(read64(event.ctx + CTX_MM)))
 		return 0;
 	event.kind = read32(event.ctx + CTX_FEATURES) & FEATURE_EVENT_FORK ? 1 : 0;
-#ifndef FOLLOW_FORKS
 	/* Nobody will ask what the child has. */
-	if (event.kind)
+	if (event.kind && FOLLOW < FOLLOW_FORKS)
 		return 0;
-#endif
 	event.start = read64(vma + VMA_START);
 	event.end = read64(vma + VMA_END);
 	event.aux = area.flags & VM_WIPEONFORK ? 1 : 0;
@@ -243,11 +239,8 @@ static __always_inline int on_remap_return(bool typed, u64 result)
 static __always_inline void on_forked(u64 uffd, u64 queued)
 {
 	struct event event = {};
-	u8 follow = 0;
+	u8 follow = FOLLOW >= FOLLOW_FORKS;
 
-#ifdef FOLLOW_FORKS
-	follow = 1;
-#endif
 	describe(&event, read64(queued + UWQ_MSG + 8));
 	event.type = EVENT_FORKED;
 	event.aux = uffd;

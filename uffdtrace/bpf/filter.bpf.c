@@ -173,10 +173,8 @@ static __always_inline bool admit(u64 mm)
 	if (!owner)
 		return false;
 #endif
-#ifndef FOLLOW_ALL
-	if (!followed.lookup(&tgid) && !followed.lookup(&owner))
+	if (FOLLOW != FOLLOW_ALL && !followed.lookup(&tgid) && !followed.lookup(&owner))
 		return false;
-#endif
 	if (traced.update(&mm, &one)) {
 		lose(LOSS_MAP_FULL);
 		return false;

@@ -18,7 +18,7 @@ from pathlib import Path
 from uffdtrace.collect.image import Image, ImageError
 
 FOLDER = Path("/var/cache/uffdtrace")
-# A kernel, a backend and a way to follow have one each.
+# A kernel and a backend have one each.
 _MOST_IMAGES = 32
 _MOST_BYTES = 16 << 20
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH

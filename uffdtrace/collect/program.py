@@ -113,7 +113,7 @@ def _image(bcc: ModuleType, source: str, flags: list[str], say: Say) -> Image:
     name = cache.key(source, flags, version(bcc))
     image = cache.find(name)
     if image is None:
-        say("compiling the BPF program: once for this kernel and these options")
+        say("compiling the BPF program: once for this kernel and this backend")
         image = compiled(bcc, source, flags)
         cache.keep(name, image)
     return image
@@ -126,13 +126,16 @@ class Program:
     links), so the kernel removes the probes however the process dies.
     """
 
-    def __init__(self, bcc: ModuleType, attachments: list[Attachment], defines: dict[str, int], say: Say) -> None:
+    def __init__(
+        self, bcc: ModuleType, attachments: list[Attachment], defines: dict[str, int], say: Say, follow: int = 0
+    ) -> None:
+        """`follow` is FOLLOW in bpf/maps.bpf.c: nobody's children unless given."""
         self.attachments = attachments
         self._lib = library()
         self._cpus = possible_cpus()
         self._slots = message_slots(self._cpus)
         self._settings = {name: value for name, value in defines.items() if name in ADDRESSES}
-        self._settings["COLLECTOR"] = os.getpid()
+        self._settings.update(COLLECTOR=os.getpid(), FOLLOW=follow)
         flags = [f"-D{name}={value:#x}UL" for name, value in defines.items() if name not in self._settings]
         flags += [f"-D{name}=SETTING({placeholder(index):#x})" for index, name in enumerate(self._settings)]
         # BCC's macro takes the ring's size as text.
@@ -243,7 +246,7 @@ class Program:
                 counters.discard(key)
 
     def followed(self) -> set[int]:
-        """The processes that are followed now: those named, and their children with FOLLOW_FORKS."""
+        """The processes that are followed now: those named, and their children unless FOLLOW says nobody's."""
         return {_U32.unpack(key)[0] for key in self._tables["followed"]}
 
     def trace(self, ctx: int, mm: int) -> None:

@@ -61,11 +61,11 @@ class Progress:
 
 
 class Follow(Enum):
-    """Whose userfaultfds are traced besides the process's own; the value is the BPF program's -D define."""
+    """Whose userfaultfds are traced besides the process's own; the value is FOLLOW in the BPF program."""
 
-    NOBODY = ""
-    FORKS = "FOLLOW_FORKS"
-    ALL = "FOLLOW_ALL"
+    NOBODY = 0
+    FORKS = 1
+    ALL = 2
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,12 @@ def load(options: Options, say: Say) -> Program:
     if options.follow is not Follow.NOBODY:
         for name in sorted({"forks", "events"} - {attachment.row.name for attachment in attachments}):
             say(f"{name}: no function of this kernel can be probed: children with EVENT_FORK are not followed")
-        defines[options.follow.value] = 1
     for attachment in attachments:
         if attachment.candidate.caveat:
             say(f"{attachment.row.name}: {attachment.place}: {attachment.candidate.caveat}")
         if attachment.exception and options.backend is not probes.Backend.AUTO:
             say(f"{attachment.row.name}: kprobe on {attachment.place}: {attachment.exception}")
-    return Program(module, attachments, defines, say)
+    return Program(module, attachments, defines, say, options.follow.value)
 
 
 class Session:
