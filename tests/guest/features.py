@@ -313,7 +313,8 @@ SUITES = tuple(ABSENT)
 # where kernel code is not preempted, kprobes where it is (lazily, since 7.0).
 BACKENDS = {
     "bullseye": ("auto", "kprobe"),
-    "bookworm": ("auto", "kprobe"),
+    # Both of its neighbours are traced with both.
+    "bookworm": ("auto",),
     "trixie": ("auto", "kprobe"),
     "sid": ("auto", "fentry"),
 }

@@ -343,10 +343,10 @@ def main() -> None:
     steps["attach-all"] = lambda: attach_all(guest)
     for name, program in {**handoff.STEPS, **hangs.STEPS, **programs.STEPS, **criu.STEPS, **foreign.STEPS}.items():
         steps[name] = lambda program=program: program(guest)  # type: ignore[misc]
-    steps["pending"] = lambda: pending(guest)
-    steps["attach-interrupted"] = lambda: stopped(guest, "attach-interrupted", interrupt=True)
-    steps["refused-user"] = lambda: refuse_non_root(guest)
     if arguments.once:
+        steps["pending"] = lambda: pending(guest)
+        steps["attach-interrupted"] = lambda: stopped(guest, "attach-interrupted", interrupt=True)
+        steps["refused-user"] = lambda: refuse_non_root(guest)
         steps["attach-forks"] = lambda: attach_forks(guest)
         steps["attach-duration"] = lambda: stopped(guest, "attach-duration", "-d", "1")
         for name in ("wheel", "deb"):
