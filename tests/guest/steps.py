@@ -46,7 +46,7 @@ class Guest:
 def preload(guest: Guest) -> None:
     """Import what uffdtrace imports, for forked()."""
     sys.path.insert(0, str(guest.repository))
-    for name in ("cli.attach", "cli.run", "cli.report", "cli.doctor", "collect.proof", "reporters.text"):
+    for name in ("cli.attach", "cli.run", "cli.report", "cli.doctor", "collect.proof"):
         importlib.import_module(f"uffdtrace.{name}")
     importlib.import_module("uffdtrace.collect.bcc").load()
 
