@@ -35,7 +35,7 @@ from uffdtrace.trace.writer import Writer
 # slow machine is not busy with us. In the longest, two cores fault in less than half of what the ring holds.
 _POLL_S = 0.05
 _POLL_TIMES = 3.0
-_LONGEST_POLL_S = 0.2
+_LONGEST_POLL_S = 0.1
 _PROGRESS_S = 0.5
 # How well it is known when a thread that read messages ended.
 _READERS_S = 0.5
@@ -251,6 +251,8 @@ class Session:
             look_began = time.monotonic()
             horizon = stream.fetch()
             self._call(look_back.late(), writer)
+            # Before the events are in order, which takes a while: a process may be gone by then.
+            self._meet(stream.held, writer)
             self._take(stream, writer, horizon)
             writer.looks(self._sharing.look(self._model))
             self._look_at_file(writer, trace, began)
@@ -329,15 +331,19 @@ class Session:
         self._names += names
         writer.names(names)
 
+    def _meet(self, events: Array, writer: Writer) -> None:
+        """Ask who the processes are that these events name first."""
+        who = self._processes.new(events)
+        self._who += who
+        writer.processes(who)
+
     def _take(self, stream: Stream, writer: Writer, horizon: int | None) -> None:
         """Drain and write what there is; account for some of it, so that a storm finds us draining."""
         everything = horizon is None
         events = stream.drain(horizon)
         if len(events):
             self._call(self._registrations.names(events), writer)
-            who = self._processes.new(events)
-            self._who += who
-            writer.processes(who)
+            self._meet(events, writer)
             writer.events(events)
             self._backlog.append(events)
             self._waiting += len(events)
