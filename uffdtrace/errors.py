@@ -1,4 +1,4 @@
-"""What can go wrong without that anybody's code is wrong."""
+"""What goes wrong though no code is wrong."""
 
 
 class UffdtraceError(Exception):

@@ -246,16 +246,8 @@ def stopped(guest: Guest, name: str, *options: str, interrupt: bool = False) -> 
 def pending(guest: Guest) -> Result:
     """A trace that ends while threads sleep in faults of which the monitor has read."""
     name = "pending"
-    command = [
-        *guest.uffdtrace,
-        "run",
-        "-d",
-        PENDING_SECONDS,
-        "-o",
-        guest.path(f"trace-{name}.data"),
-        "--format",
-        "json",
-    ]
+    command = [*guest.uffdtrace, "run", "-d", PENDING_SECONDS, "--format", "json"]
+    command += ["-o", guest.path(f"trace-{name}.data")]
     command += ["--", guest.workload, "run"]
     command += ["--only", "pending", "--stop-at", "asleep", "--out", "/dev/null"]
     with open(guest.path(f"stderr-{name}.txt"), "w") as err:

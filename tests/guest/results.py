@@ -104,10 +104,5 @@ class Guest:
         return result
 
     @property
-    def said(self) -> list[str]:
-        """What scripts/guests and in_guest.py said: how long each step took, and which boots died."""
-        return re.findall(r"^(?:guests|in_guest): (.*)$", self.output, re.MULTILINE)
-
-    @property
     def release(self) -> str:
         return str((read_json(self.folder / "guest.json") or {}).get("release", "did not boot"))

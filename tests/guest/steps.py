@@ -1,6 +1,6 @@
 """What the steps in a guest are made of: processes that end with their step, and waiting with a limit.
 
-Only the standard library, as for all that runs in a guest.
+Only the standard library, as for all that runs in a guest; uffdtrace is imported for its copies (forked) alone.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def preload(guest: Guest) -> None:
 
 
 def forked(guest: Guest, command: Sequence[str]) -> dict[str, Any]:
-    """Popen's options for a command: uffdtrace runs in a copy of this process, which has imported it.
+    """Popen's options for a command: uffdtrace runs in a copy of this process, which imported it once.
 
     To start Python and to import takes an emulated CPU a third of a trace's start. The steps that
     start uffdtrace by another program (kill, refused-user, installed, containers) start it as users do.

@@ -160,3 +160,27 @@ def test_no_verb_is_imported_for_its_name(arguments: list[str], environment: dic
     assert done.returncode == 0
     assert all(verb in done.stdout for verb in main.commands)
     assert "numpy" not in done.stderr and "uffdtrace.cli.messages" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"), [("1", 1), ("64k", 64 << 10), ("500M", 500 << 20), ("2G", 2 << 30), ("1t", 1 << 40)]
+)
+def test_a_size(monkeypatch: pytest.MonkeyPatch, size: str, wanted: int) -> None:
+    found: list[Any] = []
+
+    def refuse(options: Any, say: Any) -> None:
+        found.append(options.most_bytes)
+        raise Refusal("enough seen")
+
+    monkeypatch.setattr(attach.preflight, "check_privileges", lambda: None)
+    monkeypatch.setattr(attach.preflight, "check_namespaces", lambda: None)
+    monkeypatch.setattr(attach, "load", refuse)
+    CliRunner().invoke(main, ["attach", str(os.getpid()), "--max-size", size])
+    assert found == [wanted]
+
+
+@pytest.mark.parametrize("size", ["", "0", "0G", "-1", "1.5G", "1_0", "1GB", "G", "\u0661", "9" * 16])
+def test_no_size(size: str) -> None:
+    done = CliRunner().invoke(main, ["attach", "1", "--max-size", size])
+    assert done.exit_code == 2
+    assert "is no size: give bytes, or a number with K, M, G or T" in done.output

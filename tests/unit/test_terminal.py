@@ -174,7 +174,7 @@ class FakeStream:
         self.batches = batches
         self.overwritten = 0
         self.late = 0
-        self.held = Events().array()
+        self.held = getattr(FakeStream, "held_first", Events().array())
 
     def fetch(self) -> int:
         return 0
@@ -209,13 +209,19 @@ class FakeProgram:
     detach = close = attach
 
 
-def traced(tmp_path: Path, seconds: float, *batches: Array) -> tuple[list[Progress], list[str], dict[str, Any]]:
+def traced(
+    tmp_path: Path, seconds: float, *batches: Array, most_bytes: int | None = None
+) -> tuple[list[Progress], list[str], dict[str, Any]]:
     """What a session with these events shows and says, and its report."""
     shown: list[Progress] = []
     said: list[str] = []
     process = Process(PROCESS["pid"], PROCESS["comm"], PROCESS["cmdline"])
     made = Session(
-        cast(Program, FakeProgram(*batches)), Options(tmp_path / "trace"), process, said.append, shown.append
+        cast(Program, FakeProgram(*batches)),
+        Options(tmp_path / "trace", most_bytes=most_bytes),
+        process,
+        said.append,
+        shown.append,
     )
     began = time.monotonic()
     # There are no probes here that could tell of a child.
@@ -264,3 +270,39 @@ def test_a_backlog_is_catching_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [one for one, _ in itertools.groupby(behind)] == [False, True, False]
     assert report["trace"]["stop_reason"] == TRACE["stop_reason"]
     assert (shown[-1].messages, shown[-1].lost) == (20, 10)
+
+
+
+def test_a_full_file_ends_no_trace(tmp_path: Path) -> None:
+    shown, said, report = traced(tmp_path, 1.2, losing(5, 3), most_bytes=1)
+    assert shown[-1].messages == 5
+    (ended,) = [line for line in said if "takes no more events" in line]
+    assert "it would be larger than --max-size 1 bytes: counting goes on" in ended
+    (found,) = report["ranges"]
+    assert (found["messages"]["wp"], found["lost"]["observed"]) == (5, 3)
+    assert report["loss"]["lower_bounds"] == []
+    # Who has only the file is told that it is not all.
+    later = offline.read(tmp_path / "trace")
+    assert later["trace"]["file_ended"] == report["trace"]["file_ended"]
+    assert later["trace"]["file_ended"]["reason"] == "it would be larger than --max-size 1 bytes"
+    assert later["ranges"] == [] and "lost" in later["loss"]["lower_bounds"]
+
+
+def test_who_a_process_is_is_asked_before_its_events_are_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Events()
+    told.userfaultfd()
+    told.register(0, 4)
+    # They are held until the end, and never handed on.
+    monkeypatch.setattr(FakeStream, "held_first", told.array(), raising=False)
+    asked: list[int] = []
+    new = session.found.Processes.new
+
+    def asks(processes: session.found.Processes, events: Array) -> list[dict[str, Any]]:
+        asked.append(len(events))
+        return new(processes, events)
+
+    monkeypatch.setattr(session.found.Processes, "new", asks)
+    traced(tmp_path, 0.2)
+    assert asked and set(asked) == {2}

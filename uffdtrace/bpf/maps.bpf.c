@@ -36,14 +36,11 @@
 #define PF_EXITING 0x4
 #define PF_DUMPCORE 0x200
 
-/* What FOLLOW is one of (collect/session.py, Follow): whose userfaultfds are traced besides those named. */
-#define FOLLOW_FORKS 1
-#define FOLLOW_ALL 2
-
 /*
- * A number of this boot or this trace: an address of the kernel, COLLECTOR, FOLLOW. The
- * loader writes it where the placeholder stands (collect/image.py). To the compiler it is
- * unknown, so that what was compiled is good for other boots and traces, too.
+ * A number of this boot or this trace: an address of the kernel, COLLECTOR, or FOLLOW (one
+ * of collect/program.py's FOLLOW_*). The loader writes it where the placeholder stands
+ * (collect/image.py). The compiler does not know it, so that what was compiled is good for
+ * other boots and traces, too.
  */
 #define SETTING(placeholder)                                      \
 	({                                                        \

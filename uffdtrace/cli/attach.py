@@ -10,7 +10,8 @@ import click
 from uffdtrace.cli.common import PID, errors_in_one_line, show, trace_options, where
 from uffdtrace.cli.messages import say
 from uffdtrace.cli.status import StatusLine
-from uffdtrace.collect.session import Follow, Options, Session, load
+from uffdtrace.collect.program import Follow
+from uffdtrace.collect.session import Options, Session, load
 from uffdtrace.collect.target import open_pidfd
 from uffdtrace.kernel import preflight, proc
 from uffdtrace.kernel.probes import Backend

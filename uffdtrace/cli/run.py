@@ -10,7 +10,8 @@ import click
 
 from uffdtrace.cli.common import errors_in_one_line, show, trace_options, where
 from uffdtrace.cli.messages import say
-from uffdtrace.collect.session import Follow, Options, Session, load
+from uffdtrace.collect.program import Follow
+from uffdtrace.collect.session import Options, Session, load
 from uffdtrace.collect.target import Command, open_pidfd, who_called_sudo
 from uffdtrace.kernel import preflight
 from uffdtrace.kernel.probes import Backend
@@ -23,7 +24,7 @@ from uffdtrace.reporters.options import Color, TextOptions
     "-u",
     "--user",
     metavar="USER",
-    help="Run COMMAND as this user (name or number); as root unless given, under sudo, too.",
+    help="Run COMMAND as this user (name or number); as root if not given, even under sudo.",
 )
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @errors_in_one_line

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from uffdtrace.kernel.preflight import Refusal
 
@@ -43,6 +45,24 @@ def load() -> ModuleType:
             f"pip uninstall bcc, then {_INSTALL}"
         )
     return module
+
+
+# What BCC's Python module leaves undeclared.
+_DECLARED = {
+    "bpf_num_tables": (ctypes.c_size_t, [ctypes.c_void_p]),
+    "bpf_table_name": (ctypes.c_char_p, [ctypes.c_void_p, ctypes.c_size_t]),
+    "bpf_table_fd_id": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_size_t]),
+    "bcc_create_map": (ctypes.c_int, [ctypes.c_int, ctypes.c_char_p, *4 * [ctypes.c_int]]),
+}
+
+
+def library() -> Any:
+    """BCC's library in C, as its Python module loaded it."""
+    lib: Any = importlib.import_module("bcc.libbcc").lib
+    for name, (result, arguments) in _DECLARED.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
 
 
 def version(module: ModuleType) -> str | None:

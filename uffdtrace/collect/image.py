@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from uffdtrace.collect.bcc import library
+from uffdtrace.collect.child import bind_to_parent
 from uffdtrace.kernel.preflight import Refusal
 
 # struct bpf_insn (include/uapi/linux/bpf.h); `registers` has the source in its high half.
@@ -30,7 +32,6 @@ _PSEUDO_MAP_FD = 1
 # "uffd", then the setting's number.
 _PLACEHOLDER = 0x75666664
 _MAGIC = b"uffdtrace-image/1\n"
-_PR_SET_PDEATHSIG = 1
 _DONE, _FAILED = b"\0", b"\1"
 
 
@@ -137,9 +138,7 @@ def compiled(bcc: ModuleType, source: str, flags: Iterable[str]) -> Image:
 def _child(bcc: ModuleType, source: str, flags: list[str], writes: int) -> None:
     """Never returns."""
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
+        bind_to_parent(signal.SIG_DFL)
         with os.fdopen(writes, "wb") as pipe:
             try:
                 pipe.write(_DONE + _compile(bcc, source, flags).pack())
@@ -178,18 +177,3 @@ def _compile(bcc: ModuleType, source: str, flags: list[str]) -> Image:
         places[fd] = index
     names = [lib.bpf_function_name(bpf.module, index) for index in range(lib.bpf_num_functions(bpf.module))]
     return Image(tuple(maps), {name.decode(): _without_descriptors(bpf.dump_func(name), places) for name in names})
-
-
-def library() -> Any:
-    """BCC's library in C, as its Python module loaded it."""
-    lib: Any = __import__("bcc.libbcc", fromlist=["lib"]).lib
-    for name, result in (
-        ("bpf_num_tables", ctypes.c_size_t),
-        ("bpf_table_name", ctypes.c_char_p),
-        ("bpf_table_fd_id", ctypes.c_int),
-    ):
-        function = getattr(lib, name)
-        function.restype = result
-        function.argtypes = [ctypes.c_void_p, ctypes.c_size_t][: 1 if name == "bpf_num_tables" else 2]
-    lib.bcc_create_map.argtypes = [ctypes.c_int, ctypes.c_char_p, *4 * [ctypes.c_int]]
-    return lib

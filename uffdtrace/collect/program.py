@@ -9,14 +9,15 @@ import resource
 import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from enum import IntEnum
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 from uffdtrace.collect import cache
-from uffdtrace.collect.bcc import STUB_ROOT, version
-from uffdtrace.collect.image import Image, Map, compiled, library, placed, placeholder
+from uffdtrace.collect.bcc import STUB_ROOT, library, version
+from uffdtrace.collect.image import Image, Map, compiled, placed, placeholder
 from uffdtrace.collect.maps import Table
 from uffdtrace.collect.ring import Ring, Slots, Stream
 from uffdtrace.kernel.bpf import At, Kind, load_program
@@ -58,6 +59,14 @@ _U32, _U64, _PLACE = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<Q
 _YES = b"\1"
 
 Say = Callable[[str], None]
+
+
+class Follow(IntEnum):
+    """Whose userfaultfds are traced besides the process's own: what FOLLOW is one of in the BPF program."""
+
+    NOBODY = 0
+    FORKS = 1
+    ALL = 2
 
 
 def possible_cpus() -> int:
@@ -127,9 +136,13 @@ class Program:
     """
 
     def __init__(
-        self, bcc: ModuleType, attachments: list[Attachment], defines: dict[str, int], say: Say, follow: int = 0
+        self,
+        bcc: ModuleType,
+        attachments: list[Attachment],
+        defines: dict[str, int],
+        say: Say,
+        follow: Follow = Follow.NOBODY,
     ) -> None:
-        """`follow` is FOLLOW in bpf/maps.bpf.c: nobody's children unless given."""
         self.attachments = attachments
         self._lib = library()
         self._cpus = possible_cpus()
@@ -140,7 +153,7 @@ class Program:
         flags += [f"-D{name}=SETTING({placeholder(index):#x})" for index, name in enumerate(self._settings)]
         # BCC's macro takes the ring's size as text.
         flags += [f"-DRING_PAGES={RING_PAGES}", f"-DCPUS={self._cpus}", f"-DMESSAGE_SLOTS={self._slots}"]
-        flags += ["-Wno-unused-function"]
+        flags += [*(f"-DFOLLOW_{one.name}={one.value}" for one in Follow), "-Wno-unused-function"]
         self._image = _image(bcc, source_for(attachments), flags, say)
         # Up to 5.10 maps and programs count as locked memory, of which a user may have a few megabytes at most.
         with suppress(OSError, ValueError):
@@ -246,7 +259,7 @@ class Program:
                 counters.discard(key)
 
     def followed(self) -> set[int]:
-        """The processes that are followed now: those named, and their children unless FOLLOW says nobody's."""
+        """The processes that are followed now: those named, and, unless nobody's are, their children."""
         return {_U32.unpack(key)[0] for key in self._tables["followed"]}
 
     def trace(self, ctx: int, mm: int) -> None:

@@ -7,7 +7,6 @@ silent about what that probe is there for, and nothing else would show it.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import signal
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from uffdtrace.collect import provoker
+from uffdtrace.collect.child import bind_to_parent
 from uffdtrace.collect.program import Program
 from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import proc
@@ -67,7 +67,6 @@ _OF_HUGE_PAGES = {"huge-faults", "huge-writes", "huge-write-returns"}
 _OF_SHARED_MEMORY = {"file-faults"}
 _CHILD_S = 5.0
 _DONE, _GO = b"\0", b"\1"
-_PR_SET_PDEATHSIG = 1
 # Two probes at once, or a full ring, can cost one event: that does not make a probe silent.
 _TRIES = 3
 
@@ -178,9 +177,7 @@ def _of_child(events: Array, pid: int) -> Array:
 def _child(go: int, said: int) -> None:
     """Never returns."""
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        bind_to_parent(signal.SIG_IGN)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(int(_CHILD_S) + 1)
         os.read(go, 1)

@@ -9,7 +9,6 @@ import time
 from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import Any, Callable
@@ -18,7 +17,7 @@ import numpy as np
 
 from uffdtrace import __version__
 from uffdtrace.collect import bcc, found, proof
-from uffdtrace.collect.program import Program, Say
+from uffdtrace.collect.program import Follow, Program, Say
 from uffdtrace.collect.ring import Stream
 from uffdtrace.collect.sharing import Sharing
 from uffdtrace.kernel import layout, offers, preflight, probes, proc
@@ -31,11 +30,7 @@ from uffdtrace.model.report import FROM_EVENTS, Name, build
 from uffdtrace.trace.output import Output, check_path
 from uffdtrace.trace.writer import Writer
 
-# Between two looks at the ring: at least so long, and where a look takes long, this many times as long, so that a
-# slow machine is not busy with us. In the longest, two cores fault in less than half of what the ring holds.
 _POLL_S = 0.05
-_POLL_TIMES = 3.0
-_LONGEST_POLL_S = 0.1
 _PROGRESS_S = 0.5
 # How well it is known when a thread that read messages ended.
 _READERS_S = 0.5
@@ -58,14 +53,6 @@ class Progress:
     # Some pages may have been lost that were armed before the trace, or not.
     lost_unknown: bool
     behind: bool
-
-
-class Follow(Enum):
-    """Whose userfaultfds are traced besides the process's own; the value is FOLLOW in the BPF program."""
-
-    NOBODY = 0
-    FORKS = 1
-    ALL = 2
 
 
 @dataclass(frozen=True)
@@ -112,7 +99,7 @@ def load(options: Options, say: Say) -> Program:
             say(f"{attachment.row.name}: {attachment.place}: {attachment.candidate.caveat}")
         if attachment.exception and options.backend is not probes.Backend.AUTO:
             say(f"{attachment.row.name}: kprobe on {attachment.place}: {attachment.exception}")
-    return Program(module, attachments, defines, say, options.follow.value)
+    return Program(module, attachments, defines, say, options.follow)
 
 
 class Session:
@@ -240,19 +227,15 @@ class Session:
         if release is not None:
             release()
         deadline = None if self._options.duration_s is None else began + self._options.duration_s
-        look_s = 0.0
         while self._stop.reason is None:
             if ended():
                 self._stop.reason = "the process exited"
             elif deadline is not None and time.monotonic() >= deadline:
                 self._stop.reason = "the duration was over"
             else:
-                self._wait(wait_fd, look_s)
-            look_began = time.monotonic()
+                self._wait(wait_fd)
             horizon = stream.fetch()
             self._call(look_back.late(), writer)
-            # Before the events are in order, which takes a while: a process may be gone by then.
-            self._meet(stream.held, writer)
             self._take(stream, writer, horizon)
             writer.looks(self._sharing.look(self._model))
             self._look_at_file(writer, trace, began)
@@ -261,7 +244,6 @@ class Session:
                 stream.push(self._readers.look(self._model.watched.current.values()))
             if self._show is not None:
                 self._progress(self._show, began)
-            look_s = time.monotonic() - look_began
         stream.push(self._readers.look(self._model.watched.current.values()))
         asleep = found.asleep(sorted(self._registrations.owners | ({pid} if pid else set())))
         waiting_for = self._registrations.watching({int(one["tgid"][0]) for one in asleep if one["tid"][0]})
@@ -301,12 +283,11 @@ class Session:
     def _backend(self) -> str:
         return "+".join(sorted({one.kind for one in self._program.attachments}))
 
-    def _wait(self, wait_fd: int | None, look_s: float) -> None:
+    def _wait(self, wait_fd: int | None) -> None:
         """Until there may be more to read. The ring wakes nobody: that would cost the target."""
         if self._waiting < _BATCH:
-            poll_s = min(max(_POLL_S, _POLL_TIMES * look_s), _LONGEST_POLL_S)
             exits = [wait_fd] if wait_fd is not None and not self._exited else []
-            self._exited |= bool(select.select(exits, [], [], poll_s)[0])
+            self._exited |= bool(select.select(exits, [], [], _POLL_S)[0])
 
     def _progress(self, show: Callable[[Progress], None], began: float) -> None:
         now = time.monotonic()
@@ -331,19 +312,16 @@ class Session:
         self._names += names
         writer.names(names)
 
-    def _meet(self, events: Array, writer: Writer) -> None:
-        """Ask who the processes are that these events name first."""
-        who = self._processes.new(events)
-        self._who += who
-        writer.processes(who)
-
     def _take(self, stream: Stream, writer: Writer, horizon: int | None) -> None:
         """Drain and write what there is; account for some of it, so that a storm finds us draining."""
         everything = horizon is None
+        # Before these events are in order, which takes a while: a process may be gone by then.
+        who = self._processes.new(stream.held)
+        self._who += who
+        writer.processes(who)
         events = stream.drain(horizon)
         if len(events):
             self._call(self._registrations.names(events), writer)
-            self._meet(events, writer)
             writer.events(events)
             self._backlog.append(events)
             self._waiting += len(events)

@@ -138,10 +138,8 @@ def _losses(console: Console, report: dict[str, Any]) -> None:
         said = f"{not_searched:,} {processes} could not be looked at: whether {it_maps} the same memory is not known."
         console.print(said)
     if ended := report["trace"]["file_ended"]:
-        later = "What came later is only in what is no lower bound." if loss["lower_bounds"] else "This report has all."
-        console.print(
-            Text(f"The trace file took no events after {ended['after_s']} s ({printable(ended['reason'])}). {later}")
-        )
+        why = printable(ended["reason"])
+        console.print(Text(f"The trace file has no events from {ended['after_s']} s on ({why}): counting went on."))
     if loss["events_dropped"]:
         console.print(f"{loss['events_dropped']:,} events were dropped: the tracer could not keep up.")
     if loss["probes_missed"]:

@@ -82,8 +82,10 @@ class Writer:
     def done(self, ending: dict[str, Any]) -> None:
         """The trace's last word; `ended` says so if even that could not be written."""
         try:
-            self._write(_packed(DONE, json.dumps(ending).encode()))
-            os.close(self._fd)
+            try:
+                self._write(_packed(DONE, json.dumps(ending).encode()))
+            finally:
+                os.close(self._fd)
         except OSError as error:
             self.ended = error.strerror
 
@@ -106,7 +108,7 @@ class Writer:
             self._write(data)
         except OSError as error:
             self.ended = error.strerror
-            # A part of a chunk would hide the last word; a device or FIFO cannot be cut, and ends here.
+            # A part of a chunk would hide the last word. A device or FIFO cannot be cut, and its reader has that part.
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self._size)
                 os.lseek(self._fd, self._size, os.SEEK_SET)
