@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from unit.reports import HOSTILE, a_report
 from unit.traces import history, write
 
-from uffdtrace.cli import main, run
+from uffdtrace.cli import attach, main, run
 from uffdtrace.cli.common import errors_in_one_line, where
 from uffdtrace.cli.messages import say
 from uffdtrace.kernel.preflight import Refusal

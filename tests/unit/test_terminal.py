@@ -25,6 +25,7 @@ from uffdtrace.collect.proof import Proof
 from uffdtrace.collect.session import Options, Progress, Session
 from uffdtrace.kernel.proc import Process
 from uffdtrace.model.events import Array
+from uffdtrace.reporters import offline
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRESS = Progress(elapsed_s=12.3, faults=3072, messages=3071, lost=1024, lost_unknown=False, behind=False)
@@ -272,7 +273,6 @@ def test_a_backlog_is_catching_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (shown[-1].messages, shown[-1].lost) == (20, 10)
 
 
-
 def test_a_full_file_ends_no_trace(tmp_path: Path) -> None:
     shown, said, report = traced(tmp_path, 1.2, losing(5, 3), most_bytes=1)
     assert shown[-1].messages == 5
@@ -305,4 +305,4 @@ def test_who_a_process_is_is_asked_before_its_events_are_in_order(
 
     monkeypatch.setattr(session.found.Processes, "new", asks)
     traced(tmp_path, 0.2)
-    assert asked and set(asked) == {2}
+    assert set(asked) == {len(told.array())}
