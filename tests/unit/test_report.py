@@ -87,6 +87,23 @@ def test_a_range_that_was_armed_before_the_trace_is_not_never_armed(what: str) -
     assert "never-armed" not in ids(found["ranges"][0]["findings"])
 
 
+@pytest.mark.parametrize(
+    "ending", [{"doubtful": ["armed_pages"], "probes_missed": {"change_protection": 1}}, {"events_dropped": 1}]
+)
+def test_an_arming_that_may_not_have_been_recorded_is_no_finding(ending: dict[str, Any]) -> None:
+    """A fentry program was preempted: change_protection() ran unseen, and messages came of it."""
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 8)
+    events.fault(1)
+    events.message(1)
+    events.wake(1)
+    whole = build(fed(events.array()), TRACE, PROCESS, ENDING)["ranges"][0]
+    assert {"never-armed", "stale-protection"} <= set(ids(whole["findings"]))
+    cut = build(fed(events.array()), TRACE, PROCESS, {**ENDING, **ending})["ranges"][0]
+    assert (cut["verdict"], set(ids(cut["findings"])) & {"never-armed", "stale-protection"}) == ("ok", set())
+
+
 def test_what_rests_on_a_silent_probe_is_a_lower_bound() -> None:
     silent = {**TRACE, "unproven_probes": {"discards": ["lost"], "polls": []}}
     assert build(fed(Events().array()), silent, PROCESS, ENDING)["loss"]["lower_bounds"] == ["lost"]

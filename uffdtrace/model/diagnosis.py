@@ -81,7 +81,8 @@ class Case:
         armed = self.row.count("armed_pages") or self.before or self.fact(Fact.SCANNED)
         # Under WP_ASYNC PAGEMAP_SCAN arms, too.
         unseen = self.asynchronous and not self.sees_page_scans
-        return self.wp and not armed and not unseen and not self.tried
+        # An arming that was not recorded would look like none.
+        return self.whole and self.wp and not armed and not unseen and not self.tried
 
     @property
     def tried(self) -> bool:
@@ -149,7 +150,8 @@ class Case:
 
     @property
     def stale(self) -> int:
-        return 0 if self.before else self.row.count("stale")
+        # Nor does anybody know who armed them where events are missing.
+        return self.row.count("stale") if self.whole and not self.before else 0
 
     @property
     def never_read(self) -> int:
