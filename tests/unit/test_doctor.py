@@ -34,7 +34,7 @@ FUNCTIONS = {
     candidate.function: candidate.parameters
     for row in TABLE
     for candidate in reversed(row.candidates)
-    if candidate.where is not Where.CALL and candidate.parameters
+    if candidate.where is Where.ENTRY and candidate.parameters
 }
 FUNCTIONS["add_wait_queue"] = ("wq_head", "wq_entry")
 

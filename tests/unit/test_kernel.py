@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uffdtrace.collect.program import _entry_point
 from uffdtrace.kernel import callsite, preflight, probes
 from uffdtrace.kernel.btf import Function
 from uffdtrace.kernel.callsite import calls_in, find_call
@@ -161,7 +162,7 @@ _ALL = {
     candidate.function: candidate.parameters
     for row in TABLE
     for candidate in reversed(row.candidates)
-    if candidate.where is not Where.CALL and candidate.parameters
+    if candidate.where is Where.ENTRY and candidate.parameters
 }
 
 
@@ -289,6 +290,14 @@ def test_the_last_resort_for_messages(calls: dict[str, int]) -> None:
     calls.clear()
     (one,) = served()["messages"]
     assert (one.place, one.fentry, one.positions) == ("add_wait_queue", True, (1,))
+
+
+def test_a_return_that_asks_for_an_argument() -> None:
+    """Behind the function's result; a kretprobe is given none."""
+    (one,) = served(change_protection=("tlb", "vma", "start", "end", "cp_flags"))["protection-returns"]
+    assert "on_protect_return(true, ctx[5], ctx[4])" in _entry_point(one)
+    (one,) = served(wanted=Backend.KPROBE)["protection-returns"]
+    assert "on_protect_return(false, PT_REGS_RC(ctx), UNTOLD)" in _entry_point(one)
 
 
 def test_positions_are_this_kernels() -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from unit.events import Events
 from unit.reports import PROCESS, TRACE
@@ -24,7 +25,7 @@ from uffdtrace.collect.program import Program
 from uffdtrace.collect.proof import Proof
 from uffdtrace.collect.session import Options, Progress, Session
 from uffdtrace.kernel.proc import Process
-from uffdtrace.model.events import Array
+from uffdtrace.model.events import EVENT, Array
 from uffdtrace.reporters import offline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,6 +201,9 @@ class FakeProgram:
         return {}
 
     misses = counters = losses
+
+    def returns(self) -> Array:
+        return np.empty(0, dtype=EVENT)
 
     def follow(self, tgid: int) -> None:
         pass

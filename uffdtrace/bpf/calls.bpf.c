@@ -53,6 +53,62 @@ static __always_inline bool has_result(u32 call)
 	return call != IOCTL_WRITEPROTECT && call != IOCTL_UNREGISTER && call != IOCTL_WAKE;
 }
 
+/* The waiter that a call woke, in a record of its own; it is older than what came since. */
+static __always_inline void tell_wake(struct ioctl_call *call, u64 ctx, u64 id)
+{
+	struct event event = {.type = EVENT_WAKE, .time = call->woke_at, .ctx = ctx, .start = call->start};
+
+	event.aux = call->woke_flags;
+	event.value = (u32)id;
+	event.tid = call->woke_tid;
+	event.tgid = id >> 32;
+	submit(&event);
+}
+
+/* The same of what it released. */
+static __always_inline void tell_release(struct ioctl_call *call, u64 ctx, u64 id)
+{
+	struct event event = {.type = EVENT_PROTECT, .time = call->released_at, .ctx = ctx, .start = call->start};
+
+	event.end = call->end;
+	event.flags = call->released_memory;
+	event.tid = id;
+	event.tgid = id >> 32;
+	submit(&event);
+}
+
+/*
+ * What a call did on its way is told by its return (model/acts.py): a record of its own for
+ * each would cost as much as the call's own.
+ */
+static __always_inline void tell_with(struct event *event, struct ioctl_call *call)
+{
+	u64 since = event->time - call->woke_at;
+
+	if (call->woke_at && event->aux <= ACT_MODE && since <= ACT_WOKE_MOST) {
+		event->flags |= ACT_WOKE;
+		event->aux |= (u64)call->woke_flags << ACT_MESSAGE_SHIFT | (u64)call->woke_tid << ACT_TID_SHIFT |
+			      since << ACT_SINCE_SHIFT;
+	} else if (call->woke_at) {
+		tell_wake(call, event->ctx, (u64)event->tgid << 32 | event->tid);
+	}
+	if (call->released_at) {
+		event->flags |= call->released_memory;
+		event->value = event->time - call->released_at;
+	}
+}
+
+/* The return of the thread's last call was lost; what it was to tell was not. */
+static __always_inline void tell_lost(struct ioctl_call *call)
+{
+	u64 id = bpf_get_current_pid_tgid();
+
+	if (call->released_at)
+		tell_release(call, call->ctx, id);
+	if (call->woke_at)
+		tell_wake(call, call->ctx, id);
+}
+
 static __always_inline int on_ioctl(bool typed, u64 file, u64 command, u64 argument)
 {
 	struct event event = {.type = EVENT_IOCTL, .kind = command & 0xff};
@@ -69,8 +125,10 @@ static __always_inline int on_ioctl(bool typed, u64 file, u64 command, u64 argum
 	    !passed(&thread->calls, event.ctx, now)) {
 		if (!admit(read64(event.ctx + CTX_MM))) {
 			/* The return of an earlier call may have been lost: this call's must not be taken for it. */
-			if (thread)
+			if (thread && thread->call.ctx) {
+				tell_lost(&thread->call);
 				thread->call.ctx = 0;
+			}
 			return 0;
 		}
 		if (event.kind == IOCTL_API)
@@ -87,9 +145,12 @@ static __always_inline int on_ioctl(bool typed, u64 file, u64 command, u64 argum
 	if (thread) {
 		/* What COPY and its kin commit is no page of a fault. */
 		thread->mark.kind = 0;
+		if (thread->call.ctx)
+			tell_lost(&thread->call);
 		thread->call.ctx = event.ctx;
 		thread->call.argument = argument;
 		thread->call.command = command;
+		thread->call.woke_at = thread->call.released_at = 0;
 	}
 	readable = read_argument(&event, command, argument);
 	if (thread) {
@@ -123,7 +184,8 @@ static __always_inline int on_set_uffd(bool typed, u64 vma, u64 uffd)
 
 static __always_inline int on_ioctl_return(bool typed, u64 result)
 {
-	struct thread *thread = this_thread();
+	u64 id = bpf_get_current_pid_tgid();
+	struct thread *thread = thread_of(id);
 	struct event event = {.type = EVENT_IOCTL_RETURN, .ret = result};
 
 	if (!thread || !thread->call.ctx)
@@ -146,7 +208,11 @@ static __always_inline int on_ioctl_return(bool typed, u64 result)
 	}
 	if (event.kind == IOCTL_API)
 		emit_userfaultfd(event.ctx, 0);
-	emit_here(&event);
+	event.time = bpf_ktime_get_ns();
+	event.tid = id;
+	event.tgid = id >> 32;
+	tell_with(&event, &thread->call);
+	submit(&event);
 	return 0;
 }
 
@@ -190,6 +256,16 @@ static __always_inline int on_poll(bool typed, u64 file)
 
 /* ---- protection ---------------------------------------------------------- */
 
+/* A release of more takes so long that what happens meanwhile must not wait for its return. */
+#define MOST_RELEASED (512 * PAGE_SIZE)
+
+/* Whether change_protection() is all that a WRITEPROTECT does: then its return tells of it. */
+static __always_inline bool releases_all(struct ioctl_call *call, u64 ctx, u64 start, u64 end)
+{
+	return call->ctx == ctx && (call->command & 0xff) == IOCTL_WRITEPROTECT && call->readable &&
+	       !call->released_at && call->start == start && call->end == end && end - start <= MOST_RELEASED;
+}
+
 static __always_inline int on_protect(bool typed, u64 vma, u64 start, u64 end, u64 flags)
 {
 	struct event event = {.type = EVENT_PROTECT, .start = start, .end = end};
@@ -202,12 +278,18 @@ static __always_inline int on_protect(bool typed, u64 vma, u64 start, u64 end, u
 	/* A call on this userfaultfd has passed the filter. */
 	if ((!thread || thread->call.ctx != area.ctx) && !is_traced(area.mm))
 		return 0;
+	event.flags = memory_of(&area);
+	if (thread && !(flags & MM_CP_UFFD_WP) && releases_all(&thread->call, area.ctx, start, end)) {
+		thread->call.released_at = bpf_ktime_get_ns();
+		thread->call.released_memory = event.flags;
+		thread->protects = 0;
+		return 0;
+	}
 	if (!thread)
 		thread = make_thread();
 	event.ctx = area.ctx;
 	event.kind = flags & MM_CP_UFFD_WP ? 1 : 0;
 	event.aux = area.flags;
-	event.flags = memory_of(&area);
 	/* What a release found says nothing, and the call around it tells when it was over. */
 	if (thread)
 		thread->protects = event.kind ? area.ctx : 0;
@@ -218,11 +300,14 @@ static __always_inline int on_protect(bool typed, u64 vma, u64 start, u64 end, u
 	return 0;
 }
 
-static __always_inline int on_protect_return(bool typed, u64 pages)
+static __always_inline int on_protect_return(bool typed, u64 pages, u64 flags)
 {
-	struct thread *thread = this_thread();
 	struct event event = {.type = EVENT_PROTECT_RETURN, .value = pages};
+	struct thread *thread;
 
+	if (!(flags & MM_CP_UFFD_WP))
+		return 0;
+	thread = this_thread();
 	if (!thread || !thread->protects)
 		return 0;
 	event.ctx = thread->protects;

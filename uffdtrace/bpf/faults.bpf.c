@@ -19,6 +19,15 @@ static __always_inline bool cannot_sleep(bool typed, u64 uffd, u32 flags)
 	       !(flags & FAULT_FLAG_ALLOW_RETRY) || flags & FAULT_FLAG_RETRY_NOWAIT;
 }
 
+/* How long ago (ns) the thread's last fault returned, where a FAULT's aux holds that; 0 where that is told already. */
+static __always_inline u64 since_return(struct thread *thread, u64 now)
+{
+	u64 since = thread->head.returned_at ? now - thread->head.returned_at : 0;
+
+	/* After days it is not worth a word. */
+	return since <= ~0UL >> SINCE_RETURN_SHIFT ? since << SINCE_RETURN_SHIFT : 0;
+}
+
 static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 {
 	struct event event = {.type = EVENT_FAULT};
@@ -42,7 +51,7 @@ static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 	event.kind = reason == VM_UFFD_MISSING ? KIND_MISSING : reason == VM_UFFD_WP ? KIND_WP : KIND_MINOR;
 	event.ctx = area.ctx;
 	event.start = load64(typed, vmf + VMF_ADDRESS) & PAGE_MASK;
-	event.aux = load32(typed, vmf + VMF_FLAGS);
+	event.aux = load32(typed, vmf + VMF_FLAGS) & FAULT_FLAGS;
 	event.value = load64(typed, area.vma + VMA_START);
 	event.end = load64(typed, area.vma + VMA_END);
 	event.flags = memory = memory_of(&area);
@@ -58,13 +67,17 @@ static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 		emit_here(&event);
 		return 0;
 	}
+	event.time = bpf_ktime_get_ns();
 	if (thread) {
 		thread->sleeper.place.ctx = area.ctx;
 		thread->sleeper.place.vm_start = event.value;
 		thread->sleeper.memory = memory;
+		thread->sleeper.woken = 0;
+		event.aux |= since_return(thread, event.time);
+		thread->head.returned_at = 0;
 	}
 	count(area.ctx, event.value, COUNTER_FAULT_MISSING + event.kind);
-	emit_here(&event);
+	submit_here(&event);
 	return 0;
 }
 
@@ -85,6 +98,12 @@ static __always_inline int on_fault_return(bool typed, u64 result)
 	 */
 	task = (u64)bpf_get_current_task();
 	event.kind = read64(task + TASK_PENDING) & SIGKILL_PENDING ? 1 : 0;
+	/* Nothing but its wake-up latency rests on the return of one that was woken: its next fault tells. */
+	if (thread->sleeper.woken && !event.kind) {
+		thread->head.returned_in = event.ctx;
+		thread->head.returned_at = bpf_ktime_get_ns();
+		return 0;
+	}
 	emit_here(&event);
 	return 0;
 }
@@ -146,12 +165,22 @@ struct wake_range {
 	u64 words[WAKE_SIZE / 8];
 };
 
+/* The calls that wake whoever waits for the pages that they name. */
+#define WAKING (1 << IOCTL_WAKE | 1 << IOCTL_COPY | 1 << IOCTL_ZEROPAGE | 1 << IOCTL_WRITEPROTECT | 1 << IOCTL_CONTINUE)
+
+/* Whether a call's return tells of a waiter that it wakes: the first one, if it waits for the call's first page. */
+static __always_inline bool tells_wake(struct ioctl_call *call, struct event *wake)
+{
+	return call->ctx == wake->ctx && call->readable && !call->woke_at && (wake->start & PAGE_MASK) == call->start &&
+	       WAKING >> (call->command & 0xff) & 1 && wake->aux <= ACT_MESSAGE;
+}
+
 /* Called for every waiter; the key is a struct userfaultfd_wake_range. */
 static __always_inline int on_wake(bool typed, u64 entry, u64 key)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	struct event event = {.type = EVENT_WAKE};
-	struct thread *thread = thread_of(id);
+	struct thread *thread = thread_of(id), *sleeper;
 	struct wake_range range = {};
 	struct waiter waiter;
 	u64 length;
@@ -168,8 +197,17 @@ static __always_inline int on_wake(bool typed, u64 entry, u64 key)
 	if (length &&
 	    (event.start < range.words[WAKE_START / 8] || event.start >= range.words[WAKE_START / 8] + length))
 		return 0;
-	event.value = (u32)id;
 	event.tid = read32(task_of(&waiter) + TASK_PID);
+	sleeper = thread_of(event.tid);
+	if (sleeper)
+		sleeper->sleeper.woken = 1;
+	if (thread && tells_wake(&thread->call, &event)) {
+		thread->call.woke_at = bpf_ktime_get_ns();
+		thread->call.woke_tid = event.tid;
+		thread->call.woke_flags = event.aux;
+		return 0;
+	}
+	event.value = (u32)id;
 	event.tgid = id >> 32;
 	emit(&event);
 	return 0;

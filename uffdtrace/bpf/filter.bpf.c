@@ -1,10 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Which events are recorded: whose memory it is, and what is known of the thread. */
 
+static __always_inline struct thread *slot_of(u32 tid)
+{
+	u32 slot = tid & (THREAD_SLOTS - 1);
+
+	return threads.lookup(&slot);
+}
+
 /* What is known of a thread; null for one that did nothing yet. */
 static __always_inline struct thread *thread_of(u32 tid)
 {
-	return threads.lookup(&tid);
+	struct thread *thread = slot_of(tid);
+
+	/* The idle tasks have the tid of nobody. */
+	if (!thread || !tid)
+		return 0;
+	return thread->head.tid == tid ? thread : crowded.lookup(&tid);
 }
 
 static __always_inline struct thread *this_thread(void)
@@ -15,25 +27,55 @@ static __always_inline struct thread *this_thread(void)
 /* Null only where there is no room for one more. */
 static __always_inline struct thread *make_thread(void)
 {
-	u32 tid = bpf_get_current_pid_tgid();
-	struct thread *thread = threads.lookup(&tid);
-	struct thread nothing = {};
+	u64 id = bpf_get_current_pid_tgid();
+	u32 tid = id;
+	u32 slot = tid & (THREAD_SLOTS - 1);
+	struct thread *thread = thread_of(tid);
+	struct thread nothing = {.head = {.tid = tid, .tgid = id >> 32}};
 
-	if (thread)
+	if (thread || !tid)
 		return thread;
-	threads.insert(&tid, &nothing);
-	thread = threads.lookup(&tid);
+	thread = slot_of(tid);
+	/* Of two threads that want a slot at once one is its owner. */
+	if (thread && !slot_owners.insert(&slot, &tid)) {
+		*thread = nothing;
+		return thread;
+	}
+	crowded.insert(&tid, &nothing);
+	thread = crowded.lookup(&tid);
 	if (!thread)
 		lose(LOSS_MAP_FULL);
 	return thread;
 }
 
-/* At a thread's exit: its number will be another's, and the map has room for those that live. */
+/* A thread that ends tells when its last fault returned. */
+static __always_inline void tell_return(struct thread *thread)
+{
+	struct event event = {.type = EVENT_FAULT_RETURN};
+
+	if (!thread || !thread->head.returned_at)
+		return;
+	event.ctx = thread->head.returned_in;
+	event.time = bpf_ktime_get_ns();
+	event.aux = event.time - thread->head.returned_at;
+	submit_here(&event);
+}
+
+/* At a thread's exit: its number will be another's, and there is room for those that live. */
 static __always_inline int forget_thread(void)
 {
 	u32 tid = bpf_get_current_pid_tgid();
+	u32 slot = tid & (THREAD_SLOTS - 1);
+	struct thread *thread = slot_of(tid);
 
-	threads.delete(&tid);
+	tell_return(thread_of(tid));
+	if (thread && tid && thread->head.tid == tid) {
+		/* In this order: whoever becomes the owner writes the slot. */
+		thread->head.tid = 0;
+		slot_owners.delete(&slot);
+	} else {
+		crowded.delete(&tid);
+	}
 	return 0;
 }
 

@@ -32,6 +32,9 @@
 #define BPF_F_MMAPABLE (1U << 10)
 #endif
 
+/* In place of an argument, which a kretprobe is not given. */
+#define UNTOLD (~0UL)
+
 /* include/linux/sched.h. */
 #define PF_EXITING 0x4
 #define PF_DUMPCORE 0x200
@@ -72,6 +75,13 @@ struct ioctl_call {
 	u64 start;
 	u64 end;
 	u64 mode;
+	/* What it did, which its return tells: the first waiter that it woke, and a release of all of its range. */
+	u64 woke_at;
+	u64 released_at;
+	u32 woke_tid;
+	u32 woke_flags;
+	u32 released_memory;
+	u32 pad;
 };
 
 /* An area, as good as the range it lies in. */
@@ -84,7 +94,8 @@ struct sleeper {
 	/* Its ctx is 0 where the thread is in no fault. */
 	struct place place;
 	u32 memory;
-	u32 pad;
+	/* Somebody woke it. */
+	u32 woken;
 };
 
 /*
@@ -101,6 +112,8 @@ struct pass {
  * a map for each fault would cost more than all the rest.
  */
 struct thread {
+	/* What the collector reads; `tid` says whose all of it is. */
+	struct thread_head head;
 	struct mark mark;
 	struct ioctl_call call;
 	/* The userfaultfd of the memory that change_protection() is arming, or 0. */
@@ -161,8 +174,15 @@ BPF_HASH(traced, u64, u8, 16384);
 #define KNOWN 1
 #define BLOCKING 2
 BPF_HASH(known, u64, u8, 16384);
-/* By tid; a thread takes its entry along when it exits. */
-BPF_HASH(threads, u32, struct thread, 65536);
+/*
+ * Threads that did something. Each has the slot of its tid's low bits, as an array costs a
+ * tenth of a hash, unless another lives that came first (slot_owners, by slot): then it is
+ * among the crowded ones, by tid. A thread gives its place away when it exits.
+ */
+#define THREAD_SLOTS 65536
+BPF_F_TABLE("array", u32, struct thread, threads, THREAD_SLOTS, BPF_F_MMAPABLE);
+BPF_HASH(slot_owners, u32, u32, THREAD_SLOTS);
+BPF_HASH(crowded, u32, struct thread, 8192);
 BPF_HASH(merges, u32, u64, 64);
 /* Threads in ioctl(PAGEMAP_SCAN) with PM_SCAN_WP_MATCHING. */
 BPF_HASH(page_scans, u32, struct page_scan, 1024);
@@ -230,11 +250,11 @@ static __always_inline void lose(int what)
 		__sync_fetch_and_add(count, 1);
 }
 
-static __always_inline void emit(struct event *event)
+/* An event that has its time. */
+static __always_inline void submit(struct event *event)
 {
 	struct event *record;
 
-	event->time = bpf_ktime_get_ns();
 	record = events.ringbuf_reserve(sizeof(*record));
 	if (!record) {
 		lose(LOSS_RING_FULL);
@@ -244,13 +264,25 @@ static __always_inline void emit(struct event *event)
 	events.ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }
 
-static __always_inline void emit_here(struct event *event)
+static __always_inline void emit(struct event *event)
+{
+	event->time = bpf_ktime_get_ns();
+	submit(event);
+}
+
+static __always_inline void submit_here(struct event *event)
 {
 	u64 id = bpf_get_current_pid_tgid();
 
 	event->tid = id;
 	event->tgid = id >> 32;
-	emit(event);
+	submit(event);
+}
+
+static __always_inline void emit_here(struct event *event)
+{
+	event->time = bpf_ktime_get_ns();
+	submit_here(event);
 }
 
 static __always_inline void count(u64 ctx, u64 vm_start, u32 slot)

@@ -16,7 +16,7 @@ class Table:
 
     def __init__(self, lib: Any, shape: Map, fd: int) -> None:
         self._lib = lib
-        self._shape = shape
+        self.shape = shape
         self.fd = fd
 
     def __setitem__(self, key: bytes, value: bytes) -> None:
@@ -25,7 +25,7 @@ class Table:
 
     def __getitem__(self, key: bytes) -> bytes:
         """KeyError where there is no such entry."""
-        value = ctypes.create_string_buffer(self._shape.value_size)
+        value = ctypes.create_string_buffer(self.shape.value_size)
         if self._lib.bpf_lookup_elem(self.fd, key, value):
             if ctypes.get_errno() == errno.ENOENT:
                 raise KeyError(key)
@@ -40,10 +40,10 @@ class Table:
     def __iter__(self) -> Iterator[bytes]:
         """The keys; one that is taken away meanwhile sends the kernel back to the first, so they are all read here."""
         keys: dict[bytes, None] = {}
-        here, size = None, self._shape.key_size
+        here, size = None, self.shape.key_size
         following = ctypes.create_string_buffer(size)
         # No more steps than the map has entries: others add and take away all the time.
-        for _ in range(self._shape.entries):
+        for _ in range(self.shape.entries):
             if self._lib.bpf_get_next_key(self.fd, here, following):
                 break
             here = following.raw
@@ -60,4 +60,4 @@ class Table:
 
     def _error(self, what: str) -> OSError:
         number = ctypes.get_errno()
-        return OSError(number, f"the BPF map {self._shape.name} {what}: {os.strerror(number)}")
+        return OSError(number, f"the BPF map {self.shape.name} {what}: {os.strerror(number)}")

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import numpy as np
 
-from uffdtrace.collect import cache
+from uffdtrace.collect import cache, threads
 from uffdtrace.collect.bcc import STUB_ROOT, library, version
 from uffdtrace.collect.image import Image, Map, compiled, placed, placeholder
 from uffdtrace.collect.maps import Table
@@ -24,7 +24,7 @@ from uffdtrace.kernel.bpf import At, Kind, load_program
 from uffdtrace.kernel.layout import ADDRESSES
 from uffdtrace.kernel.preflight import Refusal
 from uffdtrace.kernel.probes import Attachment, Where
-from uffdtrace.model.events import Counter, Loss, c_header
+from uffdtrace.model.events import Array, Counter, Loss, c_header
 
 # 32 MiB hold half a million events: what two cores can fault in half a second.
 RING_PAGES = 8192
@@ -91,12 +91,12 @@ def _entry_point(attachment: Attachment) -> str:
     if attachment.fentry:
         macro = "KRETFUNC_PROBE" if returns else "KFUNC_PROBE"
         # fexit finds the return value behind the arguments.
-        slots = (attachment.parameter_count,) if returns else attachment.positions
+        slots = (*([attachment.parameter_count] if returns else []), *attachment.positions)
         arguments = "".join(f", ctx[{slot}]" for slot in slots)
         return f"{macro}({candidate.function})\n{{\n\treturn {candidate.handler}(true{arguments});\n}}\n"
-    values = (
-        ["PT_REGS_RC(ctx)"] if returns else [f"PT_REGS_PARM{position + 1}(ctx)" for position in attachment.positions]
-    )
+    values = [f"PT_REGS_PARM{position + 1}(ctx)" for position in attachment.positions]
+    if returns:
+        values = ["PT_REGS_RC(ctx)", *("UNTOLD" for _ in values)]
     arguments = "".join(f", {value}" for value in values)
     return (
         f"int {_entry_name(attachment)}(struct pt_regs *ctx)\n{{\n\treturn {candidate.handler}(false{arguments});\n}}\n"
@@ -279,6 +279,10 @@ class Program:
             _PLACE.unpack(key): np.frombuffer(counts, dtype="<u8").tolist()[: len(Counter)]
             for key, counts in self._tables["counters"].items()
         }
+
+    def returns(self) -> Array:
+        """FAULT_RETURN events for what no thread will tell any more; nothing is attached by then."""
+        return threads.returns(self._tables["threads"], self._tables["crowded"])
 
     def misses(self) -> list[tuple[Attachment, int]]:
         """Runs that the kernel skipped, from each program's fdinfo; probes with none are left out.

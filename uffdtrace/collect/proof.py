@@ -22,6 +22,7 @@ from uffdtrace.collect.program import Program
 from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import proc
 from uffdtrace.kernel.probes import Attachment
+from uffdtrace.model.acts import unfolded
 from uffdtrace.model.events import Array, Type
 
 # By row: the events of which one must come. What is not here is not provoked: KSM, swap and
@@ -92,7 +93,7 @@ def prove(program: Program, stream: Stream) -> Proof:
         events, problem, provoked = _one(program, stream)
         if problem:
             return Proof(not_tried=rows, problem=problem)
-        seen |= set(np.unique(events["type"]).tolist())
+        seen |= set(np.unique(unfolded(events)["type"]).tolist())
         tried |= provoked
         if all(_told(row, seen) for row in rows if row in tried):
             break

@@ -251,6 +251,7 @@ class Session:
         writer.looks(self._sharing.look(self._model, last=True))
         self._say(f"detaching {len(self._program.attachments)} probes")
         self._program.detach()
+        stream.push([self._program.returns()])
         stream.fetch()
         self._call(look_back.late(), writer)
         self._take(stream, writer, None)

@@ -35,7 +35,8 @@ class Candidate:
     """A function, where in it, the handler, and the parameters the handler takes.
 
     For CALL, `within` makes the call and `function` is called; the parameters
-    are the callee's.
+    are the callee's. For RETURN the handler takes what the function returns first,
+    and of its parameters UNTOLD from a kretprobe, which has none.
     """
 
     function: str
@@ -130,7 +131,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "ioctl-returns",
-        ("armed_pages", "holes", "lost"),
+        ("armed_pages", "holes", "latency_us", "lost", "pending"),
         (Candidate("userfaultfd_ioctl", "on_ioctl_return", (), _RETURN),),
         twice=True,
     ),
@@ -151,7 +152,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         "protection-returns",
         ("holes",),
-        (Candidate("change_protection", "on_protect_return", (), _RETURN),),
+        (Candidate("change_protection", "on_protect_return", ("cp_flags",), _RETURN),),
         twice=True,
     ),
     Row(

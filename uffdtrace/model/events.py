@@ -85,15 +85,18 @@ class Type(IntEnum):
 FIELDS = {
     Type.USERFAULTFD: "a descriptor seen: start=mm, end=features, aux=tgid of the memory's owner or 0,"
     " kind=1 where it was in use before",
-    Type.FAULT: "handle_userfault: start=address, aux=fault flags, value=vm_start, end=vm_end, kind=Kind, flags=Memory"
-    " and modes, ret=1 where the fault cannot sleep",
+    Type.FAULT: "handle_userfault: start=address, aux=fault flags and, from SINCE_RETURN_SHIFT on, how long ago (ns)"
+    " the thread's last fault returned (0 where that was told), value=vm_start, end=vm_end, kind=Kind, flags=Memory and"
+    " modes, ret=1 where the fault cannot sleep",
     Type.MESSAGE: "read by the monitor: start=address, aux=message flags, kind=Kind, tid=the faulting thread,"
     " tgid=the monitor, value=its thread, flags=Memory or 0",
     Type.WAKE: "a fault resolved: start=address, tid=the faulting thread, tgid=the process that woke it,"
     " value=its thread",
-    Type.FAULT_RETURN: "handle_userfault returned: value=vm_fault_t, kind=1 as its process dies",
+    Type.FAULT_RETURN: "handle_userfault returned: value=vm_fault_t, kind=1 as its process dies, aux=how long ago (ns);"
+    " for one that was woken the thread's next FAULT tells of it, or its end, or that of the trace",
     Type.IOCTL: "start, end=range, aux=mode, value=source address, kind=Ioctl",
-    Type.IOCTL_RETURN: "as IOCTL, value=the result member, ret=0 or -errno",
+    Type.IOCTL_RETURN: "as IOCTL, value=the result member, ret=0 or -errno; what the call did on its way may be in"
+    " flags, aux and value (model/acts.py)",
     Type.PROTECT: "change_protection: start, end, kind=1 protect, 0 release, aux=vm_flags, flags=Memory,"
     " value=1 where swap is in use",
     Type.PROTECT_RETURN: "value=pages changed, of a PROTECT with kind=1",
@@ -173,6 +176,9 @@ class Memory(IntFlag):
 MEMORY_MASK = 15
 
 MEMORY_ORDER_SHIFT = 8
+# enum fault_flag (include/linux/mm_types.h) in a FAULT's aux; above them stands how long ago the last fault returned.
+SINCE_RETURN_SHIFT = 16
+FAULT_FLAGS = (1 << SINCE_RETURN_SHIFT) - 1
 # No architecture has huge pages of more than 2^18 base pages: 1 GiB of 4 KiB ones, 16 GiB of 64 KiB ones.
 MOST_ORDER = 18
 # In a FAULT's flags, the area's modes: MISSING and WP, MINOR's bit is not the same everywhere.
@@ -274,6 +280,22 @@ MOVE_MODE_ALLOW_SRC_HOLES = 2
 MREMAP_DONTUNMAP = 4
 
 
+class Act(IntEnum):
+    """Where an IOCTL_RETURN holds what its call did on its way (model/acts.py)."""
+
+    # In `aux`: the mode, the flags of the message of whom it woke, that thread's tid, and how long ago that was (ns).
+    MODE = 0xFF
+    MESSAGE_SHIFT = 8
+    MESSAGE = 0x7
+    TID_SHIFT = 11
+    # PID_MAX_LIMIT (include/linux/threads.h) is 2^22.
+    TID = (1 << 22) - 1
+    SINCE_SHIFT = 33
+    WOKE_MOST = (1 << 31) - 1
+    # In `flags`: it woke somebody. Memory stands below it where the call released all of its range.
+    WOKE = 1 << 31
+
+
 def name_in(event: Array) -> str:
     """The process's name that `start` and `end` of an event hold."""
     raw = event["start"].tobytes() + event["end"].tobytes()
@@ -298,6 +320,17 @@ _RECORD = (
 
 EVENT = np.dtype([(name, kind) for name, kind, _ in _RECORD])
 assert EVENT.itemsize == 64
+
+# What the collector reads of a thread's state in the kernel: that begins with it (bpf/maps.bpf.c). `tid` is 0 where
+# there is no thread; its last fault returned at `returned_at` (ns) in the memory of `returned_in`, a ctx, if no event
+# has told of that yet (else 0).
+_THREAD = (
+    ("tid", "<u4", "u32"),
+    ("tgid", "<u4", "u32"),
+    ("returned_in", "<u8", "u64"),
+    ("returned_at", "<u8", "u64"),
+)
+THREAD = np.dtype([(name, kind) for name, kind, _ in _THREAD])
 
 
 # An event as 64 bytes without members: numpy copies records member by member where it picks or joins them.
@@ -324,9 +357,9 @@ def joined(parts: Sequence[Array]) -> Array:
 
 def c_header() -> str:
     """The record, enums and constants of this module as C."""
-    lines = ["struct event {"]
-    lines += [f"\t{kind} {name};" for name, _, kind in _RECORD]
-    lines += ["};"]
+    lines = []
+    for struct, members in (("event", _RECORD), ("thread_head", _THREAD)):
+        lines += [f"struct {struct} {{", *(f"\t{kind} {name};" for name, _, kind in members), "};"]
     for prefix, enum in (
         ("EVENT", Type),
         ("KIND", Kind),
@@ -336,10 +369,12 @@ def c_header() -> str:
         ("UFFD_EVENT", UffdEvent),
         ("MESSAGE_FLAG", MessageFlag),
         ("COUNTER", Counter),
+        ("ACT", Act),
         ("LOSS", Loss),
     ):
         lines += [f"#define {prefix}_{member.name} {int(member)}" for member in enum]
         lines += [f"#define {prefix}_COUNT {len(enum)}"]
     lines += [f"#define COUNTER_SLOTS {COUNTER_SLOTS}"]
+    lines += [f"#define SINCE_RETURN_SHIFT {SINCE_RETURN_SHIFT}", f"#define FAULT_FLAGS {FAULT_FLAGS:#x}"]
     lines += [f"#define MEMORY_ORDER_SHIFT {MEMORY_ORDER_SHIFT}", f"#define MODES_SHIFT {MODES_SHIFT}"]
     return "\n".join(lines) + "\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from uffdtrace.model.acts import unfolded
 from uffdtrace.model.batch import Batch
 from uffdtrace.model.counting import among, goes_on, ordered
 from uffdtrace.model.events import Array, Type, joined
@@ -107,9 +108,9 @@ class Held:
         return not self._blocker or many or bool((events["tid"] == self._blocker).any())
 
     def take(self) -> Array:
-        """All of them, which are held no more."""
+        """All of them, which are held no more, with what calls did on their way in its place."""
         parts, self._parts, self._size = self._parts, [], 0
-        return joined(parts)
+        return unfolded(joined(parts))
 
     def keep(self, events: Array, blocker: int) -> None:
         """Hold what a call of the thread `blocker` (0 for nobody's) keeps from being accounted for."""

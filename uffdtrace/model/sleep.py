@@ -9,7 +9,7 @@ import numpy as np
 
 from uffdtrace.model.batch import Batch
 from uffdtrace.model.counting import among, begins, goes_on, ordered
-from uffdtrace.model.events import EVENT, MODES_SHIFT, PAGE_SIZE, Array, Kind, Mode, Type
+from uffdtrace.model.events import EVENT, MODES_SHIFT, PAGE_SIZE, SINCE_RETURN_SHIFT, Array, Kind, Mode, Type
 
 _TYPES = among((Type.FAULT, Type.FAULT_FOUND, Type.MESSAGE, Type.WAKE, Type.FAULT_RETURN))
 _BEGINNINGS = among((Type.FAULT, Type.FAULT_FOUND))
@@ -30,6 +30,22 @@ def _first(segments: Array, times: Array, mask: Array, count: int) -> Array:
     first = begins(numbers)
     found[numbers[first]] = times[index[first]]
     return found
+
+
+def _ago(times: Array, since: Array) -> Array:
+    """The times (int64, ns) that long (u64) before; a trace may claim more than there was."""
+    found: Array = times - np.minimum(times.view(np.uint64), since).view(np.int64)
+    return found
+
+
+def _told_by_next(begun: Batch, returned: Array, superseded: Array) -> Array:
+    """`returned`, and where it is not known what the thread's next fault says of it; `begun` are faults by thread."""
+    told = np.flatnonzero(superseded & (returned == 0))
+    since = begun["aux"][told + 1] >> np.uint64(SINCE_RETURN_SHIFT)
+    says = (since != 0) & (begun["type"][told + 1] == Type.FAULT)
+    told, since = told[says], since[says]
+    returned[told] = _ago(begun["time"][told + 1].astype(np.int64), since)
+    return returned
 
 
 def _new(events: Batch) -> Array:
@@ -156,10 +172,12 @@ class Sleepers:
         read = _first(segments, times, types == Type.MESSAGE, count)
         read = np.where(before & (begun["value"] == 1), began, read)
         woken = _first(segments, times, types == Type.WAKE, count)
-        returned = _first(segments, times, (types == Type.FAULT_RETURN) & (events["kind"] == 0), count)
+        went_on = (types == Type.FAULT_RETURN) & (events["kind"] == 0)
+        returned = _first(segments, _ago(times, events["aux"]), went_on, count)
         died = _first(segments, times, (types == Type.FAULT_RETURN) & (events["kind"] == 1), count)
         tids = begun["tid"]
         superseded = goes_on(tids)
+        returned = _told_by_next(begun, returned, superseded)
         died = self._exited(begun, died, (returned != 0) | (woken != 0) | superseded)
         # A function that ran before the trace returns unseen.
         over = (returned != 0) | superseded | (died != 0) | (before & (woken != 0))
