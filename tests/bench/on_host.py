@@ -25,51 +25,47 @@ from bench.stream import PER_PAGE, batches
 from unit.traces import ENDING, WHAT
 
 from uffdtrace.collect import session
-from uffdtrace.collect.program import RING_PAGES, message_slots
-from uffdtrace.collect.ring import Ring, Slots, Stream
+from uffdtrace.collect.program import LANES, RING_PAGES, lane_slots
+from uffdtrace.collect.ring import Lanes, Ring, Stream
 from uffdtrace.model.events import EVENT, Array, Type
 from uffdtrace.model.model import Model
 from uffdtrace.trace.reader import Reader
 from uffdtrace.trace.writer import Writer
 
 CPUS = 2
-SLOTS = message_slots(CPUS)
-RECORD = np.dtype([("length", "<u4"), ("page", "<u4"), ("event", EVENT)])
+SLOTS = lane_slots(CPUS)
 
 Json = dict[str, Any]
 
 
 class Kernel:
-    """The kernel's side of ring and slots, on memory files; a ring of those has no second map of its data."""
+    """The kernel's side of the lanes, on memory files, and a ring in which nothing ever is."""
 
     def __init__(self) -> None:
-        self.size = RING_PAGES * mmap.PAGESIZE
-        self.ring, self.messages, self.heads = (os.memfd_create(name) for name in ("ring", "messages", "heads"))
-        os.ftruncate(self.ring, 2 * mmap.PAGESIZE + 2 * self.size)
-        os.ftruncate(self.messages, CPUS * SLOTS * EVENT.itemsize)
-        os.ftruncate(self.heads, mmap.PAGESIZE)
-        self._produced = self._head = 0
+        names = ("ring", "slots", "heads", "tails")
+        self.ring, self.slots, self.heads, self.tails = (os.memfd_create(name) for name in names)
+        os.ftruncate(self.ring, 2 * mmap.PAGESIZE + 2 * RING_PAGES * mmap.PAGESIZE)
+        os.ftruncate(self.slots, CPUS * LANES * SLOTS * EVENT.itemsize)
+        for fd in (self.heads, self.tails):
+            os.ftruncate(fd, mmap.PAGESIZE)
+        self._head = [0] * LANES
 
     def output(self, events: Array) -> None:
-        """Messages go into the slots of one CPU, the rest into the ring."""
+        """Messages go into the second lane of one CPU, the rest into its first."""
         messages = events["type"] == Type.MESSAGE
-        records = np.zeros(len(events) - int(messages.sum()), dtype=RECORD)
-        records["length"], records["event"] = EVENT.itemsize, events[~messages]
-        data = records.tobytes()
-        at = self._produced % self.size
-        cut = self.size - at
-        for copy in (0, self.size):
-            os.pwrite(self.ring, data[:cut], 2 * mmap.PAGESIZE + copy + at)
-            os.pwrite(self.ring, data[cut:], 2 * mmap.PAGESIZE + copy)
-        self._produced += len(data)
-        os.pwrite(self.ring, struct.pack("<Q", self._produced), mmap.PAGESIZE)
-        for event in np.array_split(events[messages], range(SLOTS - self._head % SLOTS, int(messages.sum()), SLOTS)):
-            os.pwrite(self.messages, event.tobytes(), self._head % SLOTS * EVENT.itemsize)
-            self._head += len(event)
-        os.pwrite(self.heads, struct.pack("<Q", self._head), 0)
+        self._lane(0, events[~messages])
+        self._lane(1, events[messages])
+
+    def _lane(self, lane: int, events: Array) -> None:
+        for part in np.array_split(events, range(SLOTS - self._head[lane] % SLOTS, len(events), SLOTS)):
+            place = lane * SLOTS + self._head[lane] % SLOTS
+            os.pwrite(self.slots, part.tobytes(), place * EVENT.itemsize)
+            self._head[lane] += len(part)
+        os.pwrite(self.heads, struct.pack("<Q", self._head[lane]), lane * 16)
 
     def stream(self) -> Stream:
-        return Stream(Ring(self.ring, RING_PAGES), Slots(self.messages, self.heads, CPUS, SLOTS))
+        lanes = Lanes(self.slots, self.heads, self.tails, CPUS * LANES, SLOTS)
+        return Stream(Ring(self.ring, RING_PAGES), lanes)
 
 
 @contextmanager

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from unit.events import STEP_NS, THREAD, Events
+from unit.events import STEP_NS, Events
+from unit.folding import folded
 
-from uffdtrace.model.events import PAGE_SIZE, Array, Ioctl, Kind, Type
+from uffdtrace.model.events import PAGE_SIZE, SINCE_RETURN_SHIFT, Act, Array, Ioctl, Kind, Type
 
 RANGE_PAGES = 1 << 18
 # As many pages as come between two looks at the ring.
 BATCH_PAGES = 1 << 13
-PER_PAGE = 7
+# Fault, message, call and its return.
+PER_PAGE = 4
+PAGE_NS = 8 * STEP_NS
 
 
 def _prelude() -> Array:
@@ -33,7 +36,7 @@ def _armed() -> Array:
 
 
 def _page() -> Array:
-    """The events of page 0."""
+    """The events of page 0, as the kernel sends them; times (ns) from the fault's on."""
     events = Events()
     events.fault(0, Kind.WP, area=(0, RANGE_PAGES))
     events.message(0, Kind.WP)
@@ -41,20 +44,29 @@ def _page() -> Array:
     events.protect(0, 1, on=False)
     events.wake(0, by=events.monitor)
     events.returned(Ioctl.WRITEPROTECT, 0, 1)
-    events.fault_return(THREAD)
-    assert len(events) == PER_PAGE
-    return events.array()
+    sent = folded(events.array())
+    sent["time"] -= sent["time"][0]
+    assert len(sent) == PER_PAGE
+    return sent
 
 
-def _written(pages: Array) -> Array:
-    """The events of these page numbers, one page after the other."""
-    one = _page()
-    events = np.tile(one, len(pages))
+def _written(pages: Array, random: np.random.Generator) -> Array:
+    """The events of these page numbers, one page after the other, each `PAGE_NS` later."""
+    events = np.tile(_page(), len(pages))
     offsets = np.repeat(pages.astype(np.uint64) * np.uint64(PAGE_SIZE), PER_PAGE)
     # Those with an address; a FAULT's end is its mapping's.
     events["start"] += np.where(events["start"] != 0, offsets, np.uint64(0))
     of_page = (events["end"] != 0) & (events["type"] != Type.FAULT)
     events["end"] += np.where(of_page, offsets, np.uint64(0))
+    events["time"] += np.repeat(np.arange(len(pages), dtype=np.uint64) * np.uint64(PAGE_NS), PER_PAGE)
+    # No two calls take equally long: else a file would have nothing to say of that.
+    late, fault, ended = (random.integers(0, STEP_NS // 2, len(pages)).astype(np.uint64) for _ in range(3))
+    events["time"][3::PER_PAGE] += late
+    events["value"][3::PER_PAGE] += late.astype(np.int64)
+    events["aux"][3::PER_PAGE] += late << np.uint64(Act.SINCE_SHIFT)
+    events["time"][::PER_PAGE] += fault
+    # When the fault before it returned.
+    events["aux"][::PER_PAGE] |= (ended + np.uint64(STEP_NS)) << np.uint64(SINCE_RETURN_SHIFT)
     return events
 
 
@@ -69,7 +81,9 @@ def batches(count: int) -> Iterator[Array]:
             order = random.permutation(RANGE_PAGES)
             ahead = np.concatenate([ahead, _armed()])
         now = min(BATCH_PAGES, left, len(order))
-        events = np.concatenate([ahead, _written(order[:now])])
-        events["time"] = time + np.arange(len(events), dtype=np.uint64) * STEP_NS
-        yield events
-        time, left, order, ahead = time + len(events) * STEP_NS, left - now, order[now:], ahead[:0]
+        ahead["time"] = time + np.arange(len(ahead), dtype=np.uint64) * np.uint64(STEP_NS)
+        time += len(ahead) * STEP_NS
+        written = _written(order[:now], random)
+        written["time"] += np.uint64(time)
+        yield np.concatenate([ahead, written])
+        time, left, order, ahead = time + now * PAGE_NS, left - now, order[now:], ahead[:0]

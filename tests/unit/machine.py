@@ -12,7 +12,7 @@ from unit.events import BASE, MM, page
 
 from uffdtrace.collect import found
 from uffdtrace.collect.program import Program
-from uffdtrace.collect.ring import Ring, Slots, Stream
+from uffdtrace.collect.ring import Lanes, Ring, Stream
 from uffdtrace.kernel import proc
 from uffdtrace.model.events import EVENT, Array, Memory, Mode, Type
 
@@ -29,9 +29,8 @@ def events(*ones: dict[str, int]) -> Array:
 
 
 class Probe:
-    """Where the kernel's side of a ring or of slots puts its events."""
+    """Where the kernel's side of a ring or of lanes puts its events."""
 
-    overwritten = 0
     blocked = False
 
     def __init__(self) -> None:
@@ -71,12 +70,12 @@ class Machine:
     """/proc as the collector reads it, with the events that reading it makes the kernel send."""
 
     def __init__(self) -> None:
-        self.ring, self.slots = Probe(), Probe()
+        self.ring, self.lanes = Probe(), Probe()
         self.holds: dict[int, dict[int, Uffd]] = {}
         self.mappings: dict[int, list[Mapping]] = {}
         self.traced: list[tuple[int, int]] = []
         self.asked: list[tuple[str, int]] = []
-        self.stream = Stream(cast(Ring, self.ring), cast(Slots, self.slots))
+        self.stream = Stream(cast(Ring, self.ring), cast(Lanes, self.lanes))
         self.look_back = found.LookBack(cast(Program, self), self.stream)
 
     def send(self, what: Type, **fields: int) -> None:

@@ -247,7 +247,7 @@ def look(machine: Machine) -> list[Name]:
 
 def test_nothing_late(machine: Machine, late: Uffd) -> None:
     machine.send(Type.USERFAULTFD, ctx=CTX + 0x7000, aux=OWNER, tgid=OWNER)
-    machine.slots.waiting.append(events({"type": Type.MESSAGE, "ctx": CTX, "kind": 1}))
+    machine.lanes.waiting.append(events({"type": Type.MESSAGE, "ctx": CTX, "kind": 1}))
     assert look(machine) == []
     assert machine.asked == []
 
@@ -268,7 +268,7 @@ def test_a_late_one_is_looked_back_at(machine: Machine, late: Uffd) -> None:
 
 def test_a_late_one_that_a_message_brings(machine: Machine, late: Uffd) -> None:
     machine.use(late, MONITOR)
-    machine.slots.waiting, machine.ring.waiting = machine.ring.waiting, []
+    machine.lanes.waiting, machine.ring.waiting = machine.ring.waiting, []
     look(machine)
     assert machine.ranges() == [(late.ctx, STRANGER, 100, 4)]
 

@@ -28,7 +28,7 @@ class FakeProgram:
 
 
 class FakeStream:
-    overwritten = 0
+    pass
 
 
 def proven(monkeypatch: pytest.MonkeyPatch, *tries: tuple[list[int], str, bool], lost: int = 0) -> Proof:

@@ -1,4 +1,4 @@
-"""The BPF ring buffer and the message slots, played on memory files of the kernel's layout."""
+"""The BPF ring buffer and the CPUs' lanes, played on memory files of the kernel's layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from uffdtrace.collect.ring import Ring, Slots, Stream
+from uffdtrace.collect.ring import Lanes, Ring, Stream
 from uffdtrace.model.events import EVENT, Array
 
 PAGE = mmap.PAGESIZE
@@ -126,104 +126,98 @@ def test_events_are_a_copy(kernel: KernelRing) -> None:
     assert times(found) == [1]
 
 
-class KernelSlots:
-    def __init__(self, cpus: int, count: int) -> None:
-        self.cpus, self.count = cpus, count
-        self.messages, self.heads = os.memfd_create("messages"), os.memfd_create("heads")
-        os.ftruncate(self.messages, -(-cpus * count * EVENT.itemsize // PAGE) * PAGE)
-        os.ftruncate(self.heads, -(-cpus * 8 // PAGE) * PAGE)
-        self.head = [0] * cpus
+class KernelLanes:
+    """The kernel's side of `count` lanes: it writes no slot that was not read."""
 
-    def output(self, cpu: int, when: int) -> None:
-        place = cpu * self.count + self.head[cpu] % self.count
-        os.pwrite(self.messages, event(when), place * EVENT.itemsize)
-        self.head[cpu] += 1
-        os.pwrite(self.heads, struct.pack("<Q", self.head[cpu]), cpu * 8)
+    def __init__(self, count: int, size: int) -> None:
+        self.count, self.size = count, size
+        self.slots, self.heads, self.tails = (os.memfd_create(name) for name in ("slots", "heads", "tails"))
+        os.ftruncate(self.slots, -(-count * size * EVENT.itemsize // PAGE) * PAGE)
+        for fd in (self.heads, self.tails):
+            os.ftruncate(fd, -(-count * 16 // PAGE) * PAGE)
+        self.head = [0] * count
 
-    def reader(self) -> Slots:
-        return Slots(self.messages, self.heads, self.cpus, self.count)
+    def tail(self, lane: int) -> int:
+        return int(struct.unpack("<Q", os.pread(self.tails, 8, lane * 8))[0])
+
+    def output(self, lane: int, when: int) -> bool:
+        """False where the lane is full."""
+        if self.head[lane] - self.tail(lane) == self.size:
+            return False
+        place = lane * self.size + self.head[lane] % self.size
+        os.pwrite(self.slots, event(when), place * EVENT.itemsize)
+        self.head[lane] += 1
+        os.pwrite(self.heads, struct.pack("<Q", self.head[lane]), lane * 16)
+        return True
+
+    def reader(self) -> Lanes:
+        return Lanes(self.slots, self.heads, self.tails, self.count, self.size)
 
 
 @pytest.fixture
-def slots() -> Iterator[KernelSlots]:
-    made = KernelSlots(3, 8)
+def lanes() -> Iterator[KernelLanes]:
+    made = KernelLanes(3, 8)
     yield made
-    os.close(made.messages)
-    os.close(made.heads)
+    for fd in (made.slots, made.heads, made.tails):
+        os.close(fd)
 
 
-def test_slots_are_read_once(slots: KernelSlots) -> None:
-    reader = slots.reader()
+def test_lanes_are_read_once(lanes: KernelLanes) -> None:
+    reader = lanes.reader()
     assert len(reader.drain()) == 0
-    slots.output(0, 1)
-    slots.output(2, 2)
-    slots.output(2, 3)
+    lanes.output(0, 1)
+    lanes.output(2, 2)
+    lanes.output(2, 3)
     assert times(reader.drain()) == [1, 2, 3]
     assert len(reader.drain()) == 0
-    assert reader.overwritten == 0
 
 
-def test_slots_go_round(slots: KernelSlots) -> None:
-    reader = slots.reader()
-    for base in range(0, 60, 6):
-        for when in range(base, base + 6):
-            slots.output(1, when)
-        assert times(reader.drain()) == list(range(base, base + 6))
-    assert reader.overwritten == 0
+@pytest.mark.parametrize("step", range(1, 9))
+def test_lanes_go_round(lanes: KernelLanes, step: int) -> None:
+    reader = lanes.reader()
+    for base in range(0, 60, step):
+        for when in range(base, base + step):
+            assert lanes.output(1, when)
+        assert times(reader.drain()) == list(range(base, base + step))
+        assert lanes.tail(1) == base + step
 
 
-def test_just_full_loses_nothing(slots: KernelSlots) -> None:
-    reader = slots.reader()
-    for when in range(7):
-        slots.output(1, when)
-    assert times(reader.drain()) == list(range(7))
-    assert reader.overwritten == 0
+def test_a_lane_that_is_full_has_room_once_it_is_read(lanes: KernelLanes) -> None:
+    reader = lanes.reader()
+    assert [lanes.output(1, when) for when in range(9)] == [True] * 8 + [False]
+    assert lanes.output(0, 100)
+    assert times(reader.drain()) == [100, *range(8)]
+    assert lanes.output(1, 9)
+    assert times(reader.drain()) == [9]
 
 
-def test_the_slot_that_is_written_next_is_not_read(slots: KernelSlots) -> None:
-    reader = slots.reader()
+def test_what_is_read_is_a_copy(lanes: KernelLanes) -> None:
+    reader = lanes.reader()
+    lanes.output(1, 1)
+    found = reader.drain()
+    for when in range(2, 40):
+        lanes.output(1, when)
+        reader.drain()
+    assert times(found) == [1]
+
+
+def test_what_comes_while_it_is_read_is_for_the_next_time(lanes: KernelLanes, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = lanes.reader()
     for when in range(8):
-        slots.output(1, when)
-    # The ninth message is in the first one's slot, and the head has not moved yet.
-    os.pwrite(slots.messages, event(8), slots.count * EVENT.itemsize)
-    assert times(reader.drain()) == list(range(1, 8))
-    slots.output(1, 8)
-    assert times(reader.drain()) == [8]
-    assert reader.overwritten == 1
-
-
-@pytest.mark.parametrize("count", [8, 9, 16, 17, 100])
-def test_what_was_overwritten_is_counted(slots: KernelSlots, count: int) -> None:
-    reader = slots.reader()
-    for when in range(count):
-        slots.output(1, when)
-    slots.output(0, 1000)
-    assert times(reader.drain()) == [1000, *range(count - 7, count)]
-    assert reader.overwritten == count - 7
-    slots.output(1, count)
-    assert times(reader.drain()) == [count]
-    assert reader.overwritten == count - 7
-
-
-def test_what_is_overwritten_while_it_is_read_is_counted(slots: KernelSlots, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = slots.reader()
-    for when in range(7):
-        slots.output(1, when)
+        lanes.output(1, when)
     concatenate = np.concatenate
 
     def meanwhile(parts: Sequence[Array]) -> Array:
         # After the head was read, before the slots are copied.
         monkeypatch.undo()
-        for when in (100, 101, 102):
-            slots.output(1, when)
+        assert not lanes.output(1, 100)
         joined: Array = concatenate(parts)
         return joined
 
     monkeypatch.setattr(np, "concatenate", meanwhile)
-    assert times(reader.drain()) == [3, 4, 5, 6]
-    assert reader.overwritten == 3
-    assert times(reader.drain()) == [100, 101, 102]
-    assert reader.overwritten == 3
+    assert times(reader.drain()) == list(range(8))
+    assert lanes.output(1, 101)
+    assert times(reader.drain()) == [101]
 
 
 def now() -> int:
@@ -234,37 +228,37 @@ def own(when: int) -> Array:
     return np.frombuffer(event(when), dtype=EVENT)
 
 
-def test_a_stream_is_in_order_of_time(kernel: KernelRing, slots: KernelSlots) -> None:
-    stream = Stream(Ring(kernel.fd, PAGES), slots.reader())
+def test_a_stream_is_in_order_of_time(kernel: KernelRing, lanes: KernelLanes) -> None:
+    stream = Stream(Ring(kernel.fd, PAGES), lanes.reader())
     kernel.output(10)
     kernel.output(5)
-    slots.output(0, 7)
-    slots.output(1, 3)
+    lanes.output(0, 7)
+    lanes.output(1, 3)
     stream.push([own(6), own(1)])
     assert times(stream.drain(stream.fetch())) == [1, 3, 5, 6, 7, 10]
     assert len(stream.drain(None)) == 0
 
 
-def test_events_of_the_same_time_keep_their_order(kernel: KernelRing, slots: KernelSlots) -> None:
-    stream = Stream(Ring(kernel.fd, PAGES), slots.reader())
+def test_events_of_the_same_time_keep_their_order(kernel: KernelRing, lanes: KernelLanes) -> None:
+    stream = Stream(Ring(kernel.fd, PAGES), lanes.reader())
     for tid in range(50):
         kernel.output(5, tid)
     assert stream.drain(stream.fetch())["tid"].tolist() == list(range(50))
 
 
-def test_what_is_young_waits_for_what_may_be_older(kernel: KernelRing, slots: KernelSlots) -> None:
-    stream = Stream(Ring(kernel.fd, PAGES), slots.reader())
+def test_what_is_young_waits_for_what_may_be_older(kernel: KernelRing, lanes: KernelLanes) -> None:
+    stream = Stream(Ring(kernel.fd, PAGES), lanes.reader())
     young = now() + 60_000_000_000
     kernel.output(young)
     kernel.output(5)
     assert times(stream.drain(stream.fetch())) == [5]
-    slots.output(0, young - 1)
+    lanes.output(0, young - 1)
     stream.peek()
     assert times(stream.drain(None)) == [young - 1, young]
 
 
-def test_looking_does_not_take(kernel: KernelRing, slots: KernelSlots) -> None:
-    stream = Stream(Ring(kernel.fd, PAGES), slots.reader())
+def test_looking_does_not_take(kernel: KernelRing, lanes: KernelLanes) -> None:
+    stream = Stream(Ring(kernel.fd, PAGES), lanes.reader())
     kernel.output(9)
     assert times(stream.peek()) == [9]
     assert len(stream.peek()) == 0
@@ -274,16 +268,8 @@ def test_looking_does_not_take(kernel: KernelRing, slots: KernelSlots) -> None:
     assert times(stream.drain(None)) == [8]
 
 
-def test_a_stream_tells_what_was_overwritten(kernel: KernelRing, slots: KernelSlots) -> None:
-    stream = Stream(Ring(kernel.fd, PAGES), slots.reader())
-    for when in range(20):
-        slots.output(0, when)
-    stream.drain(stream.fetch())
-    assert stream.overwritten == 13
-
-
-def test_nothing_younger_than_what_is_not_complete_is_handed_on(kernel: KernelRing, slots: KernelSlots) -> None:
-    stream = Stream(Ring(kernel.fd, PAGES), slots.reader())
+def test_nothing_younger_than_what_is_not_complete_is_handed_on(kernel: KernelRing, lanes: KernelLanes) -> None:
+    stream = Stream(Ring(kernel.fd, PAGES), lanes.reader())
     before = now() - 1_000_000_000
     kernel.output(before)
     assert times(stream.drain(stream.fetch())) == [before]
@@ -291,7 +277,7 @@ def test_nothing_younger_than_what_is_not_complete_is_handed_on(kernel: KernelRi
     hidden = now()
     kernel.output(hidden)
     message = now()
-    slots.output(0, message)
+    lanes.output(0, message)
     # Long after, the messages come by another way than the ring.
     for _ in range(3):
         time.sleep(0.22)
@@ -304,8 +290,8 @@ def test_nothing_younger_than_what_is_not_complete_is_handed_on(kernel: KernelRi
     assert stream.late == 0
 
 
-def test_what_comes_after_younger_events_were_handed_on_is_counted(kernel: KernelRing, slots: KernelSlots) -> None:
-    stream = Stream(Ring(kernel.fd, PAGES), slots.reader())
+def test_what_comes_after_younger_events_were_handed_on_is_counted(kernel: KernelRing, lanes: KernelLanes) -> None:
+    stream = Stream(Ring(kernel.fd, PAGES), lanes.reader())
     kernel.output(50)
     stream.drain(stream.fetch())
     kernel.output(40)

@@ -174,7 +174,6 @@ class FakeStream:
 
     def __init__(self, batches: list[Array]) -> None:
         self.batches = batches
-        self.overwritten = 0
         self.late = 0
         self.held = getattr(FakeStream, "held_first", Events().array())
 

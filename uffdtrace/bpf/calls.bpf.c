@@ -54,8 +54,9 @@ static __always_inline bool has_result(u32 call)
 }
 
 /* The waiter that a call woke, in a record of its own; it is older than what came since. */
-static __always_inline void tell_wake(struct ioctl_call *call, u64 ctx, u64 id)
+static __always_inline void tell_wake(struct ioctl_call *call, u64 ctx)
 {
+	u64 id = bpf_get_current_pid_tgid();
 	struct event event = {.type = EVENT_WAKE, .time = call->woke_at, .ctx = ctx, .start = call->start};
 
 	event.aux = call->woke_flags;
@@ -66,8 +67,9 @@ static __always_inline void tell_wake(struct ioctl_call *call, u64 ctx, u64 id)
 }
 
 /* The same of what it released. */
-static __always_inline void tell_release(struct ioctl_call *call, u64 ctx, u64 id)
+static __always_inline void tell_release(struct ioctl_call *call, u64 ctx)
 {
+	u64 id = bpf_get_current_pid_tgid();
 	struct event event = {.type = EVENT_PROTECT, .time = call->released_at, .ctx = ctx, .start = call->start};
 
 	event.end = call->end;
@@ -90,7 +92,7 @@ static __always_inline void tell_with(struct event *event, struct ioctl_call *ca
 		event->aux |= (u64)call->woke_flags << ACT_MESSAGE_SHIFT | (u64)call->woke_tid << ACT_TID_SHIFT |
 			      since << ACT_SINCE_SHIFT;
 	} else if (call->woke_at) {
-		tell_wake(call, event->ctx, (u64)event->tgid << 32 | event->tid);
+		tell_wake(call, event->ctx);
 	}
 	if (call->released_at) {
 		event->flags |= call->released_memory;
@@ -101,12 +103,10 @@ static __always_inline void tell_with(struct event *event, struct ioctl_call *ca
 /* The return of the thread's last call was lost; what it was to tell was not. */
 static __always_inline void tell_lost(struct ioctl_call *call)
 {
-	u64 id = bpf_get_current_pid_tgid();
-
 	if (call->released_at)
-		tell_release(call, call->ctx, id);
+		tell_release(call, call->ctx);
 	if (call->woke_at)
-		tell_wake(call, call->ctx, id);
+		tell_wake(call, call->ctx);
 }
 
 static __always_inline int on_ioctl(bool typed, u64 file, u64 command, u64 argument)
@@ -162,7 +162,7 @@ static __always_inline int on_ioctl(bool typed, u64 file, u64 command, u64 argum
 	/* With WP a page that is there is protected; with MINOR it is meant to be there. */
 	if (event.kind == IOCTL_REGISTER && (event.aux & (MODE_MISSING | MODE_WP | MODE_MINOR)) == MODE_MISSING)
 		emit_present(&event, read64(event.ctx + CTX_MM));
-	emit_here(&event);
+	emit_often(typed, &event);
 	return 0;
 }
 
@@ -184,8 +184,7 @@ static __always_inline int on_set_uffd(bool typed, u64 vma, u64 uffd)
 
 static __always_inline int on_ioctl_return(bool typed, u64 result)
 {
-	u64 id = bpf_get_current_pid_tgid();
-	struct thread *thread = thread_of(id);
+	struct thread *thread = this_thread();
 	struct event event = {.type = EVENT_IOCTL_RETURN, .ret = result};
 
 	if (!thread || !thread->call.ctx)
@@ -209,10 +208,8 @@ static __always_inline int on_ioctl_return(bool typed, u64 result)
 	if (event.kind == IOCTL_API)
 		emit_userfaultfd(event.ctx, 0);
 	event.time = bpf_ktime_get_ns();
-	event.tid = id;
-	event.tgid = id >> 32;
 	tell_with(&event, &thread->call);
-	submit(&event);
+	submit_often(typed, &event);
 	return 0;
 }
 
@@ -296,7 +293,7 @@ static __always_inline int on_protect(bool typed, u64 vma, u64 start, u64 end, u
 	/* Swapped-out pages that are protected already are not in the return value. */
 	if (event.kind)
 		event.value = read64(TOTAL_SWAP_PAGES) != read64(FREE_SWAP_PAGES);
-	emit_here(&event);
+	emit_often(typed, &event);
 	return 0;
 }
 
@@ -312,7 +309,7 @@ static __always_inline int on_protect_return(bool typed, u64 pages, u64 flags)
 		return 0;
 	event.ctx = thread->protects;
 	thread->protects = 0;
-	emit_here(&event);
+	emit_often(typed, &event);
 	return 0;
 }
 

@@ -31,12 +31,14 @@ static __always_inline u64 since_return(struct thread *thread, u64 now)
 static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 {
 	struct event event = {.type = EVENT_FAULT};
+	struct access access;
 	struct thread *thread;
 	struct area area;
 	u32 memory;
 	u64 now;
 
-	if (!read_area(typed, load64(typed, vmf + VMF_VMA), 0, &area))
+	read_access(typed, vmf, &access);
+	if (!read_area(typed, access.vma, 0, &area))
 		return 0;
 	now = generation();
 	thread = this_thread();
@@ -50,10 +52,10 @@ static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 	/* The MINOR bit moves (37, 38, 41); the other two never did. */
 	event.kind = reason == VM_UFFD_MISSING ? KIND_MISSING : reason == VM_UFFD_WP ? KIND_WP : KIND_MINOR;
 	event.ctx = area.ctx;
-	event.start = load64(typed, vmf + VMF_ADDRESS) & PAGE_MASK;
-	event.aux = load32(typed, vmf + VMF_FLAGS) & FAULT_FLAGS;
-	event.value = load64(typed, area.vma + VMA_START);
-	event.end = load64(typed, area.vma + VMA_END);
+	event.start = access.address & PAGE_MASK;
+	event.aux = access.flags & FAULT_FLAGS;
+	event.value = area.start;
+	event.end = area.end;
 	event.flags = memory = memory_of(&area);
 	event.flags |= (area.flags & VM_UFFD_MISSING ? MODE_MISSING : 0) << MODES_SHIFT;
 	event.flags |= (area.flags & VM_UFFD_WP ? MODE_WP : 0) << MODES_SHIFT;
@@ -77,7 +79,7 @@ static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 		thread->head.returned_at = 0;
 	}
 	count(area.ctx, event.value, COUNTER_FAULT_MISSING + event.kind);
-	submit_here(&event);
+	submit_often(typed, &event);
 	return 0;
 }
 
@@ -139,12 +141,12 @@ static __always_inline int on_message(bool typed, u64 entry)
 	if ((!thread || !passed(&thread->told, event.ctx, now)) && !known.lookup(&event.ctx)) {
 		/* Its descriptor came from a process that we do not follow. */
 		if (describe_process(&event, (u64)bpf_get_current_task()))
-			keep_message(&event);
+			emit_message(&event);
 		event.tid = id;
 		event.tgid = id >> 32;
 		describe(&event, event.ctx);
 		know(event.ctx);
-		keep_message(&event);
+		emit_message(&event);
 		event.end = 0;
 	} else if (thread) {
 		let_pass(&thread->told, event.ctx, now);
@@ -156,7 +158,7 @@ static __always_inline int on_message(bool typed, u64 entry)
 	event.value = (u32)id;
 	event.flags = memory;
 	count(event.ctx, vm_start, COUNTER_MESSAGE_MISSING + event.kind);
-	keep_message(&event);
+	emit_message(&event);
 	return 0;
 }
 
@@ -184,24 +186,29 @@ static __always_inline int on_wake(bool typed, u64 entry, u64 key)
 	struct wake_range range = {};
 	struct waiter waiter;
 	u64 length;
+	bool told;
 
 	read_waiter(&waiter, entry);
 	/* Most wakes are those of a call on this userfaultfd, which has passed the filter. */
 	if ((!thread || thread->call.ctx != waiter.words[UWQ_CTX / 8]) &&
 	    !is_traced(read64(waiter.words[UWQ_CTX / 8] + CTX_MM)))
 		return 0;
-	bpf_probe_read_kernel(&range, sizeof(range), (void *)key);
 	describe_waiter(&event, &waiter);
-	length = range.words[WAKE_LEN / 8];
-	/* As it is written in userfaultfd_wake_function(); with a length of 0 all are woken. */
-	if (length &&
-	    (event.start < range.words[WAKE_START / 8] || event.start >= range.words[WAKE_START / 8] + length))
-		return 0;
+	/* What the call names is what it wakes. */
+	told = thread && tells_wake(&thread->call, &event);
+	if (!told) {
+		bpf_probe_read_kernel(&range, sizeof(range), (void *)key);
+		length = range.words[WAKE_LEN / 8];
+		/* As it is written in userfaultfd_wake_function(); with a length of 0 all are woken. */
+		if (length &&
+		    (event.start < range.words[WAKE_START / 8] || event.start >= range.words[WAKE_START / 8] + length))
+			return 0;
+	}
 	event.tid = read32(task_of(&waiter) + TASK_PID);
 	sleeper = thread_of(event.tid);
 	if (sleeper)
 		sleeper->sleeper.woken = 1;
-	if (thread && tells_wake(&thread->call, &event)) {
+	if (told) {
 		thread->call.woke_at = bpf_ktime_get_ns();
 		thread->call.woke_tid = event.tid;
 		thread->call.woke_flags = event.aux;

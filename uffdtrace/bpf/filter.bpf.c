@@ -52,13 +52,16 @@ static __always_inline struct thread *make_thread(void)
 static __always_inline void tell_return(struct thread *thread)
 {
 	struct event event = {.type = EVENT_FAULT_RETURN};
+	u64 id = bpf_get_current_pid_tgid();
 
 	if (!thread || !thread->head.returned_at)
 		return;
 	event.ctx = thread->head.returned_in;
 	event.time = bpf_ktime_get_ns();
 	event.aux = event.time - thread->head.returned_at;
-	submit_here(&event);
+	event.tid = id;
+	event.tgid = id >> 32;
+	submit(&event);
 }
 
 /* At a thread's exit: its number will be another's, and there is room for those that live. */
@@ -119,10 +122,47 @@ static __always_inline void let_pass(struct pass *pass, u64 key, u64 now)
 struct area {
 	bool typed;
 	u64 vma;
+	u64 start;
+	u64 end;
 	u64 flags;
 	u64 mm;
 	u64 ctx;
 };
+
+/* Members that lie near each other, read at once: a helper for each costs half as much again as one for all. */
+struct vma_words {
+	u64 words[VMA_SPAN / 8];
+};
+
+struct vmf_words {
+	u64 words[VMF_SPAN / 8];
+};
+
+/* What is asked of a struct vm_fault. */
+struct access {
+	u64 vma;
+	u64 address;
+	u64 orig_pte;
+	u32 flags;
+};
+
+static __always_inline void read_access(bool typed, u64 vmf, struct access *access)
+{
+	struct vmf_words read = {};
+
+	if (typed) {
+		access->vma = load64(typed, vmf + VMF_VMA);
+		access->address = load64(typed, vmf + VMF_ADDRESS);
+		access->orig_pte = load64(typed, vmf + VMF_ORIG_PTE);
+		access->flags = load32(typed, vmf + VMF_FLAGS);
+		return;
+	}
+	bpf_probe_read_kernel(&read, sizeof(read), (void *)vmf);
+	access->vma = read.words[VMF_VMA / 8];
+	access->address = read.words[VMF_ADDRESS / 8];
+	access->orig_pte = read.words[VMF_ORIG_PTE / 8];
+	access->flags = read.words[VMF_FLAGS / 8] >> VMF_FLAGS % 8 * 8;
+}
 
 static __always_inline bool is_traced(u64 mm)
 {
@@ -134,16 +174,26 @@ static __always_inline bool is_traced(u64 mm)
 /* An area with a userfaultfd, in whatever address space. */
 static __always_inline bool read_area(bool typed, u64 vma, u64 wanted_flags, struct area *area)
 {
+	struct vma_words read = {};
+
 	area->typed = typed;
 	area->vma = vma;
 	area->ctx = load64(typed, vma + VMA_CTX);
 	if (!area->ctx)
 		return false;
-	area->flags = load64(typed, vma + VMA_FLAGS);
-	if (wanted_flags && !(area->flags & wanted_flags))
-		return false;
-	area->mm = load64(typed, vma + VMA_MM);
-	return true;
+	if (typed) {
+		area->start = load64(typed, vma + VMA_START);
+		area->end = load64(typed, vma + VMA_END);
+		area->flags = load64(typed, vma + VMA_FLAGS);
+		area->mm = load64(typed, vma + VMA_MM);
+	} else {
+		bpf_probe_read_kernel(&read, sizeof(read), (void *)vma);
+		area->start = read.words[VMA_START / 8];
+		area->end = read.words[VMA_END / 8];
+		area->flags = read.words[VMA_FLAGS / 8];
+		area->mm = read.words[VMA_MM / 8];
+	}
+	return !wanted_flags || area->flags & wanted_flags;
 }
 
 /* An area with a userfaultfd in an address space we trace. */

@@ -91,8 +91,8 @@ static __always_inline int on_area(bool typed, u64 m, u64 vma)
 	if ((u32)(bpf_get_current_pid_tgid() >> 32) != COLLECTOR || !registered_area(typed, vma, 0, &area))
 		return 0;
 	event.ctx = area.ctx;
-	event.start = read64(vma + VMA_START);
-	event.end = read64(vma + VMA_END);
+	event.start = area.start;
+	event.end = area.end;
 	event.flags = memory_of(&area);
 	emit_here(&event);
 	return 0;

@@ -200,12 +200,21 @@ BPF_ARRAY(losses, u64, LOSS_COUNT);
 /* Grows as a userfaultfd or an address space goes. */
 BPF_ARRAY(generations, u64, 1);
 /*
- * Messages. A probe inside a function runs in NMI context (int3), where the
- * ring's lock is only tried: so each CPU has slots of its own, written by one
- * program at a time and read through mmap. `heads` counts what was ever written.
+ * A record costs least where nobody else writes: each CPU has lanes of its own, of
+ * LANE_SLOTS records each, which the collector reads through mmap. What finds its lane full,
+ * or another program in it, goes into the ring.
  */
-BPF_F_TABLE("array", u32, struct event, messages, (CPUS) * (MESSAGE_SLOTS), BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, u64, heads, CPUS, BPF_F_MMAPABLE);
+struct lane {
+	/* What was ever written. */
+	u64 head;
+	/* A program is writing. */
+	u64 busy;
+};
+/* LANES of each CPU: one for programs that run within a thread's call, one for the probe that runs as an NMI does. */
+BPF_F_TABLE("array", u32, struct event, slots, (CPUS)*LANES *(LANE_SLOTS), BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct lane, lanes, (CPUS)*LANES, BPF_F_MMAPABLE);
+/* How far the collector has read. */
+BPF_F_TABLE("array", u32, u64, tails, (CPUS)*LANES, BPF_F_MMAPABLE);
 
 /*
  * Programs of fentry are given typed pointers: what these point to is loaded as by any
@@ -264,25 +273,73 @@ static __always_inline void submit(struct event *event)
 	events.ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }
 
+static __always_inline bool keep(struct event *event, u32 number)
+{
+	volatile struct lane *lane = lanes.lookup(&number);
+	volatile u64 *tail = tails.lookup(&number);
+	struct event *slot;
+	bool kept = false;
+	u64 head;
+	u32 index;
+
+	if (!lane || !tail || lane->busy)
+		return false;
+	lane->busy = 1;
+	head = lane->head;
+	index = number * (LANE_SLOTS) + (head & ((LANE_SLOTS)-1));
+	slot = slots.lookup(&index);
+	if (slot && head - *tail < (LANE_SLOTS)) {
+		*slot = *event;
+		/* The collector trusts the head: it must move last. */
+		asm volatile("" ::: "memory");
+		lane->head = head + 1;
+		kept = true;
+	}
+	lane->busy = 0;
+	return kept;
+}
+
+/*
+ * An event of a program that may run often. One of fentry can be preempted where the
+ * kernel can (PREEMPTIBLE): two of them could take a lane for free at once.
+ */
+static __always_inline void submit_often(bool typed, struct event *event)
+{
+	u64 id = bpf_get_current_pid_tgid();
+
+	event->tid = id;
+	event->tgid = id >> 32;
+	if ((typed && PREEMPTIBLE) || !keep(event, bpf_get_smp_processor_id() * LANES))
+		submit(event);
+}
+
+static __always_inline void emit_often(bool typed, struct event *event)
+{
+	event->time = bpf_ktime_get_ns();
+	submit_often(typed, event);
+}
+
 static __always_inline void emit(struct event *event)
 {
 	event->time = bpf_ktime_get_ns();
 	submit(event);
 }
 
-static __always_inline void submit_here(struct event *event)
+static __always_inline void emit_here(struct event *event)
 {
 	u64 id = bpf_get_current_pid_tgid();
 
 	event->tid = id;
 	event->tgid = id >> 32;
-	submit(event);
+	emit(event);
 }
 
-static __always_inline void emit_here(struct event *event)
+/* Of the probe that runs as an NMI does, for which the ring's lock is only tried. */
+static __always_inline void emit_message(struct event *event)
 {
 	event->time = bpf_ktime_get_ns();
-	submit_here(event);
+	if (!keep(event, bpf_get_smp_processor_id() * LANES + 1))
+		submit(event);
 }
 
 static __always_inline void count(u64 ctx, u64 vm_start, u32 slot)
@@ -300,24 +357,4 @@ static __always_inline void count(u64 ctx, u64 vm_start, u32 slot)
 		__sync_fetch_and_add(&counts->slot[slot & (COUNTER_SLOTS - 1)], 1);
 	else
 		lose(LOSS_MAP_FULL);
-}
-
-static __always_inline void keep_message(struct event *event)
-{
-	u32 cpu = bpf_get_smp_processor_id();
-	u64 *head = heads.lookup(&cpu);
-	struct event *slot;
-	u32 index;
-
-	if (!head)
-		return;
-	index = cpu * MESSAGE_SLOTS + (*head & (MESSAGE_SLOTS - 1));
-	slot = messages.lookup(&index);
-	if (!slot)
-		return;
-	event->time = bpf_ktime_get_ns();
-	*slot = *event;
-	/* The reader trusts the head: it must move last. */
-	asm volatile("" ::: "memory");
-	*(volatile u64 *)head = *head + 1;
 }

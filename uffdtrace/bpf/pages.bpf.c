@@ -34,24 +34,24 @@ static __always_inline void emit_page(struct area *area, u32 type, u32 kind, u64
 
 	event.ctx = area->ctx;
 	event.flags = memory_of(area);
-	emit_here(&event);
+	emit_often(area->typed, &event);
 }
 
 /* do_anonymous_page(), where the compiler left it a function (6.12, 7.2). */
 static __always_inline int on_anon_fault(bool typed, u64 vmf)
 {
+	struct access access;
 	struct area area;
-	u32 flags;
 	u64 address, pte;
 
 	if (!registered_area(typed, load64(typed, vmf + VMF_VMA), VM_UFFD_WP, &area))
 		return 0;
-	flags = load32(typed, vmf + VMF_FLAGS);
-	address = load64(typed, vmf + VMF_ADDRESS) & PAGE_MASK;
+	read_access(typed, vmf, &access);
+	address = access.address & PAGE_MASK;
 	/* Not none means a marker (WP_UNPOPULATED): the page arrives protected. */
-	pte = flags & FAULT_FLAG_ORIG_PTE_VALID ? load64(typed, vmf + VMF_ORIG_PTE) : 0;
-	mark(&area, address, pte ? MARK_PROTECTED_HOLE : MARK_HOLE, flags & FAULT_FLAG_WRITE);
-	if (!(flags & FAULT_FLAG_WRITE) && !pte && !(area.flags & VM_UFFD_MISSING))
+	pte = access.flags & FAULT_FLAG_ORIG_PTE_VALID ? access.orig_pte : 0;
+	mark(&area, address, pte ? MARK_PROTECTED_HOLE : MARK_HOLE, access.flags & FAULT_FLAG_WRITE);
+	if (!(access.flags & FAULT_FLAG_WRITE) && !pte && !(area.flags & VM_UFFD_MISSING))
 		emit_page(&area, EVENT_ZERO_PAGE, 0, address, PAGE_SIZE, 0);
 	return 0;
 }
@@ -77,21 +77,20 @@ static __always_inline int on_mm_fault(bool typed, u64 vma, u64 address, u64 fla
 
 static __always_inline int on_huge_fault(bool typed, u64 vmf)
 {
-	u64 vma = load64(typed, vmf + VMF_VMA);
+	struct access access;
 	struct area area;
 	u64 address, start;
-	u32 flags;
 
-	if (!registered_area(typed, vma, VM_UFFD_WP, &area))
+	if (!registered_area(typed, load64(typed, vmf + VMF_VMA), VM_UFFD_WP, &area))
 		return 0;
-	flags = load32(typed, vmf + VMF_FLAGS);
-	address = load64(typed, vmf + VMF_ADDRESS) & PAGE_MASK;
-	mark(&area, address, MARK_HUGE, flags & FAULT_FLAG_WRITE);
+	read_access(typed, vmf, &access);
+	address = access.address & PAGE_MASK;
+	mark(&area, address, MARK_HUGE, access.flags & FAULT_FLAG_WRITE);
 	start = address & ~(u64)(PMD_SIZE - 1);
-	if (flags & FAULT_FLAG_WRITE || area.flags & VM_UFFD_MISSING)
+	if (access.flags & FAULT_FLAG_WRITE || area.flags & VM_UFFD_MISSING)
 		return 0;
 	/* transhuge_vma_suitable() in 5.10 and 6.1, thp_vma_suitable_order() in 6.12. */
-	if (start < load64(typed, vma + VMA_START) || start + PMD_SIZE > load64(typed, vma + VMA_END))
+	if (start < area.start || start + PMD_SIZE > area.end)
 		return 0;
 	emit_page(&area, EVENT_HUGE_ZERO_PAGE, 0, start, PMD_SIZE, address);
 	return 0;
@@ -208,26 +207,25 @@ static __always_inline int on_swap(bool typed, u64 vmf)
 
 static __always_inline int on_wp_fault(bool typed, u64 vmf)
 {
-	u64 vma = load64(typed, vmf + VMF_VMA);
+	struct access access;
 	struct area area;
-	u64 address, pte;
-	u32 flags, zero;
+	u64 address;
+	u32 zero;
 
-	if (!load64(typed, vma + VMA_CTX))
+	if (!read_area(typed, load64(typed, vmf + VMF_VMA), 0, &area))
 		return 0;
-	pte = load64(typed, vmf + VMF_ORIG_PTE);
-	flags = load32(typed, vmf + VMF_FLAGS);
+	read_access(typed, vmf, &access);
 	/* The write is announced: do_wp_page() goes to handle_userfault() and commits no page. */
-	if (pte & PTE_UFFD_WP && !(flags & FAULT_FLAG_UNSHARE) && load64(typed, vma + VMA_FLAGS) & VM_UFFD_WP)
+	if (access.orig_pte & PTE_UFFD_WP && !(access.flags & FAULT_FLAG_UNSHARE) && area.flags & VM_UFFD_WP)
 		return 0;
-	if (!registered_area(typed, vma, 0, &area))
+	if (!is_traced(area.mm))
 		return 0;
 	unmark();
-	address = load64(typed, vmf + VMF_ADDRESS) & PAGE_MASK;
-	if (!(flags & FAULT_FLAG_WRITE) || flags & FAULT_FLAG_UNSHARE)
+	address = access.address & PAGE_MASK;
+	if (!(access.flags & FAULT_FLAG_WRITE) || access.flags & FAULT_FLAG_UNSHARE)
 		return 0;
 	/* break_ksm() up to 6.1 gives a page back by a write fault, though nobody writes. */
-	if (flags & FAULT_FLAG_REMOTE && !(flags & (FAULT_FLAG_USER | FAULT_FLAG_ALLOW_RETRY))) {
+	if (access.flags & FAULT_FLAG_REMOTE && !(access.flags & (FAULT_FLAG_USER | FAULT_FLAG_ALLOW_RETRY))) {
 		u32 tid = bpf_get_current_pid_tgid();
 		u64 *page = unmerging.lookup(&tid);
 
@@ -237,7 +235,7 @@ static __always_inline int on_wp_fault(bool typed, u64 vmf)
 		}
 	}
 	/* KSM may have put the zero page there (use_zero_pages). */
-	zero = pte & PTE_SPECIAL && !(area.flags & VM_MERGEABLE);
+	zero = access.orig_pte & PTE_SPECIAL && !(area.flags & VM_MERGEABLE);
 	/* No write to a protected page comes here. A bit without the mode protects nothing: it outlives the mode. */
 	emit_page(&area, EVENT_UNPROTECTED_WRITE, zero, address, PAGE_SIZE, 0);
 	return 0;
@@ -245,19 +243,19 @@ static __always_inline int on_wp_fault(bool typed, u64 vmf)
 
 static __always_inline int on_file_fault(bool typed, u64 vmf)
 {
+	struct access access;
 	struct area area;
 	u64 address;
-	u32 flags;
 
 	if (!registered_area(typed, load64(typed, vmf + VMF_VMA), VM_UFFD_WP, &area))
 		return 0;
 	unmark();
-	address = load64(typed, vmf + VMF_ADDRESS) & PAGE_MASK;
-	flags = load32(typed, vmf + VMF_FLAGS);
+	read_access(typed, vmf, &access);
+	address = access.address & PAGE_MASK;
 	/* A marker makes finish_fault() map the page protected. */
-	if (flags & FAULT_FLAG_ORIG_PTE_VALID && load64(typed, vmf + VMF_ORIG_PTE))
+	if (access.flags & FAULT_FLAG_ORIG_PTE_VALID && access.orig_pte)
 		return 0;
-	emit_page(&area, EVENT_FILE_PAGE, flags & FAULT_FLAG_WRITE ? 1 : 0, address, PAGE_SIZE, 0);
+	emit_page(&area, EVENT_FILE_PAGE, access.flags & FAULT_FLAG_WRITE ? 1 : 0, address, PAGE_SIZE, 0);
 	return 0;
 }
 

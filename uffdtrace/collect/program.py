@@ -19,16 +19,18 @@ from uffdtrace.collect import cache, threads
 from uffdtrace.collect.bcc import STUB_ROOT, library, version
 from uffdtrace.collect.image import Image, Map, compiled, placed, placeholder
 from uffdtrace.collect.maps import Table
-from uffdtrace.collect.ring import Ring, Slots, Stream
+from uffdtrace.collect.ring import Lanes, Ring, Stream
 from uffdtrace.kernel.bpf import At, Kind, load_program
 from uffdtrace.kernel.layout import ADDRESSES
-from uffdtrace.kernel.preflight import Refusal
+from uffdtrace.kernel.preflight import Refusal, preemptible
 from uffdtrace.kernel.probes import Attachment, Where
 from uffdtrace.model.events import Array, Counter, Loss, c_header
 
 # 32 MiB hold half a million events: what two cores can fault in half a second.
 RING_PAGES = 8192
-_MESSAGE_SLOTS = 1 << 17
+# Lanes of each CPU (LANES in bpf/maps.bpf.c), and slots of all CPUs' first lanes.
+LANES = 2
+_SLOTS = 1 << 17
 _FEWEST_SLOTS = 1 << 12
 
 # The parts of the BPF program, each after those that it needs.
@@ -74,9 +76,9 @@ def possible_cpus() -> int:
     return int(re.split("[-,]", Path("/sys/devices/system/cpu/possible").read_text().strip())[-1]) + 1
 
 
-def message_slots(cpus: int) -> int:
-    """Slots for each CPU, a power of two: 8 MiB in all, or 256 KiB for each CPU."""
-    each = max(_FEWEST_SLOTS, _MESSAGE_SLOTS // cpus)
+def lane_slots(cpus: int) -> int:
+    """Slots of a lane, a power of two: 8 MiB for a lane of each CPU, or 256 KiB for each."""
+    each = max(_FEWEST_SLOTS, _SLOTS // cpus)
     return 1 << (each.bit_length() - 1)
 
 
@@ -146,13 +148,14 @@ class Program:
         self.attachments = attachments
         self._lib = library()
         self._cpus = possible_cpus()
-        self._slots = message_slots(self._cpus)
+        self._slots = lane_slots(self._cpus)
         self._settings = {name: value for name, value in defines.items() if name in ADDRESSES}
         self._settings.update(COLLECTOR=os.getpid(), FOLLOW=follow)
         flags = [f"-D{name}={value:#x}UL" for name, value in defines.items() if name not in self._settings]
         flags += [f"-D{name}=SETTING({placeholder(index):#x})" for index, name in enumerate(self._settings)]
         # BCC's macro takes the ring's size as text.
-        flags += [f"-DRING_PAGES={RING_PAGES}", f"-DCPUS={self._cpus}", f"-DMESSAGE_SLOTS={self._slots}"]
+        flags += [f"-DRING_PAGES={RING_PAGES}", f"-DCPUS={self._cpus}", f"-DLANES={LANES}"]
+        flags += [f"-DLANE_SLOTS={self._slots}", f"-DPREEMPTIBLE={int(preemptible())}"]
         flags += [*(f"-DFOLLOW_{one.name}={one.value}" for one in Follow), "-Wno-unused-function"]
         self._image = _image(bcc, source_for(attachments), flags, say)
         # Up to 5.10 maps and programs count as locked memory, of which a user may have a few megabytes at most.
@@ -235,8 +238,9 @@ class Program:
 
     def stream(self) -> Stream:
         """The events, from now on."""
-        messages, heads = self._tables["messages"].fd, self._tables["heads"].fd
-        return Stream(Ring(self._tables["events"].fd, RING_PAGES), Slots(messages, heads, self._cpus, self._slots))
+        slots, heads, tails = (self._tables[name].fd for name in ("slots", "lanes", "tails"))
+        lanes = Lanes(slots, heads, tails, self._cpus * LANES, self._slots)
+        return Stream(Ring(self._tables["events"].fd, RING_PAGES), lanes)
 
     def follow(self, tgid: int) -> None:
         self._tables["followed"][_U32.pack(tgid)] = _YES

@@ -12,6 +12,8 @@ from uffdtrace.model.events import EVENT, WHOLE, Array, joined, picked
 _HEADER = np.dtype([("length", "<u4"), ("page", "<u4")])
 _RECORD = np.dtype([("header", _HEADER), ("event", WHOLE)])
 _BUSY = np.uint32(1 << 31)
+# struct lane in bpf/maps.bpf.c.
+_LANE = np.dtype([("head", "<u8"), ("busy", "<u8")])
 
 # An event has its time before it has its place: one that is older than this is complete.
 _SETTLE_NS = 200_000_000
@@ -57,38 +59,32 @@ class Ring:
         return events
 
 
-class Slots:
-    """The messages' slots, `count` for each CPU (the maps `messages` and `heads`).
+class Lanes:
+    """Records that each CPU writes into slots of its own (the maps `slots`, `lanes` and `tails`).
 
-    The kernel writes a slot before it moves the head. The one that it writes next
-    may hold half of a message, so one slot less than there are can be relied on.
+    `count` lanes of `size` slots each. The kernel writes a slot before it moves the lane's
+    head, and none that we have not read: what finds its lane full goes into the ring.
     """
 
-    def __init__(self, messages_fd: int, heads_fd: int, cpus: int, count: int) -> None:
-        slots = mmap.mmap(messages_fd, _pages(cpus * count * EVENT.itemsize), mmap.MAP_SHARED, mmap.PROT_READ)
-        heads = mmap.mmap(heads_fd, _pages(cpus * 8), mmap.MAP_SHARED, mmap.PROT_READ)
-        self._slots = np.frombuffer(slots, dtype=WHOLE, count=cpus * count).reshape(cpus, count)
-        self._heads = np.frombuffer(heads, dtype="<u8", count=cpus)
-        self._tails = np.zeros(cpus, dtype=np.int64)
-        self._count = count
-        self._sound = count - 1
-        self.overwritten = 0
+    def __init__(self, slots_fd: int, heads_fd: int, tails_fd: int, count: int, size: int) -> None:
+        slots = mmap.mmap(slots_fd, _pages(count * size * EVENT.itemsize), mmap.MAP_SHARED, mmap.PROT_READ)
+        heads = mmap.mmap(heads_fd, _pages(count * _LANE.itemsize), mmap.MAP_SHARED, mmap.PROT_READ)
+        tails = mmap.mmap(tails_fd, _pages(count * 8), mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._slots = np.frombuffer(slots, dtype=WHOLE, count=count * size).reshape(count, size)
+        self._heads = np.frombuffer(heads, dtype=_LANE, count=count)["head"]
+        self._tails = np.frombuffer(tails, dtype="<u8", count=count)
+        self._size = size
 
     def drain(self) -> Array:
-        """A copy of what is new, CPU by CPU; what was overwritten before is counted."""
+        """A copy of what is new, lane by lane."""
         found: list[Array] = []
-        for cpu in np.flatnonzero(self._heads.astype(np.int64) != self._tails).tolist():
-            head, tail = int(self._heads[cpu]), int(self._tails[cpu])
-            first = max(tail, head - self._sound)
-            place, end = first % self._count, first % self._count + head - first
-            parts = (self._slots[cpu][place:end], self._slots[cpu][: max(0, end - self._count)])
-            events = np.concatenate(parts).view(EVENT)
-            # Whatever was written while we copied may have hit the oldest of them.
-            spoilt = max(0, int(self._heads[cpu]) - self._sound - first)
-            lost = max(0, head - self._sound - tail) + min(spoilt, len(events))
-            self.overwritten += lost
-            found.append(events[spoilt:])
-            self._tails[cpu] = head
+        for lane in np.flatnonzero(self._heads != self._tails).tolist():
+            head, tail = int(self._heads[lane]), int(self._tails[lane])
+            place, end = tail % self._size, tail % self._size + head - tail
+            parts = (self._slots[lane][place:end], self._slots[lane][: max(0, end - self._size)])
+            found.append(np.concatenate(parts).view(EVENT))
+            # x86 keeps a store behind the loads before it: from here on the kernel may write there again.
+            self._tails[lane] = head
         return joined(found)
 
 
@@ -97,11 +93,11 @@ def _pages(size: int) -> int:
 
 
 class Stream:
-    """Ring, slots and events of our own, merged in order of time."""
+    """Ring, lanes and events of our own, merged in order of time."""
 
-    def __init__(self, ring: Ring, slots: Slots) -> None:
+    def __init__(self, ring: Ring, lanes: Lanes) -> None:
         self._ring = ring
-        self._slots = slots
+        self._lanes = lanes
         # What is held, one part after the other: to join them each time would copy all of them each time.
         self._parts: list[Array] = []
         # When (ns) the ring was last seen with nothing hidden behind an incomplete record.
@@ -110,10 +106,6 @@ class Stream:
         self._handed = 0
         # Events that came after younger ones had been handed on: their order is lost.
         self.late = 0
-
-    @property
-    def overwritten(self) -> int:
-        return self._slots.overwritten
 
     @property
     def held(self) -> Array:
@@ -136,7 +128,7 @@ class Stream:
     def _read(self) -> list[Array]:
         """Hold what came just now, which is returned."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        came = [self._ring.drain(), self._slots.drain()]
+        came = [self._ring.drain(), self._lanes.drain()]
         if not self._ring.blocked:
             self._clear = now
         self.late += sum(int((events["time"] < self._handed).sum()) for events in came)

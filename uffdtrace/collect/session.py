@@ -257,7 +257,7 @@ class Session:
         self._take(stream, writer, None)
         self._look_at_file(writer, trace, began)
         # Nothing more can come.
-        self._dropped = sum(self._program.losses().values()) + stream.overwritten
+        self._dropped = sum(self._program.losses().values())
         ending = self._ending(offered)
         if stream.late:
             self._say(f"{stream.late:,} events came too late to be put in order: what rests on events is a lower bound")
@@ -330,7 +330,7 @@ class Session:
         if self._backlog and due:
             self._model.feed(self._behind(None if everything else _BATCH))
             self._next_account = time.monotonic() + _ACCOUNT_S
-        dropped = sum(self._program.losses().values()) + stream.overwritten
+        dropped = sum(self._program.losses().values())
         if dropped != self._dropped:
             self._dropped = dropped
             writer.loss({"events_dropped": dropped})

@@ -67,6 +67,12 @@ _MEMBERS = {
 # Structs that are read whole.
 _SIZES = {"UWQ_SIZE": "userfaultfd_wait_queue", "WAKE_SIZE": "userfaultfd_wake_range"}
 
+# How far a struct is read at once for these of its members.
+_SPANS = {
+    "VMF_SPAN": ("VMF_VMA", "VMF_ADDRESS", "VMF_FLAGS", "VMF_ORIG_PTE"),
+    "VMA_SPAN": ("VMA_START", "VMA_END", "VMA_FLAGS", "VMA_MM"),
+}
+
 # Of two rows for one name, the one whose member this kernel has.
 _OPTIONAL_MEMBERS = (
     # Absent without CONFIG_MEMCG: owners then stay unknown.
@@ -134,6 +140,8 @@ def defines(btf: Btf, symbols: Symbols, machine: str | None = None) -> dict[str,
         if size is None:
             raise LayoutError(f"this kernel's BTF has no struct {structure}: was it built with CONFIG_USERFAULTFD=y?")
         found[name] = size
+    for name, members in _SPANS.items():
+        found[name] = (max(found[member] for member in members) + 8) & ~7
     for name, structure, path in _OPTIONAL_MEMBERS:
         offset = btf.offset(structure, path)
         if offset is not None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uffdtrace.model.events import EVENT, WHOLE, Act, Array, Type, joined, picked
+from uffdtrace.model.events import EVENT, WHOLE, Act, Array, Type, picked
 
 _RELEASED = np.uint32(Act.WOKE - 1)
 
@@ -39,44 +39,56 @@ def unfolded(events: Array) -> Array:
     if not returns.size:
         return events
     folded = picked(events, returns)
-    woke = folded["flags"] & np.uint32(Act.WOKE) != 0
-    released = folded["flags"] & _RELEASED != 0
-    aux = folded["aux"]
-
-    wakes = folded[woke]
-    wakes["type"], wakes["kind"], wakes["ret"], wakes["flags"], wakes["end"] = Type.WAKE, 0, 0, 0, 0
-    wakes["time"] = _ago(wakes["time"], _bits(aux[woke], Act.SINCE_SHIFT, Act.WOKE_MOST))
-    wakes["value"] = wakes["tid"]
-    wakes["tid"] = _bits(aux[woke], Act.TID_SHIFT, Act.TID)
-    wakes["aux"] = _bits(aux[woke], Act.MESSAGE_SHIFT, Act.MESSAGE)
-
-    releases = folded[released]
-    releases["type"], releases["kind"], releases["ret"], releases["aux"] = Type.PROTECT, 0, 0, 0
-    releases["time"] = _ago(releases["time"], np.maximum(releases["value"], 0).astype(np.uint64))
-    releases["flags"] &= _RELEASED
-    releases["value"] = 0
-
-    folded["aux"][woke] &= np.uint64(Act.MODE)
-    folded["value"][released] = 0
-    folded["flags"] = 0
+    flags, aux = folded["flags"].copy(), folded["aux"].copy()
+    woke, released = np.flatnonzero(flags & np.uint32(Act.WOKE)), np.flatnonzero(flags & _RELEASED)
 
     # A release comes before the wake-up that it makes possible, also where the clock did not move between them.
-    acts = joined([releases, wakes])
-    of_return = np.concatenate([returns[released], returns[woke]])
-    place = np.minimum(np.searchsorted(events["time"], acts["time"], side="right"), of_return)
-    order = np.lexsort((acts["time"], place))
-    return _inserted(events, returns, folded, picked(acts, order), place[order])
+    acts = np.zeros(len(released) + len(woke), dtype=EVENT)
+    of_return = np.concatenate([released, woke])
+    times = folded["time"][of_return]
+    for name in ("ctx", "start", "tgid"):
+        acts[name] = folded[name][of_return]
+
+    first, since = slice(len(released)), np.maximum(folded["value"][released], 0).astype(np.uint64)
+    acts["type"][first] = Type.PROTECT
+    acts["time"][first] = _ago(times[first], since)
+    acts["end"][first] = folded["end"][released]
+    acts["flags"][first] = flags[released] & _RELEASED
+    acts["tid"][first] = folded["tid"][released]
+
+    second, said = slice(len(released), None), aux[woke]
+    acts["type"][second] = Type.WAKE
+    acts["time"][second] = _ago(times[second], _bits(said, Act.SINCE_SHIFT, Act.WOKE_MOST))
+    acts["value"][second] = folded["tid"][woke]
+    acts["tid"][second] = _bits(said, Act.TID_SHIFT, Act.TID)
+    acts["aux"][second] = _bits(said, Act.MESSAGE_SHIFT, Act.MESSAGE)
+
+    folded["aux"][woke] = said & np.uint64(Act.MODE)
+    folded["value"][released] = 0
+    folded["flags"] = 0
+    return _inserted(events, returns, folded, acts, returns[of_return])
 
 
-def _inserted(events: Array, index: Array, instead: Array, more: Array, place: Array) -> Array:
-    """`events` with `instead` at `index`, and each of `more` before the event of its `place` (ascending)."""
-    whole = np.empty(len(events) + len(more), dtype=WHOLE)
-    at = place + np.arange(len(more))
-    own = np.ones(len(whole), dtype=bool)
-    own[at] = False
+def _inserted(events: Array, returns: Array, instead: Array, acts: Array, before: Array) -> Array:
+    """`events` with `instead` at `returns`, and each of `acts` where its time belongs, in front of `before`."""
+    order = np.argsort(acts["time"], kind="stable")
+    acts, before = picked(acts, order), before[order]
+    times, own = np.ascontiguousarray(events["time"]), np.ascontiguousarray(acts["time"])
+    place = before.copy()
+    # Mostly nothing else came between an act and its call's return.
+    between = np.flatnonzero(own < times[before - 1])
+    place[between] = np.minimum(np.searchsorted(times, own[between], side="right"), before[between])
+    if (place[1:] < place[:-1]).any():
+        # Only times that no kernel sends do that.
+        order = np.argsort(place, kind="stable")
+        acts, place = picked(acts, order), place[order]
+    whole = np.empty(len(events) + len(acts), dtype=WHOLE)
+    at = place + np.arange(len(acts))
+    theirs = np.ones(len(whole), dtype=bool)
+    theirs[at] = False
     old = np.ascontiguousarray(events).view(WHOLE).copy()
-    old[index] = np.ascontiguousarray(instead).view(WHOLE)
-    whole[own] = old
-    whole[at] = np.ascontiguousarray(more).view(WHOLE)
+    old[returns] = instead.view(WHOLE)
+    whole[theirs] = old
+    whole[at] = acts.view(WHOLE)
     found: Array = whole.view(EVENT)
     return found

@@ -26,7 +26,7 @@ from uffdtrace.errors import UffdtraceError
 # Where a trace goes unless told otherwise, as perf.data.
 DEFAULT = Path("uffdtrace.data")
 MAGIC = b"uffdtrc\n"
-SCHEMA = "uffdtrace-trace/6"
+SCHEMA = "uffdtrace-trace/7"
 HEADER = struct.Struct("<4sIQ")
 META = b"META"
 EVENTS = b"EVNT"
