@@ -203,11 +203,18 @@ class Events:
         )  # fmt: skip
 
     def message(
-        self, at: int, kind: Kind = Kind.WP, tid: int = THREAD, write: bool = True, reader: int | None = None
+        self,
+        at: int,
+        kind: Kind = Kind.WP,
+        tid: int = THREAD,
+        write: bool = True,
+        reader: int | None = None,
+        start_of_area: int | None = None,
     ) -> None:
         aux = int(MessageFlag.WRITE if write else 0) | {Kind.MISSING: 0, Kind.WP: 2, Kind.MINOR: 4}[kind]
         reader = self.monitor if reader is None else reader
-        told = {"tgid": self.monitor, "value": reader, "flags": self._flags()}
+        end = 0 if start_of_area is None else page(start_of_area)
+        told = {"tgid": self.monitor, "value": reader, "flags": self._flags(), "end": end}
         self.add(Type.MESSAGE, start=page(at), aux=aux, kind=kind, tid=tid, **told)
 
     def fault_found(

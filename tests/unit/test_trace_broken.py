@@ -104,7 +104,9 @@ def test_no_file_and_a_directory(tmp_path: Path) -> None:
         one_line(caught.value)
 
 
-@pytest.mark.parametrize("schema", ["uffdtrace-trace/4", "uffdtrace-trace/99", None, 7, ["x"], "x" * 10000, "\x1b[2J\n"])
+@pytest.mark.parametrize(
+    "schema", ["uffdtrace-trace/4", "uffdtrace-trace/99", None, 7, ["x"], "x" * 10000, "\x1b[2J\n"]
+)
 def test_another_schema(tmp_path: Path, schema: object) -> None:
     (tmp_path / "trace").write_bytes(MAGIC + chunk(META, json.dumps({**WHAT, "schema": schema}).encode()))
     with pytest.raises(TraceError, match="schema") as caught:

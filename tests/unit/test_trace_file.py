@@ -373,6 +373,32 @@ def test_a_limit(tmp_path: Path) -> None:
     assert (len(found), reader.complete) == (len(history()), True)
 
 
+def test_of_a_file_that_ended_faults_and_messages_are_still_counted(tmp_path: Path) -> None:
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 4)
+    events.register(10, 4)
+    for at in (0, 10):
+        events.fault(at, area=(at, at + 4))
+        events.message(at, start_of_area=at)
+    begun = len(events)
+    for at in (0, 10, 10):
+        events.fault(at + 1, area=(at, at + 4), tid=900 + at)
+        events.message(at + 1, tid=900 + at, start_of_area=at)
+    events.fault(2, area=(0, 4), ret=1)
+    array = events.array()
+    path = tmp_path / "trace"
+    writer = Writer(path, WHAT, write(path, array[:begun]).stat().st_size)
+    writer.events(array[:begun])
+    writer.events(array[begun:])
+    counters = [[*key, *slots] for key, slots in writer.unwritten.items()]
+    assert sorted(slots for _, _, *slots in counters) == [[0, 1, 0, 0, 1, 0], [0, 2, 0, 0, 2, 0]]
+    writer.done({**ENDING, "counters": counters, "file_ended": {"after_s": 0.5, "reason": "full"}})
+    report = offline.read(path)
+    assert [(one["faults"]["wp"], one["messages"]["wp"]) for one in report["ranges"]] == [(2, 2), (3, 3)]
+    assert not {"faults", "messages"} & set(report["loss"]["lower_bounds"])
+
+
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     really = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: really(fd, bytes(data)[:7]))

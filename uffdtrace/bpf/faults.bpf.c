@@ -78,8 +78,8 @@ static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 		event.aux |= since_return(thread, event.time);
 		thread->head.returned_at = 0;
 	}
-	count(area.ctx, event.value, COUNTER_FAULT_MISSING + event.kind);
-	submit_often(typed, &event);
+	if (!submit_often(typed, &event))
+		count(area.ctx, event.value, COUNTER_FAULT_MISSING + event.kind);
 	return 0;
 }
 
@@ -147,7 +147,6 @@ static __always_inline int on_message(bool typed, u64 entry)
 		describe(&event, event.ctx);
 		know(event.ctx);
 		emit_message(&event);
-		event.end = 0;
 	} else if (thread) {
 		let_pass(&thread->told, event.ctx, now);
 	}
@@ -157,8 +156,9 @@ static __always_inline int on_message(bool typed, u64 entry)
 	event.kind = message_kind(event.aux);
 	event.value = (u32)id;
 	event.flags = memory;
-	count(event.ctx, vm_start, COUNTER_MESSAGE_MISSING + event.kind);
-	emit_message(&event);
+	event.end = vm_start;
+	if (!emit_message(&event))
+		count(event.ctx, vm_start, COUNTER_MESSAGE_MISSING + event.kind);
 	return 0;
 }
 

@@ -259,18 +259,19 @@ static __always_inline void lose(int what)
 		__sync_fetch_and_add(count, 1);
 }
 
-/* An event that has its time. */
-static __always_inline void submit(struct event *event)
+/* An event that has its time. False where there was no room for it. */
+static __always_inline bool submit(struct event *event)
 {
 	struct event *record;
 
 	record = events.ringbuf_reserve(sizeof(*record));
 	if (!record) {
 		lose(LOSS_RING_FULL);
-		return;
+		return false;
 	}
 	*record = *event;
 	events.ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	return true;
 }
 
 static __always_inline bool keep(struct event *event, u32 number)
@@ -303,14 +304,13 @@ static __always_inline bool keep(struct event *event, u32 number)
  * An event of a program that may run often. One of fentry can be preempted where the
  * kernel can (PREEMPTIBLE): two of them could take a lane for free at once.
  */
-static __always_inline void submit_often(bool typed, struct event *event)
+static __always_inline bool submit_often(bool typed, struct event *event)
 {
 	u64 id = bpf_get_current_pid_tgid();
 
 	event->tid = id;
 	event->tgid = id >> 32;
-	if ((typed && PREEMPTIBLE) || !keep(event, bpf_get_smp_processor_id() * LANES))
-		submit(event);
+	return (!(typed && PREEMPTIBLE) && keep(event, bpf_get_smp_processor_id() * LANES)) || submit(event);
 }
 
 static __always_inline void emit_often(bool typed, struct event *event)
@@ -335,13 +335,13 @@ static __always_inline void emit_here(struct event *event)
 }
 
 /* Of the probe that runs as an NMI does, for which the ring's lock is only tried. */
-static __always_inline void emit_message(struct event *event)
+static __always_inline bool emit_message(struct event *event)
 {
 	event->time = bpf_ktime_get_ns();
-	if (!keep(event, bpf_get_smp_processor_id() * LANES + 1))
-		submit(event);
+	return keep(event, bpf_get_smp_processor_id() * LANES + 1) || submit(event);
 }
 
+/* A fault or message that could not be recorded: how many there were is known all the same. */
 static __always_inline void count(u64 ctx, u64 vm_start, u32 slot)
 {
 	struct place key = {.ctx = ctx, .vm_start = vm_start};

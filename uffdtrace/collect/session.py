@@ -102,6 +102,11 @@ def load(options: Options, say: Say) -> Program:
     return Program(module, attachments, defines, say, options.follow)
 
 
+def _rows(*counters: dict[tuple[int, int], list[int]]) -> list[list[int]]:
+    """Counters by (ctx, vm_start), as a trace's last word has them."""
+    return [[*key, *slots] for counted in counters for key, slots in counted.items()]
+
+
 class Session:
     """Attach, drain until something stops it, detach, account."""
 
@@ -266,7 +271,7 @@ class Session:
         trace["stop_reason"] = self._stop.reason
         last = {name: trace[name] for name in ("duration_s", "stop_reason", "file_ended")}
         complete = writer.ended is None
-        writer.done({**ending, **last})
+        writer.done({**ending, **last, "counters": _rows(self._program.counters(), writer.unwritten)})
         if complete and writer.ended is not None:
             self._say(f"cannot write the end of {writer.path}: {writer.ended}: read again, it will look cut short")
         self._model.finish()
@@ -358,6 +363,6 @@ class Session:
             "events_dropped": self._dropped,
             "probes_missed": {attachment.place: count for attachment, count in missed},
             "doubtful": sorted({name for attachment in alone for name in attachment.row.numbers}),
-            "counters": [[*key, *slots] for key, slots in self._program.counters().items()],
+            "counters": _rows(self._program.counters()),
             "features_offered": offered,
         }

@@ -89,7 +89,7 @@ FIELDS = {
     " the thread's last fault returned (0 where that was told), value=vm_start, end=vm_end, kind=Kind, flags=Memory and"
     " modes, ret=1 where the fault cannot sleep",
     Type.MESSAGE: "read by the monitor: start=address, aux=message flags, kind=Kind, tid=the faulting thread,"
-    " tgid=the monitor, value=its thread, flags=Memory or 0",
+    " tgid=the monitor, value=its thread, flags=Memory or 0, end=the fault's vm_start or 0",
     Type.WAKE: "a fault resolved: start=address, tid=the faulting thread, tgid=the process that woke it,"
     " value=its thread",
     Type.FAULT_RETURN: "handle_userfault returned: value=vm_fault_t, kind=1 as its process dies, aux=how long ago (ns);"
@@ -248,7 +248,7 @@ class MessageFlag(IntFlag):
 
 
 class Counter(IntEnum):
-    """Slots of a range's counters in the kernel: exact even where events are dropped."""
+    """Slots of a range's counters: its faults and messages for which the kernel, or the file, had no room."""
 
     FAULT_MISSING = 0
     FAULT_WP = 1

@@ -183,8 +183,8 @@ def _userfaultfd(home: Userfaultfd, began: int, end: int, pending: int) -> dict[
     }
 
 
-def use_counters(model: Model, counters: list[list[int]]) -> bool:
-    """Put the kernel's own counts of faults and messages in place of the events'.
+def add_counters(model: Model, counters: list[list[int]]) -> bool:
+    """Add the faults and messages that were counted only, as there was no room for their events.
 
     `counters` rows: ctx, vm_start, then the slots of Counter. False where a
     count could belong to more than one range, so that the events' must stay.
@@ -212,8 +212,12 @@ def use_counters(model: Model, counters: list[list[int]]) -> bool:
             total[slot] += slots[slot]
     for row in model.rows():
         if row.number in wanted:
-            row.faults = wanted[row.number][Counter.FAULT_MISSING : Counter.MESSAGE_MISSING]
-            row.messages = wanted[row.number][Counter.MESSAGE_MISSING :]
+            faults, messages = (
+                wanted[row.number][: Counter.MESSAGE_MISSING],
+                wanted[row.number][Counter.MESSAGE_MISSING :],
+            )
+            row.faults = [one + more for one, more in zip(row.faults, faults)]
+            row.messages = [one + more for one, more in zip(row.messages, messages)]
     return True
 
 
@@ -249,7 +253,7 @@ def build(
     cut = dropped or ending.get("file_ended") is not None
     if cut:
         lower += FROM_EVENTS
-        if not use_counters(model, ending.get("counters", [])):
+        if not add_counters(model, ending.get("counters", [])):
             lower += ["messages", "faults"]
     missed: int | None = None
     if "probes_missed" in ending:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from uffdtrace.model.elsewhere import Look
-from uffdtrace.model.events import Array
+from uffdtrace.model.events import Array, Counter, Kind, Type
 from uffdtrace.model.report import Name
 from uffdtrace.trace import packing
 from uffdtrace.trace.file import (
@@ -51,6 +51,8 @@ class Writer:
         # Bytes of whole chunks.
         self._size = 0
         self.ended: str | None = None
+        # Of faults and messages that are not in the file: (ctx, vm_start or 0) to the slots of Counter.
+        self.unwritten: dict[tuple[int, int], list[int]] = {}
         try:
             self._head(json.dumps({"schema": SCHEMA, **meta}).encode())
             output.take_place()
@@ -58,11 +60,20 @@ class Writer:
             output.abandon()
 
     def events(self, events: Array) -> None:
-        if 0 < len(events) < _FEW:
-            self._chunk(EVENTS, np.ascontiguousarray(events).tobytes())
-            return
         for first in range(0, len(events), packing.MOST):
-            self._chunk(PACKED, packing.pack(events[first : first + packing.MOST]))
+            part = events[first : first + packing.MOST]
+            few = len(part) < _FEW
+            self._chunk(EVENTS if few else PACKED, part.tobytes() if few else packing.pack(part))
+            if self.ended is not None:
+                self._count(part)
+
+    def _count(self, events: Array) -> None:
+        """What these events would have said of how many faults and messages there were."""
+        for kind, slot, start in ((Type.FAULT, 0, "value"), (Type.MESSAGE, Counter.MESSAGE_MISSING, "end")):
+            mine = events[(events["type"] == kind) & (events["ret"] == 0) & (events["kind"] < len(Kind))]
+            for event, count in zip(*np.unique(mine[["ctx", start, "kind"]], return_counts=True)):
+                counts = self.unwritten.setdefault((int(event["ctx"]), int(event[start])), [0] * len(Counter))
+                counts[slot + int(event["kind"])] += int(count)
 
     def names(self, names: list[Name]) -> None:
         if names:
