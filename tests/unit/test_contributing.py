@@ -197,7 +197,7 @@ def test_the_rooms_are_those_of_the_layout() -> None:
 def test_the_data_goes_that_way(row: list[str]) -> None:
     path, name = re.findall(r"`([^`]+)`", row[1])
     text = (ROOT / path).read_text()
-    assert re.search(rf"^(class|def|static __always_inline void) {name}\b", text, re.MULTILINE)
+    assert re.search(rf"^(class|def|static __always_inline (void|bool)) {name}\b", text, re.MULTILINE)
 
 
 def test_every_path_is_there() -> None:
