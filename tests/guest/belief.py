@@ -31,7 +31,7 @@ def beliefs(model: Model, wanted: Range) -> Iterator[tuple[int, int]]:
     """(address, what pages.protected() says) of every page of a range."""
     for row, piece in model.ranges.pieces():
         if row is wanted:
-            for index, belief in enumerate(protected(model.ranges.states(piece)).tolist()):
+            for index, belief in enumerate(protected(model.ranges.states(piece).every()).tolist()):
                 yield piece.start + index * PAGE_SIZE, belief
 
 

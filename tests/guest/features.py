@@ -297,7 +297,7 @@ COMPARED = frozenset(
 
 # Findings that no scenario of `run` can earn: what an attach does not know, and faults that outlive the trace
 # (test_lifecycle.py has those).
-_NOT_FORCED = {"armed-before-trace", "pending"}
+_NOT_FORCED = {"armed-before-trace", "pending", "not-tracked"}
 # Findings that a kernel cannot earn.
 UNEARNED: dict[str, set[str]] = {
     "bullseye": _NOT_FORCED

@@ -375,7 +375,7 @@ def beliefs(model: Model, row: Range) -> dict[int, int]:
         (piece.start - BASE) // PAGE_SIZE + offset: int(belief)
         for piece in space.pieces
         if model.ranges.row_of(piece) is row
-        for offset, belief in enumerate(protected(model.ranges.states(piece)))
+        for offset, belief in enumerate(protected(model.ranges.states(piece).every()))
     }
 
 

@@ -27,7 +27,7 @@ def number_of(state: int) -> np.ndarray[Any, Any]:
 def carried(state: int, kept: int = 0) -> tuple[int, int]:
     """The state in the range that a second registration made, and whether it is armed there anew."""
     after, armed = carry(number_of(state), number_of(kept))
-    return int(BITS[after[0]]), armed
+    return int(BITS[after[0]]), int(armed[0])
 
 
 def reachable() -> list[int]:

@@ -293,6 +293,11 @@ FIRES: dict[str, tuple[Callable[[int], Case], str, str]] = {
     ),
     "grown": (fact("GROWN"), "1 page was added to the registered", "1,234 pages were added to the registered"),
     "unmapped-without-event": (fact("UNMAPPED"), "1 page was unmapped", "1,234 pages were unmapped"),
+    "not-tracked": (
+        lambda count: case(untracked=True, pages=count),
+        "1 page is in a range of which not every page could be tracked",
+        "1,234 pages are in a range of which not every page could be tracked",
+    ),
     "mapped-elsewhere": (
         lambda count: case(pages=count, elsewhere=[elsewhere(count)]),
         "1 page is also mapped where no userfaultfd watches: vhost (50) at 1000-2000. A write there",
@@ -385,6 +390,7 @@ NEARLY: dict[str, list[Case]] = {
         # PAGEMAP_SCAN armed it, or might have.
         case(ASYNC, armed_pages=0, SCANNED=1),
         case(ASYNC, armed_pages=0, sees_page_scans=False),
+        case(armed_pages=0, untracked=True),
     ],
     "half-protected": [case(ARM_FAILED=3), case(GAP=3)],
     "arm-failed": [case(HALF_PROTECTED=3), case(ARM_FAILED=3, whole=False)],
@@ -421,6 +427,7 @@ NEARLY: dict[str, list[Case]] = {
     "mremap-without-event": [case(GROWN=1), case(UNMAPPED=1)],
     "grown": [case(modes=Mode.MISSING, GROWN=3)],
     "unmapped-without-event": [case(MOVED_AWAY=1)],
+    "not-tracked": [case(), case(armed_pages=3)],
     "mapped-elsewhere": [case(), case(elsewhere=[])],
     "registered-late": [case(POPULATED_BEFORE=3, MORE_POPULATED=1)],
     "already-populated": [case(REGISTERED_LATE=3)],

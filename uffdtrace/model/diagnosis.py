@@ -82,7 +82,7 @@ class Case:
         # Under WP_ASYNC PAGEMAP_SCAN arms, too.
         unseen = self.asynchronous and not self.sees_page_scans
         # An arming that was not recorded would look like none.
-        return self.whole and self.wp and not armed and not unseen and not self.tried
+        return self.whole and self.wp and not armed and not unseen and not self.tried and not self.row.untracked
 
     @property
     def tried(self) -> bool:
@@ -96,6 +96,11 @@ class Case:
     def unknown_before(self) -> int:
         """Pages populated without protection of which it is not known whether they had been armed."""
         return self.populated_before if self.before else 0
+
+    @property
+    def unknown(self) -> bool:
+        """Nobody can tell which of its pages were lost."""
+        return self.row.untracked or self.unknown_before > 0
 
     @property
     def populated_before(self) -> int:
@@ -138,7 +143,7 @@ class Case:
         scans_known = self.sees_page_scans and self.fact(Fact.SCANNED) == self.fact(Fact.SCANNED_WHOLE)
         if not (self.asynchronous and self.wp and scans_known) or self.before or self.never_armed:
             return {}
-        if row.withdrawn is not None:
+        if row.withdrawn is not None or row.untracked:
             return {}
         found = {cause.label: pages for cause, pages in self.unprotected.items()}
         never = row.pages - row.count("armed_pages")
@@ -218,4 +223,4 @@ def verdict(case: Case) -> str:
     if case.asynchronous and case.wp:
         return "async"
     # Something happened, though nobody knows whether it was meant to be told.
-    return "ok" if any(row.messages) or row.count("armed_pages") or case.unknown_before else "idle"
+    return "ok" if any(row.messages) or row.count("armed_pages") or case.unknown else "idle"

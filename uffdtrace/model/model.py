@@ -77,7 +77,11 @@ class Model:
         self.watched.registered_late()
         self.ranges.count_once()
         self._no_more_holes_than_known()
+        for row in {id(row): row for row, piece in self.ranges.pieces() if self.ranges.lacks(piece)}.values():
+            row.forget_pages()
         for row, piece in self.ranges.pieces():
+            if row.untracked:
+                continue
             counts = self.ranges.count(piece)
             causes = exposed(np.arange(len(counts)))
             row.exposed += np.bincount(causes, weights=counts, minlength=len(Cause)).astype(np.int64)

@@ -31,7 +31,7 @@ from uffdtrace.model.events import (
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.failures import Failures
 from uffdtrace.model.pages import COUNTS, EVER_ARMED, NOTIFIED, WIDTH, Cause, Op
-from uffdtrace.model.pool import Pool, PoolError, Runs
+from uffdtrace.model.pool import Pool, Runs, States
 from uffdtrace.model.sleep import Killed, Waiting
 from uffdtrace.model.states import CHANGES, having
 
@@ -87,6 +87,8 @@ class Range:
     before: bool = False
     # The same, but nothing was protected then: armed while it was empty, or not at all.
     unseen: bool = False
+    # Not all of its pages' states were kept (Pool.lacks()): nothing is said that rests on them.
+    untracked: bool = False
     # Pages came armed from another range, whose holes count there.
     carried: bool = False
     # Pieces that are registered no more.
@@ -142,9 +144,19 @@ class Range:
         self.before |= other.before
         self.unseen |= other.unseen
         self.carried |= other.carried
+        self.untracked |= other.untracked
         self.retired += other.retired
         self.order = max(self.order, other.order)
         other.merged_into = self
+
+    def forget_pages(self) -> None:
+        """Some of its pages are not kept: what was counted of the others is no count of the range."""
+        self.untracked = True
+        self.holes = None
+        self.changes[:] = 0
+        self.exposed[:] = 0
+        self.drops.clear()
+        self.circles = Circles()
 
     def root(self) -> Range:
         found = self
@@ -260,6 +272,23 @@ def _part(piece: Piece, start: int, end: int) -> Piece:
     return Piece(start, end, piece.place + (start - piece.start) // PAGE_SIZE, piece.range_number)
 
 
+def _twice(pieces: list[tuple[Piece, States]], bit: int) -> int:
+    """How often a page of these pieces has the bit in more than one: once less than it has it."""
+    changes: list[tuple[int, int]] = []
+    for piece, states in pieces:
+        ends = states.ends
+        for end, size in zip(
+            ends[having(states.states, bit)].tolist(), states.sizes[having(states.states, bit)].tolist()
+        ):
+            changes += [(piece.start + (end - size) * PAGE_SIZE, 1), (piece.start + end * PAGE_SIZE, -1)]
+    changes.sort()
+    depth = more = 0
+    for (address, step), (following, _) in zip(changes, changes[1:]):
+        depth += step
+        more += max(0, depth - 1) * (following - address) // PAGE_SIZE
+    return more
+
+
 def _outside(piece: Piece, start: int, end: int) -> list[Piece]:
     return [_part(piece, low, high) for low, high in _without((piece.start, piece.end), start, end)]
 
@@ -313,7 +342,7 @@ class Ranges:
                 fresh = [part for one in fresh for part in _without(one, low, high)]
         home.retired = [part for old in home.retired for part in _outside(old, start, end)]
         for low, high in fresh:
-            space.add(Piece(low, high, self._take((high - low) // PAGE_SIZE), number))
+            space.add(Piece(low, high, self.pool.take((high - low) // PAGE_SIZE), number))
 
     def cut(self, space: Space, start: int, end: int) -> list[Piece]:
         """Take [start, end) out of what is registered; the pieces taken."""
@@ -328,12 +357,6 @@ class Ranges:
         for piece in taken:
             self.operate(piece, piece.start, piece.end, Op.ENDED)
         return taken
-
-    def _take(self, pages: int) -> int:
-        try:
-            return self.pool.take(pages)
-        except PoolError as error:
-            raise ModelError(f"the trace registers {error}, more than this machine can hold") from None
 
     def operate(self, piece: Piece, start: int, end: int, op: Op) -> tuple[Array, Runs]:
         """Do `op` to every page of [start, end) in a piece.
@@ -367,17 +390,17 @@ class Ranges:
             if not any(before.end > piece.start for before, piece in zip(pieces, pieces[1:])):
                 continue
             row = self.all[number]
+            kept = [(piece, self.states(piece)) for piece in pieces]
             for name, bit in (("armed_pages", EVER_ARMED), ("notified_pages", NOTIFIED)):
-                times = np.zeros(row.pages, dtype=np.int64)
-                for piece in pieces:
-                    first = (piece.start - row.start) // PAGE_SIZE
-                    states = self.states(piece)
-                    times[first : first + len(states)] += having(states, bit)
-                row.changes[COUNTS.index(name)] -= int(np.maximum(times - 1, 0).sum())
+                row.changes[COUNTS.index(name)] -= _twice(kept, bit)
 
-    def states(self, piece: Piece) -> Array:
+    def states(self, piece: Piece) -> States:
         """The states of its pages: a copy."""
         return self.pool.states(piece.place, (piece.end - piece.start) // PAGE_SIZE)
+
+    def lacks(self, piece: Piece) -> bool:
+        """Whether the states of some of its pages were not kept."""
+        return self.pool.lacks(piece.place, (piece.end - piece.start) // PAGE_SIZE)
 
     def count(self, piece: Piece) -> Array:
         """How many of its pages have each state."""

@@ -76,8 +76,9 @@ def _kinds(counts: list[int]) -> dict[str, int]:
 
 def _range(case: Case, name: str | None, runs: list[dict[str, Any]], left_off: int) -> dict[str, Any]:
     row = case.row
-    # Populated without protection here, but perhaps armed before the trace.
-    unknown = case.unknown_before
+    # Populated without protection here, but perhaps armed before the trace; or more than can be kept.
+    unknown = case.unknown
+    armed_unknown = row.untracked or (case.before and row.count("armed_pages") < row.pages)
 
     def known(count: int) -> int | None:
         return None if unknown else count
@@ -92,10 +93,10 @@ def _range(case: Case, name: str | None, runs: list[dict[str, Any]], left_off: i
         "modes": [mode.name.lower() for mode in Mode if row.modes & mode and mode.name],
         "userfaultfd": case.userfaultfd.number,
         # Of an earlier arming pagemap shows what it protected, not the holes.
-        "armed_pages": None if case.before and row.count("armed_pages") < row.pages else row.count("armed_pages"),
+        "armed_pages": None if armed_unknown else row.count("armed_pages"),
         "holes": None if case.before else row.holes,
         "messages": _kinds(row.messages),
-        "notified_pages": row.count("notified_pages"),
+        "notified_pages": None if row.untracked else row.count("notified_pages"),
         "faults": _kinds(row.faults),
         "pending": row.pending,
         "waiting": _waiting(row, case.end),

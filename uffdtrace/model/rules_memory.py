@@ -28,6 +28,16 @@ def _where(case: Case) -> str:
 
 MEMORY_RULES: tuple[Rule, ...] = (
     Rule(
+        "not-tracked",
+        "warning",
+        lambda case: case.row.pages if case.row.untracked else 0,
+        "more was registered, or touched, than this machine can keep track of",
+        "{count} {are} in a range of which not every page could be tracked: more was registered, or touched far apart,"
+        " than uffdtrace keeps on this machine. Messages, faults and calls are counted; whether writes here were lost"
+        " is not known.",
+        "trace the one process (uffdtrace attach PID) instead of all, or where there is more memory",
+    ),
+    Rule(
         "mapped-elsewhere",
         "warning",
         lambda case: pages(case.row, case.elsewhere),

@@ -59,14 +59,14 @@ def having(states: Array, bits: int) -> Array:
     return some
 
 
-def carry(before: Array, kept: Array) -> tuple[Array, int]:
-    """States of pages that a second registration takes into another range; how many it arms there.
+def carry(before: Array, kept: Array) -> tuple[Array, Array]:
+    """States of pages that a second registration takes into another range; 1 for each that it arms there.
 
     `kept` are the states that the pages had when they were in that range before.
     """
     after = carried_bits(BITS[before], BITS[kept])
-    new = int((after & EVER_ARMED != 0).sum()) - int(having(kept, EVER_ARMED).sum())
-    return numbered(after), new
+    newly = (after & EVER_ARMED != 0).astype(np.int64) - having(kept, EVER_ARMED)
+    return numbered(after), newly
 
 
 def inherit(states: Array) -> Array:

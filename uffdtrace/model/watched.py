@@ -11,6 +11,7 @@ from uffdtrace.model.events import MEMORY_MASK, PAGE_SIZE, Array, Feature, Memor
 from uffdtrace.model.facts import Fact
 from uffdtrace.model.failures import Failures
 from uffdtrace.model.pages import ARMED, COUNTS, DOUBT, Op
+from uffdtrace.model.pool import States
 from uffdtrace.model.populated import Populated
 from uffdtrace.model.ranges import Piece, Range, Ranges, page_bounds
 from uffdtrace.model.states import apply_range, carry, having, inherit
@@ -32,7 +33,7 @@ class Copied:
     start: int
     end: int
     row: Range
-    states: Array
+    states: States
     # The range had none then.
     no_holes: bool
 
@@ -266,10 +267,11 @@ class Watched:
         for piece in space.overlapping(start, end):
             low, high = max(piece.start, start), min(piece.end, end)
             first = (low - piece.start) // PAGE_SIZE
-            states = inherit(self.ranges.pool.states(piece.place + first, (high - low) // PAGE_SIZE))
+            found = self.ranges.pool.states(piece.place + first, (high - low) // PAGE_SIZE)
+            states = States(found.sizes, inherit(found.states))
             row = self.ranges.row_of(piece)
             if wiped:
-                apply_range(states, Op.DISCARD)
+                apply_range(states.states, Op.DISCARD)
             parts.append(Copied(low, high, row, states, row.holes == 0))
 
     def adopted(self, event: Array) -> None:
@@ -290,7 +292,7 @@ class Watched:
             for piece in self.ranges.space(ctx).overlapping(part.start, part.end):
                 row, first = self.ranges.row_of(piece), (part.start - piece.start) // PAGE_SIZE + piece.place
                 self.ranges.pool.write(first, part.states)
-                armed = int(having(part.states, ARMED | DOUBT).sum())
+                armed = part.states.pages(having(part.states.states, ARMED | DOUBT))
                 row.changes[COUNTS.index("armed_pages")] += armed
                 row.carried |= armed > 0
                 row.armings += armed > 0
@@ -429,22 +431,24 @@ class Watched:
             if not modes & Mode.WP:
                 self.ranges.operate(new, start, end, Op.MODE_REPLACED)
 
-    def _carry(self, ctx: int, place: Piece, old: Array) -> list[tuple[Piece, int, int]]:
+    def _carry(self, ctx: int, place: Piece, old: States) -> list[tuple[Piece, int, int]]:
         """Give the pages of `place` their old states; the pieces and parts that they are in now."""
         parts = []
         for new in self.ranges.space(ctx).overlapping(place.start, place.end):
             start, end = max(new.start, place.start), min(new.end, place.end)
             first = (start - new.start) // PAGE_SIZE + new.place
             skip, count = (start - place.start) // PAGE_SIZE, (end - start) // PAGE_SIZE
-            states, armed = carry(old[skip : skip + count], self.ranges.pool.states(first, count))
+            sizes, before, kept = old.part(skip, count).beside(self.ranges.pool.states(first, count))
+            after, newly = carry(before, kept)
+            states = States(sizes, after)
             self.ranges.pool.write(first, states)
-            row, before = self.ranges.row_of(new), self.ranges.row_of(place)
-            row.changes[COUNTS.index("armed_pages")] += armed
-            row.carried |= bool(having(states, ARMED | DOUBT).any())
-            row.memory |= before.memory
-            row.order = max(row.order, before.order)
-            row.before |= before.before
-            row.unseen |= before.unseen
+            row, source = self.ranges.row_of(new), self.ranges.row_of(place)
+            row.changes[COUNTS.index("armed_pages")] += int((sizes * newly).sum())
+            row.carried |= bool(having(after, ARMED | DOUBT).any())
+            row.memory |= source.memory
+            row.order = max(row.order, source.order)
+            row.before |= source.before
+            row.unseen |= source.unseen
             parts.append((new, start, end))
         return parts
 

@@ -116,7 +116,7 @@ def _trouble(found: Range) -> set[str]:
 
 def _writes(found: Range) -> int:
     """Pages whose write was seen, notified or not."""
-    return int(found["notified_pages"]) + (found["lost"]["observed"] or 0)
+    return (found["notified_pages"] or 0) + (found["lost"]["observed"] or 0)
 
 
 def _shows_nothing(before: Range, after: Range) -> str | None:

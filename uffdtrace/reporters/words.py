@@ -83,6 +83,8 @@ def doubt(report: dict[str, Any]) -> str:
     loss = report["loss"]
     if report["verdict"] in LOST:
         return ""
+    if any(finding["id"] == "not-tracked" for found in report["ranges"] for finding in found["findings"]):
+        return "; what was lost where it says ? is not known: more was registered than can be tracked"
     if None in map(lost_pages, report["ranges"]):
         return "; what was lost where it says ? is not known, for that memory may have been armed before the trace"
     if any(finding["id"] == "undecided" for found in report["ranges"] for finding in found["findings"]):
