@@ -185,3 +185,30 @@ def test_no_size(size: str) -> None:
     done = CliRunner().invoke(main, ["attach", "1", "--max-size", size])
     assert done.exit_code == 2
     assert "is no size: give bytes, or a number with K, M, G or T" in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["{}"],
+        ["--{}"],
+        ["-{}"],
+        ["report", "--{}"],
+        ["report", "--format", "{}"],
+        ["report", "one", "{}", "three"],
+        ["report", "{}"],
+        ["attach", "{}"],
+        ["attach", "--backend", "{}", "1"],
+        ["attach", "-d", "{}", "1"],
+        ["attach", "--max-size", "{}", "1"],
+        ["run", "-u", "{}"],
+        ["inspect", "{}"],
+        ["doctor", "{}"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("hostile", ["\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\u202etxt.exe", "a\nb\rc"])
+def test_no_argument_steers_the_terminal(arguments: list[str], hostile: str) -> None:
+    done = CliRunner().invoke(main, [one.replace("{}", hostile) for one in arguments])
+    assert done.exit_code
+    assert not [one for one in done.output if not one.isprintable() and one != "\n"], repr(done.output)

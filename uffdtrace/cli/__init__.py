@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ import click
 
 from uffdtrace import __version__
 from uffdtrace.cli.messages import say
+from uffdtrace.reporters.harmless import printable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -23,6 +25,16 @@ _SHORT_HELP = {
     "inspect": "What the page tables say now, without BPF.",
     "doctor": "Whether this machine can trace.",
 }
+
+
+@contextlib.contextmanager
+def _harmless() -> Iterator[None]:
+    """click's own errors repeat what they were given, which a script may have had from anybody."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = printable(error.message)
+        raise
 
 
 class _Commands(Mapping[str, click.Command]):
@@ -51,6 +63,14 @@ class _Verbs(click.Group):
     def __init__(self, **options: Any) -> None:
         # Nothing is ever added: a mapping that can be read is enough for click.
         super().__init__(commands=cast("dict[str, click.Command]", _Commands()), **options)
+
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        with _harmless():
+            return super().make_context(*arguments, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _harmless():
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
