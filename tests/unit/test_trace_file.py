@@ -336,6 +336,40 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"lost", "armed_pages"} <= set(report["loss"]["lower_bounds"])
 
 
+@pytest.mark.parametrize("refused", [None, errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT])
+def test_until_it_takes_its_place_a_trace_has_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: int | None
+) -> None:
+    """Killed before, it leaves nothing; on a file system without such files it has a name of its own."""
+    path = tmp_path / "trace"
+    really = os.open
+
+    def limited(name: Any, flags: int, *mode: int, **more: Any) -> int:
+        if refused not in (None, errno.ENOENT) and flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(refused, os.strerror(refused or 0))
+        return really(name, flags, *mode, **more)
+
+    def unlinkable(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOENT, "no /proc")
+
+    monkeypatch.setattr(os, "open", limited)
+    if refused == errno.ENOENT:
+        monkeypatch.setattr(os, "link", unlinkable)
+    for _ in range(2):
+        output = Output(path)
+        names = [one.name for one in tmp_path.iterdir() if not one.name.startswith("trace")]
+        assert names == ([f".trace.{os.getpid()}.part"] if refused else [])
+        writer = Writer(output, WHAT)
+        writer.events(history())
+        writer.done(ENDING)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["trace", "trace.old"]
+    assert len(read_all(path)[1]) == len(history())
+    assert path.stat().st_mode & 0o777 == 0o600
+    abandoned = Output(path)
+    abandoned.abandon()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["trace", "trace.old"]
+
+
 def test_a_disk_that_stays_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(fd: int, data: Any) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -17,6 +17,7 @@ from uffdtrace.trace.file import DEFAULT, MAGIC, TraceError
 _CANNOT_CREATE = "cannot create {path}: {error}: choose another file with -o"
 # A FIFO that nobody reads yet is tried again after so many seconds.
 _AGAIN_S = 0.05
+_UNNAMED = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
 
 
 def _refusal(path: Path, error: str | None) -> TraceError:
@@ -79,22 +80,48 @@ def _sudo_user() -> tuple[int, int] | None:
     return (int(user), int(group)) if os.geteuid() == 0 and user.isdecimal() and group.isdecimal() else None
 
 
+def _unnamed(folder: Path, name: Path) -> int | None:
+    """A new file that has no name yet and is gone if we are killed; None where it could not be given `name` later."""
+    try:
+        trial = os.open(folder, _UNNAMED, 0o600)
+        try:
+            # Through /proc, which a chroot may lack; and not every file system takes it.
+            _give_name(trial, name)
+        finally:
+            os.close(trial)
+        name.unlink()
+        return os.open(folder, _UNNAMED, 0o600)
+    except OSError:
+        # What is wrong with the folder itself a file with a name will say.
+        return None
+
+
+def _give_name(fd: int, name: Path) -> None:
+    """Link a file without a name (open(2), O_TMPFILE)."""
+    # With a directory given Python follows the link (linkat(2)).
+    os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=fd, follow_symlinks=True)
+
+
 class Output:
-    """An open file: `fd`, under a name of its own until take_place(); a device or a FIFO stays what it is."""
+    """An open file: `fd`, without its name until take_place(); a device or a FIFO stays what it is."""
 
     def __init__(self, path: Path) -> None:
         """Waits for the reader of a FIFO. TraceError says why there is no such file."""
         self.path = path
+        # The name until then, which the file has only where it must have one.
         self._own: Path | None = None
+        self._is_named = False
         try:
             if _kind(path) in (None, stat.S_IFREG):
                 _check_old(path)
                 self._own = path.with_name(f".{path.name}.{os.getpid()}.part")
                 # Of a process of that number that was killed.
                 self._own.unlink(missing_ok=True)
-                # The addresses in it are the target's business.
+                # The addresses in it are the target's business: it is its owner's alone.
+                unnamed = _unnamed(path.parent, self._own)
+                self._is_named = unnamed is None
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                self.fd = os.open(self._own, flags, 0o600)
+                self.fd = os.open(self._own, flags, 0o600) if unnamed is None else unnamed
                 if (owner := _sudo_user()) is not None:
                     # Not every file system has owners (vfat); root's trace is better than none.
                     with contextlib.suppress(OSError, OverflowError):
@@ -128,6 +155,10 @@ class Output:
         if self._own is None:
             return
         try:
+            if not self._is_named:
+                # Two steps, as a link replaces nothing.
+                _give_name(self.fd, self._own)
+                self._is_named = True
             if _kind(self.path) is not None:
                 _check_old(self.path)
                 self.path.replace(_old(self.path))
@@ -140,5 +171,6 @@ class Output:
         """Leave nothing behind of a file that did not take its place."""
         if self._own is not None:
             os.close(self.fd)
-            self._own.unlink(missing_ok=True)
+            if self._is_named:
+                self._own.unlink(missing_ok=True)
             self._own = None
