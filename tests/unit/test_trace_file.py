@@ -383,6 +383,33 @@ def test_a_disk_that_stays_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert offline.read(tmp_path / "trace")["trace"]["stop_reason"] == offline.CUT_SHORT
 
 
+def test_what_cannot_be_cut_gets_nothing_behind_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FIFO's reader has a part of a chunk: for it the trace is cut short, as by a kill, and not damaged."""
+    fifo, copy = tmp_path / "fifo", tmp_path / "copy"
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: copy.write_bytes(fifo.read_bytes()))
+    reader.start()
+    writer = Writer(fifo, WHAT)
+    writer.events(history())
+    really, room = os.write, [10]
+
+    def full(fd: int, data: Any) -> int:
+        if not room[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        done = really(fd, bytes(data)[: room[0]])
+        room[0] -= done
+        return done
+
+    monkeypatch.setattr(os, "write", full)
+    writer.events(history())
+    monkeypatch.undo()
+    writer.done(ENDING)
+    reader.join()
+    assert writer.ended == "Input/output error"
+    found, events = read_all(copy)
+    assert (len(events), found.complete, found.damaged) == (len(history()), False, False)
+
+
 def test_the_head_must_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(fd: int, data: Any) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -50,6 +50,8 @@ class Writer:
         self._most = most_bytes
         # Bytes of whole chunks.
         self._size = 0
+        # A part of a chunk stands behind them, which cannot be taken back.
+        self._torn = False
         self.ended: str | None = None
         # Of faults and messages that are not in the file: (ctx, vm_start or 0) to the slots of Counter.
         self.unwritten: dict[tuple[int, int], list[int]] = {}
@@ -94,7 +96,9 @@ class Writer:
         """The trace's last word; `ended` says so if even that could not be written."""
         try:
             try:
-                self._write(_packed(DONE, json.dumps(ending).encode()))
+                # Behind a part of a chunk it would be no last word: the file would look damaged, and not cut short.
+                if not self._torn:
+                    self._write(_packed(DONE, json.dumps(ending).encode()))
             finally:
                 os.close(self._fd)
         except OSError as error:
@@ -119,15 +123,17 @@ class Writer:
             self._write(data)
         except OSError as error:
             self.ended = error.strerror
-            # A part of a chunk would hide the last word. A device or FIFO cannot be cut, and its reader has that part.
+            # A device or FIFO cannot be cut, and its reader has that part.
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self._size)
                 os.lseek(self._fd, self._size, os.SEEK_SET)
+                self._torn = False
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]
+            self._torn = bool(view)
         self._size += len(data)
 
 
