@@ -27,8 +27,8 @@ from unit.traces import ENDING, WHAT
 from uffdtrace.collect import session
 from uffdtrace.collect.program import LANES, RING_PAGES, lane_slots
 from uffdtrace.collect.ring import Lanes, Ring, Stream
-from uffdtrace.model.events import EVENT, Array, Type
-from uffdtrace.model.model import Model
+from uffdtrace.model.account.model import Model
+from uffdtrace.model.records.events import EVENT, Array, Type
 from uffdtrace.trace.reader import Reader
 from uffdtrace.trace.writer import Writer
 

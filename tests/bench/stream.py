@@ -12,7 +12,7 @@ import numpy as np
 from unit.events import STEP_NS, Events
 from unit.folding import folded
 
-from uffdtrace.model.events import PAGE_SIZE, SINCE_RETURN_SHIFT, Act, Array, Ioctl, Kind, Type
+from uffdtrace.model.records.events import PAGE_SIZE, SINCE_RETURN_SHIFT, Act, Array, Ioctl, Kind, Type
 
 RANGE_PAGES = 1 << 18
 # As many pages as come between two looks at the ring.

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from uffdtrace.model.events import PAGE_SIZE, Feature, Mode
-from uffdtrace.model.model import Model
-from uffdtrace.model.ranges import Range
-from uffdtrace.model.states import protected
+from uffdtrace.model.account.model import Model
+from uffdtrace.model.account.ranges import Range
+from uffdtrace.model.account.states import protected
+from uffdtrace.model.records.events import PAGE_SIZE, Feature, Mode
 from uffdtrace.trace.reader import Reader
 
 Json = dict[str, Any]

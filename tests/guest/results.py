@@ -12,7 +12,7 @@ from typing import Any
 from guest.belief import replay
 
 from uffdtrace.kernel.probes import Backend
-from uffdtrace.model.model import Model
+from uffdtrace.model.account.model import Model
 
 Json = dict[str, Any]
 

@@ -10,7 +10,7 @@ import pytest
 from guest.features import SERIES
 from guest.results import Guest, Json
 
-from uffdtrace.model.events import Feature
+from uffdtrace.model.records.events import Feature
 from uffdtrace.reporters import doctor_text
 
 SCHEMA = json.loads(Path(doctor_text.__file__).with_name("doctor.schema.json").read_text())

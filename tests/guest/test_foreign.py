@@ -9,8 +9,8 @@ import pytest
 from guest.features import FOREIGN, FOREIGN_ABSENT, FOREIGN_ERRORS, FOREIGN_FAILS
 from guest.results import Guest, Json
 
-from uffdtrace.model.events import Ioctl
-from uffdtrace.model.facts import Fact
+from uffdtrace.model.account.facts import Fact
+from uffdtrace.model.records.events import Ioctl
 
 pytestmark = pytest.mark.parametrize("program", FOREIGN)
 # EEXIST and EAGAIN have findings of their own, in which no call is named; so have arms. A part that is done ends with

@@ -12,7 +12,7 @@ from guest.compare import compare, judged_by_content, strays
 from guest.features import ABSENT, BY_CONTENT_BY_CHANCE, COMPARED, NOT_BY_CONTENT, SCENARIOS, SERIES, UNEARNED
 from guest.results import Guest, Trace
 
-from uffdtrace.model.rules import RULES
+from uffdtrace.model.diagnosis.rules import RULES
 
 
 def test_the_table_names_every_scenario(workload: Path) -> None:

@@ -17,7 +17,7 @@ from host.tracked import NOBODY, OFFERED, need_root, need_wp
 from uffdtrace.kernel import offers as kernel_offers
 from uffdtrace.kernel import preflight
 from uffdtrace.kernel.probes import TABLE
-from uffdtrace.model.events import Feature
+from uffdtrace.model.records.events import Feature
 
 pytestmark = pytest.mark.host
 

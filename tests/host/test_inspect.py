@@ -40,7 +40,7 @@ from uffd import (
 from uffdtrace.cli import inspect as verb
 from uffdtrace.kernel import offers, preflight, proc
 from uffdtrace.kernel.pagemap import Pagemap
-from uffdtrace.model.events import Feature
+from uffdtrace.model.records.events import Feature
 from uffdtrace.reporters import inspection_text
 
 pytestmark = [pytest.mark.host, need_wp]

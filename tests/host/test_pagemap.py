@@ -33,7 +33,7 @@ from uffd import (
 )
 
 from uffdtrace.kernel.pagemap import Pagemap, Pages
-from uffdtrace.model.events import Feature
+from uffdtrace.model.records.events import Feature
 
 pytestmark = [pytest.mark.host, need_wp]
 

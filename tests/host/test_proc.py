@@ -19,7 +19,7 @@ from host.tracked import child as waiting_child
 from uffd import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PAGE, WP, userfaultfd, write_pages
 
 from uffdtrace.kernel import offers, preflight, proc
-from uffdtrace.model.events import Feature
+from uffdtrace.model.records.events import Feature
 
 pytestmark = pytest.mark.host
 

@@ -23,7 +23,7 @@ from uffd import (
     write_pages,
 )
 
-from uffdtrace.model.events import Feature
+from uffdtrace.model.records.events import Feature
 
 # By hand: uffdtrace's own asking is what some tests are about.
 OFFERED = offered()

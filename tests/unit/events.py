@@ -6,8 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from uffdtrace.model.diagnosis import Case
-from uffdtrace.model.events import (
+from uffdtrace.model.account.losses import lost_pages
+from uffdtrace.model.account.model import Model
+from uffdtrace.model.account.pages import COUNTS, Cause
+from uffdtrace.model.account.ranges import Range
+from uffdtrace.model.account.states import protected
+from uffdtrace.model.account.watched import Userfaultfd
+from uffdtrace.model.diagnosis.case import Case
+from uffdtrace.model.records.events import (
     CONTINUE_MODE_WP,
     COPY_MODE_WP,
     EVENT,
@@ -24,12 +30,6 @@ from uffdtrace.model.events import (
     Type,
     UffdEvent,
 )
-from uffdtrace.model.losses import lost_pages
-from uffdtrace.model.model import Model
-from uffdtrace.model.pages import COUNTS, Cause
-from uffdtrace.model.ranges import Range
-from uffdtrace.model.states import protected
-from uffdtrace.model.watched import Userfaultfd
 
 CTX = 0xFFFF888000001000
 MM = 0xFFFF888000002000

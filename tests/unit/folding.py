@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from uffdtrace.model.events import EVENT, PAGE_SIZE, SINCE_RETURN_SHIFT, Act, Array, Ioctl, Type
+from uffdtrace.model.records.events import EVENT, PAGE_SIZE, SINCE_RETURN_SHIFT, Act, Array, Ioctl, Type
 
 WAKING = (Ioctl.WAKE, Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.WRITEPROTECT, Ioctl.CONTINUE)
 Event = dict[str, int]

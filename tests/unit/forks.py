@@ -6,8 +6,8 @@ from typing import Any
 
 from unit.events import CTX, MM, THREAD, Events, fed, told
 
-from uffdtrace.model.events import Feature
-from uffdtrace.model.ranges import Range
+from uffdtrace.model.account.ranges import Range
+from uffdtrace.model.records.events import Feature
 
 FORK = int(Feature.EVENT_FORK)
 CHILD_CTX, CHILD_MM, CHILD = CTX + 0x100, MM + 0x100, 900

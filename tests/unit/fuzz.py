@@ -27,7 +27,7 @@ from unit.folding import folded
 from unit.traces import ENDING, WHAT, history
 
 from uffdtrace.errors import UffdtraceError
-from uffdtrace.model.events import EVENT, Array, Kind, Type
+from uffdtrace.model.records.events import EVENT, Array, Kind, Type
 from uffdtrace.reporters import offline, text
 from uffdtrace.reporters.options import TextOptions
 from uffdtrace.trace import packing

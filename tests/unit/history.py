@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import strategies as st
 from unit.events import BASE, CTX, MM, THREAD, Events
 
-from uffdtrace.model.events import (
+from uffdtrace.model.records.events import (
     CONTINUE_MODE_WP,
     COPY_MODE_WP,
     MOVE_MODE_ALLOW_SRC_HOLES,

@@ -14,7 +14,7 @@ from uffdtrace.collect import found
 from uffdtrace.collect.program import Program
 from uffdtrace.collect.ring import Lanes, Ring, Stream
 from uffdtrace.kernel import proc
-from uffdtrace.model.events import EVENT, Array, Memory, Mode, Type
+from uffdtrace.model.records.events import EVENT, Array, Memory, Mode, Type
 
 OWNER, MONITOR, STRANGER = 300, 400, 500
 OWNERS_MM, STRANGERS_MM = MM, MM + 0x1000

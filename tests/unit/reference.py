@@ -8,7 +8,7 @@ from typing import Any
 from unit.events import BASE
 from unit.reference_page import Descriptor, Page, Range, Sleeper, UnwatchedFork
 
-from uffdtrace.model.events import MREMAP_DONTUNMAP, PAGE_SIZE, Array, Feature, Ioctl, MessageFlag, Mode, Type
+from uffdtrace.model.records.events import MREMAP_DONTUNMAP, PAGE_SIZE, Array, Feature, Ioctl, MessageFlag, Mode, Type
 
 EVIDENCE = (Type.FRESH_PAGE, Type.ZERO_PAGE, Type.UNPROTECTED_WRITE, Type.UNMERGED)
 RETURNS = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from unit.events import BASE
 
-from uffdtrace.model.events import PAGE_SIZE
+from uffdtrace.model.records.events import PAGE_SIZE
 
 Key = tuple[int, str, str]
 _ADDED_UP = (

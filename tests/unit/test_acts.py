@@ -11,8 +11,8 @@ from unit.folding import described, folded
 from unit.history import FEATURES, STEPS, Step
 from unit.test_model_random import account, made
 
-from uffdtrace.model.acts import unfolded
-from uffdtrace.model.events import EVENT, MODES_SHIFT, Act, Array, Ioctl, Memory, Mode, Type
+from uffdtrace.model.records.acts import unfolded
+from uffdtrace.model.records.events import EVENT, MODES_SHIFT, Act, Array, Ioctl, Memory, Mode, Type
 
 
 def answered(kind: Ioctl = Ioctl.WRITEPROTECT, woken: int = 1, pages: int = 1) -> Events:

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from unit.reports import a_range, a_report, a_userfaultfd, finding, latency, waits
 
 from uffdtrace.cli import main, report
-from uffdtrace.model.report import MOST_RUNS
+from uffdtrace.model.diagnosis.report import MOST_RUNS
 from uffdtrace.reporters.options import MOST_RANGES
 
 LOSING = a_report(a_range(lost=3, latency_us=latency(), pending=1, waiting=[waits(3)]))

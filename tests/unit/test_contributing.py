@@ -31,7 +31,7 @@ PLAN = """
 import re
 from uffdtrace.collect.program import SOURCES, source_for
 from uffdtrace.kernel import layout, probes
-from uffdtrace.model.events import FIELDS, Type, c_header
+from uffdtrace.model.records.events import FIELDS, Type, c_header
 from unit.test_kernel import served
 
 probes.find_call = lambda _, caller, __: (caller, 16)

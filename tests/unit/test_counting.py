@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uffdtrace.model.counting import among, by_value, counted
+from uffdtrace.model.records.counting import among, by_value, counted
 
 NUMBERS = st.lists(st.one_of(st.integers(0, 20), st.integers(0, 1 << 40)), max_size=40)
 

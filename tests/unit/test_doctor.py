@@ -24,7 +24,7 @@ from uffdtrace.kernel.preflight import Refusal
 from uffdtrace.kernel.probes import TABLE, Backend, ProbeError, Where
 from uffdtrace.kernel.symbols import SymbolError
 from uffdtrace.kernel.userfaultfd import Access
-from uffdtrace.model.events import Feature
+from uffdtrace.model.records.events import Feature
 from uffdtrace.reporters import doctor_text
 
 SCHEMA = json.loads(Path(doctor_text.__file__).with_name("doctor.schema.json").read_text())

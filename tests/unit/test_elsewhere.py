@@ -12,12 +12,12 @@ import pytest
 from unit.events import THREAD, Events, page
 from unit.traces import ENDING, WHAT
 
-from uffdtrace.model.diagnosis import Case
-from uffdtrace.model.elsewhere import Elsewhere, Look, of_range, pages
-from uffdtrace.model.events import Memory, Mode
-from uffdtrace.model.ranges import Range
-from uffdtrace.model.rules import findings
-from uffdtrace.model.watched import Userfaultfd
+from uffdtrace.model.account.elsewhere import Elsewhere, Look, of_range, pages
+from uffdtrace.model.account.ranges import Range
+from uffdtrace.model.account.watched import Userfaultfd
+from uffdtrace.model.diagnosis.case import Case
+from uffdtrace.model.diagnosis.rules import findings
+from uffdtrace.model.records.events import Memory, Mode
 from uffdtrace.reporters import offline, text
 from uffdtrace.trace.file import LOOKS, TraceError
 from uffdtrace.trace.reader import Reader

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from unit.events import CTX, MONITOR, STEP_NS, THREAD, Events, counts, fed, page
 
-from uffdtrace.model import watched
-from uffdtrace.model.events import PAGE_SIZE, Feature, Ioctl, Kind, Memory, Mode, UffdEvent
-from uffdtrace.model.facts import Fact
-from uffdtrace.model.model import Model
+from uffdtrace.model.account import watched
+from uffdtrace.model.account.facts import Fact
+from uffdtrace.model.account.model import Model
+from uffdtrace.model.records.events import PAGE_SIZE, Feature, Ioctl, Kind, Memory, Mode, UffdEvent
 
 
 def started(pages: int = 8, modes: int = Mode.WP, features: int = 0) -> Events:

@@ -7,10 +7,10 @@ import errno
 import pytest
 from unit.events import BASE, CTX, Events, fed
 
-from uffdtrace.model.events import PAGE_SIZE, Ioctl, Mode
-from uffdtrace.model.failures import Failures, meaning
-from uffdtrace.model.model import Model
-from uffdtrace.model.rules_calls import userfaultfd_findings
+from uffdtrace.model.account.failures import Failures, meaning
+from uffdtrace.model.account.model import Model
+from uffdtrace.model.diagnosis.rules_calls import userfaultfd_findings
+from uffdtrace.model.records.events import PAGE_SIZE, Ioctl, Mode
 
 
 def started(modes: int = Mode.WP | Mode.MISSING) -> Events:

@@ -23,8 +23,8 @@ from unit.forks import (
     started,
 )
 
-from uffdtrace.model.diagnosis import Case, verdict
-from uffdtrace.model.events import PAGE_SIZE, Mode, Type
+from uffdtrace.model.diagnosis.case import Case, verdict
+from uffdtrace.model.records.events import PAGE_SIZE, Mode, Type
 
 # ---- areas -----------------------------------------------------------------------
 

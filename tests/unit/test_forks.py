@@ -21,7 +21,7 @@ from unit.forks import (
     started,
 )
 
-from uffdtrace.model.events import Feature, Memory, Mode, UffdEvent
+from uffdtrace.model.records.events import Feature, Memory, Mode, UffdEvent
 
 # ---- who the child is ------------------------------------------------------------
 

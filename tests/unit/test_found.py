@@ -12,10 +12,10 @@ from unit.machine import MONITOR, OWNER, OWNERS_MM, STRANGER, STRANGERS_MM, Mach
 
 from uffdtrace.collect import found
 from uffdtrace.kernel import offers, proc
-from uffdtrace.model.events import Ioctl, Memory, Mode, Type, name_in
-from uffdtrace.model.model import Model
-from uffdtrace.model.report import Name
-from uffdtrace.model.watched import Reader, Userfaultfd
+from uffdtrace.model.account.model import Model
+from uffdtrace.model.account.watched import Reader, Userfaultfd
+from uffdtrace.model.diagnosis.report import Name
+from uffdtrace.model.records.events import Ioctl, Memory, Mode, Type, name_in
 
 
 @pytest.fixture

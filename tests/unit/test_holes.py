@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.events import Events, counts, fed
 
-from uffdtrace.model.events import Mode
+from uffdtrace.model.records.events import Mode
 
 PAGES = 6
 Step = tuple[str, int, int]

@@ -14,8 +14,7 @@ from click.testing import CliRunner
 from unit.reports import HOSTILE
 
 from uffdtrace.cli import main
-from uffdtrace.model.events import PAGE_SIZE, Feature, Mode
-from uffdtrace.model.inspection import (
+from uffdtrace.model.diagnosis.inspection import (
     VERDICTS,
     Elsewhere,
     EventSleeper,
@@ -26,6 +25,7 @@ from uffdtrace.model.inspection import (
     join,
     verdict,
 )
+from uffdtrace.model.records.events import PAGE_SIZE, Feature, Mode
 from uffdtrace.reporters import inspection_text
 
 SCHEMA = json.loads(Path(inspection_text.__file__).with_name("inspect.schema.json").read_text())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from unit.events import THREAD, Events
 
-from uffdtrace.model import join
-from uffdtrace.model.batch import Batch
-from uffdtrace.model.events import Ioctl
+from uffdtrace.model.account import join
+from uffdtrace.model.records.batch import Batch
+from uffdtrace.model.records.events import Ioctl
 
 OTHER = 777
 

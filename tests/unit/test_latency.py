@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uffdtrace.model.events import Array
-from uffdtrace.model.latency import latency, percentiles, readable
+from uffdtrace.model.diagnosis.latency import latency, percentiles, readable
+from uffdtrace.model.records.events import Array
 
 NAN = float("nan")
 

@@ -23,6 +23,8 @@ ROOMS = {
     "model": set(),
     "kernel": set(),
 }
+# Within model/ each takes from those before it alone.
+MODEL = ("records", "account", "diagnosis")
 # Modules of no room: the package itself, what `python -m` starts, and the errors of all rooms.
 ROOMLESS = {"__init__": set(), "__main__": {"cli"}, "errors": set()}
 
@@ -76,6 +78,18 @@ def test_imports_point_one_way(path: Path) -> None:
         if (room := room_of(dotted)) and room not in allowed
     ]
     assert not wrong
+
+
+def test_the_rooms_of_the_model() -> None:
+    assert {path.name for path in (PACKAGE / "model").iterdir() if path.suffix != ".py"} - {"__pycache__"} == set(MODEL)
+    assert [path.name for path in (PACKAGE / "model").glob("*.py")] == ["__init__.py"]
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "model").glob("*/*.py")), ids=name_of)
+def test_within_the_model_imports_point_one_way(path: Path) -> None:
+    allowed = MODEL[: MODEL.index(path.parent.name) + 1]
+    taken = {dotted.split(".")[2] for _, dotted in imports(path) if dotted.startswith("uffdtrace.model.")}
+    assert taken <= set(allowed)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.events import THREAD, Events, fed, lost_runs, page
 
-from uffdtrace.model.events import Array, Feature, Mode
-from uffdtrace.model.losses import _RECORD, CANCEL, CODES, Losses, cause_of, how_of, merged
-from uffdtrace.model.pages import COUNTS, Cause
-from uffdtrace.model.states import CHANGES
+from uffdtrace.model.account.losses import _RECORD, CANCEL, CODES, Losses, cause_of, how_of, merged
+from uffdtrace.model.account.pages import COUNTS, Cause
+from uffdtrace.model.account.states import CHANGES
+from uffdtrace.model.records.events import Array, Feature, Mode
 
 Record = tuple[int, int, int, int, int]
 _OBSERVED = COUNTS.index("observed")

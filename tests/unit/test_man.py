@@ -18,9 +18,9 @@ from unit.traces import history, write
 from uffdtrace.cli import doctor, main
 from uffdtrace.kernel import preflight
 from uffdtrace.kernel.preflight import Refusal
-from uffdtrace.model.diagnosis import VERDICTS
-from uffdtrace.model.inspection import VERDICTS as INSPECT_VERDICTS
-from uffdtrace.model.rules import RULES
+from uffdtrace.model.diagnosis.case import VERDICTS
+from uffdtrace.model.diagnosis.inspection import VERDICTS as INSPECT_VERDICTS
+from uffdtrace.model.diagnosis.rules import RULES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "man").glob("*.1"))

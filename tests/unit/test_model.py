@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from unit.events import CTX, THREAD, Events, fed, told
 
-from uffdtrace.model.events import MREMAP_DONTUNMAP, Feature, Ioctl, Kind, Memory, Mode, Type
+from uffdtrace.model.records.events import MREMAP_DONTUNMAP, Feature, Ioctl, Kind, Memory, Mode, Type
 
 
 def started(pages: int = 8, modes: int = Mode.WP, features: int = 0) -> Events:

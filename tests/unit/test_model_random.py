@@ -11,8 +11,8 @@ from unit.events import counts, fed
 from unit.history import FAMILIES, FEATURES, STEPS, History, Step, describe
 from unit.reference import Reference
 
-from uffdtrace.model import model, work
-from uffdtrace.model.events import Array
+from uffdtrace.model.account import model, work
+from uffdtrace.model.records.events import Array
 
 Account = tuple[list[dict[str, Any]], int]
 

@@ -9,10 +9,10 @@ import pytest
 from unit.events import CTX, MM, Events, fed
 from unit.reports import PROCESS, TRACE
 
-from uffdtrace.model import pool as pool_module
-from uffdtrace.model.events import Ioctl, Mode, Type
-from uffdtrace.model.pool import REGION
-from uffdtrace.model.report import build
+from uffdtrace.model.account import pool as pool_module
+from uffdtrace.model.account.pool import REGION
+from uffdtrace.model.diagnosis.report import build
+from uffdtrace.model.records.events import Ioctl, Mode, Type
 from uffdtrace.reporters.words import doubt
 
 ENDING: dict[str, Any] = {"events_dropped": 0, "probes_missed": {}, "doubtful": [], "counters": []}

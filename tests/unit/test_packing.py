@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.traces import WHAT, history, read_all, write
 
-from uffdtrace.model.events import EVENT, Array
+from uffdtrace.model.records.events import EVENT, Array
 from uffdtrace.trace import packing
 from uffdtrace.trace.file import EVENTS, PACKED
 from uffdtrace.trace.packing import PackingError, pack, unpack

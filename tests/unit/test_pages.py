@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uffdtrace.model.pages import ARMED, BLIND, COUNTS, EVER_ARMED, NOTIFIED, OBSERVED, SETTLED, Cause, Op, step
-from uffdtrace.model.states import BITS, CHANGES, NEXT, apply, apply_range, carry, exposed, numbered, protected
+from uffdtrace.model.account.pages import ARMED, BLIND, COUNTS, EVER_ARMED, NOTIFIED, OBSERVED, SETTLED, Cause, Op, step
+from uffdtrace.model.account.states import BITS, CHANGES, NEXT, apply, apply_range, carry, exposed, numbered, protected
 
 ROOT = Path(__file__).resolve().parents[2]
 ops = st.sampled_from(list(Op))

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uffdtrace.model import pool as pool_module
-from uffdtrace.model.events import Array
-from uffdtrace.model.pages import Op
-from uffdtrace.model.pool import BLOCK, REGION, Pool, States
-from uffdtrace.model.states import BITS, CHANGES, EFFECT, NEXT
+from uffdtrace.model.account import pool as pool_module
+from uffdtrace.model.account.pages import Op
+from uffdtrace.model.account.pool import BLOCK, REGION, Pool, States
+from uffdtrace.model.account.states import BITS, CHANGES, EFFECT, NEXT
+from uffdtrace.model.records.events import Array
 
 PAGES = 4 * BLOCK
 PLACES = st.one_of(st.integers(0, PAGES - 1), st.integers(0, 3).map(lambda block: block * BLOCK))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from unit.events import BASE, MM, MONITOR, Events, fed, page
 
-from uffdtrace.model.diagnosis import Case
-from uffdtrace.model.events import Memory, Mode, Type
-from uffdtrace.model.populated import Populated
-from uffdtrace.model.rules import findings
+from uffdtrace.model.account.populated import Populated
+from uffdtrace.model.diagnosis.case import Case
+from uffdtrace.model.diagnosis.rules import findings
+from uffdtrace.model.records.events import Memory, Mode, Type
 
 PAGES = 64
 

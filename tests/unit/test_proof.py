@@ -12,7 +12,7 @@ from unit.machine import events
 from uffdtrace.collect import proof
 from uffdtrace.collect.proof import Proof
 from uffdtrace.kernel.probes import TABLE, Attachment
-from uffdtrace.model.events import EVENT, Loss, Type
+from uffdtrace.model.records.events import EVENT, Loss, Type
 
 CHILD, CTX, MM = 4000, 0x1000, 0x2000
 ATTACHMENTS = [Attachment(row, row.candidates[0], True, (), 0) for row in TABLE]

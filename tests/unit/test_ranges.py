@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.events import Events, fed
 
-from uffdtrace.model.events import PAGE_SIZE, Kind
-from uffdtrace.model.ranges import Piece, Space
+from uffdtrace.model.account.ranges import Piece, Space
+from uffdtrace.model.records.events import PAGE_SIZE, Kind
 
 
 def test_a_page_that_was_a_range_of_its_own_counts_once() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from uffdtrace.model.report import MOST_RUNS, MOST_WAITING
-from uffdtrace.model.rules import RULES
+from uffdtrace.model.diagnosis.report import MOST_RUNS, MOST_WAITING
+from uffdtrace.model.diagnosis.rules import RULES
 from uffdtrace.reporters.compare import COMPARABLE
 from uffdtrace.reporters.findings import BEGIN, END, put, table
 

@@ -12,13 +12,13 @@ import pytest
 from unit.events import MONITOR, THREAD, Events, fed
 from unit.reports import PROCESS, TRACE, a_userfaultfd
 
-from uffdtrace.model import report as report_module
-from uffdtrace.model.diagnosis import Case, verdict
-from uffdtrace.model.events import Feature, Memory, Mode, UffdEvent
-from uffdtrace.model.pages import COUNTS, Cause
-from uffdtrace.model.ranges import Range
-from uffdtrace.model.report import build
-from uffdtrace.model.watched import Userfaultfd
+from uffdtrace.model.account.pages import COUNTS, Cause
+from uffdtrace.model.account.ranges import Range
+from uffdtrace.model.account.watched import Userfaultfd
+from uffdtrace.model.diagnosis.case import Case, verdict
+from uffdtrace.model.diagnosis.case import report as report_module
+from uffdtrace.model.diagnosis.report import build
+from uffdtrace.model.records.events import Feature, Memory, Mode, UffdEvent
 from uffdtrace.reporters import offline
 
 SCHEMA_FILE = Path(offline.__file__).with_name("report.schema.json")

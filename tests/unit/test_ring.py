@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from uffdtrace.collect.ring import Lanes, Ring, Stream
-from uffdtrace.model.events import EVENT, Array
+from uffdtrace.model.records.events import EVENT, Array
 
 PAGE = mmap.PAGESIZE
 RECORD = 8 + EVENT.itemsize

@@ -9,18 +9,18 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from uffdtrace.model.circles import Circles
-from uffdtrace.model.diagnosis import Case
-from uffdtrace.model.dropped import Dropped
-from uffdtrace.model.elsewhere import Elsewhere
-from uffdtrace.model.events import Feature, Ioctl, Kind, Memory, Mode, UffdEvent
-from uffdtrace.model.facts import Fact
-from uffdtrace.model.failures import Failures
-from uffdtrace.model.pages import COUNTS, Cause
-from uffdtrace.model.ranges import Range
-from uffdtrace.model.rules import RULES, SEVERITIES, findings, plain_remedy
-from uffdtrace.model.sleep import Killed, Waiting
-from uffdtrace.model.watched import Userfaultfd
+from uffdtrace.model.account.circles import Circles
+from uffdtrace.model.account.dropped import Dropped
+from uffdtrace.model.account.elsewhere import Elsewhere
+from uffdtrace.model.account.facts import Fact
+from uffdtrace.model.account.failures import Failures
+from uffdtrace.model.account.pages import COUNTS, Cause
+from uffdtrace.model.account.ranges import Range
+from uffdtrace.model.account.sleep import Killed, Waiting
+from uffdtrace.model.account.watched import Userfaultfd
+from uffdtrace.model.diagnosis.case import Case
+from uffdtrace.model.diagnosis.rules import RULES, SEVERITIES, findings, plain_remedy
+from uffdtrace.model.records.events import Feature, Ioctl, Kind, Memory, Mode, UffdEvent
 
 ASYNC = int(Feature.WP_ASYNC)
 END = 10_000_000_000

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from unit.events import Events, fed, page
 
-from uffdtrace.model.events import Feature, Mode, Type
-from uffdtrace.model.facts import Fact
-from uffdtrace.model.pages import Cause
-from uffdtrace.model.ranges import Range
+from uffdtrace.model.account.facts import Fact
+from uffdtrace.model.account.pages import Cause
+from uffdtrace.model.account.ranges import Range
+from uffdtrace.model.records.events import Feature, Mode, Type
 
 ASYNC = int(Feature.WP_ASYNC)
 

@@ -10,8 +10,8 @@ from unit.events import THREAD, Events, fed, page
 from uffdtrace.collect.sharing import Sharing
 from uffdtrace.kernel import sharing
 from uffdtrace.kernel.sharing import Elsewhere
-from uffdtrace.model.events import Memory, Mode, Type
-from uffdtrace.model.model import Model
+from uffdtrace.model.account.model import Model
+from uffdtrace.model.records.events import Memory, Mode, Type
 
 Asked = list[dict[int, list[tuple[int, int]]]]
 

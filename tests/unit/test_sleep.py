@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.events import STEP_NS, THREAD, Events, counts, fed
 
-from uffdtrace.model.events import Array, Kind, Mode, Type
-from uffdtrace.model.facts import Fact
-from uffdtrace.model.sleep import TOTAL
+from uffdtrace.model.account.facts import Fact
+from uffdtrace.model.account.sleep import TOTAL
+from uffdtrace.model.records.events import Array, Kind, Mode, Type
 
 
 def started() -> Events:

@@ -25,7 +25,7 @@ from uffdtrace.collect.program import Program
 from uffdtrace.collect.proof import Proof
 from uffdtrace.collect.session import Options, Progress, Session
 from uffdtrace.kernel.proc import Process
-from uffdtrace.model.events import EVENT, Array
+from uffdtrace.model.records.events import EVENT, Array
 from uffdtrace.reporters import offline
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from unit.events import Events
 from unit.reports import BASE, HOSTILE, PROCESS, a_range, a_report, a_userfaultfd, finding, latency, run, waits
 from unit.traces import write
 
-from uffdtrace.model.diagnosis import VERDICTS
+from uffdtrace.model.diagnosis.case import VERDICTS
 from uffdtrace.reporters import compare_text, text, words
 from uffdtrace.reporters.compare import compare
 from uffdtrace.reporters.options import MOST_PROCESSES, MOST_RANGES, Color, TextOptions

@@ -21,8 +21,8 @@ from unit.events import CTX, THREAD, Events, page
 from unit.reports import HOSTILE
 from unit.traces import ENDING, WHAT, chunk, either_way, history, meta, one_line, read_all, write
 
-from uffdtrace.model.events import EVENT, MEMORY_ORDER_SHIFT, Array, Kind, Memory, Type
-from uffdtrace.model.ranges import ModelError
+from uffdtrace.model.account.ranges import ModelError
+from uffdtrace.model.records.events import EVENT, MEMORY_ORDER_SHIFT, Array, Kind, Memory, Type
 from uffdtrace.reporters import offline, text
 from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOSS, MAGIC, META, NAMES, PROCESSES, SCHEMA, TraceError
 from uffdtrace.trace.reader import Reader
@@ -297,7 +297,7 @@ _READ = """
 import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]), int(sys.argv[2])))
-from uffdtrace.model.ranges import ModelError
+from uffdtrace.model.account.ranges import ModelError
 from uffdtrace.reporters import offline
 from uffdtrace.trace.file import TraceError
 try:

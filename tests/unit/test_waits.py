@@ -11,10 +11,10 @@ import pytest
 from unit.events import MONITOR, THREAD, Events, fed
 from unit.reports import PROCESS, TRACE
 
-from uffdtrace.model.events import Feature, Mode, Type, UffdEvent
-from uffdtrace.model.report import build
-from uffdtrace.model.rules_waits import waiting_findings
-from uffdtrace.model.watched import EndedReader, EventWait, Holder, Userfaultfd
+from uffdtrace.model.account.watched import EndedReader, EventWait, Holder, Userfaultfd
+from uffdtrace.model.diagnosis.report import build
+from uffdtrace.model.diagnosis.rules_waits import waiting_findings
+from uffdtrace.model.records.events import Feature, Mode, Type, UffdEvent
 from uffdtrace.reporters import offline
 
 SCHEMA = json.loads(Path(offline.__file__).with_name("report.schema.json").read_text())

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from unit.events import Events
 
-from uffdtrace.model.events import EVENT, Array
-from uffdtrace.model.ranges import ModelError
+from uffdtrace.model.account.ranges import ModelError
+from uffdtrace.model.records.events import EVENT, Array
 from uffdtrace.reporters import offline
 from uffdtrace.trace.file import HEADER, MAGIC, META, SCHEMA, TraceError
 from uffdtrace.trace.reader import Reader

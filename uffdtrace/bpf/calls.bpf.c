@@ -80,7 +80,7 @@ static __always_inline void tell_release(struct ioctl_call *call, u64 ctx)
 }
 
 /*
- * What a call did on its way is told by its return (model/acts.py): a record of its own for
+ * What a call did on its way is told by its return (model/records/acts.py): a record of its own for
  * each would cost as much as the call's own.
  */
 static __always_inline void tell_with(struct event *event, struct ioctl_call *call)

@@ -7,7 +7,7 @@
  * the entry points that call them, as kprobe or fentry, with arguments taken
  * from their places in the running kernel's BTF. Names in capitals that are not
  * defined are -D defines: VMA_*, VMF_*, CTX_* ... are member offsets, and
- * EVENT_*, KIND_* ... come from model/events.py.
+ * EVENT_*, KIND_* ... come from model/records/events.py.
  *
  * Nothing here depends on a return being seen: entry points lose nothing, exits
  * only add results (kernel-semantics.md 8.1).

@@ -18,8 +18,8 @@ from uffdtrace.collect.target import open_pidfd
 from uffdtrace.kernel import offers, preflight, proc, sharing
 from uffdtrace.kernel.pagemap import Pagemap
 from uffdtrace.kernel.preflight import Refusal
-from uffdtrace.model.events import Mode
-from uffdtrace.model.inspection import Elsewhere, EventSleeper, Holder, Span, Userfaultfd, build
+from uffdtrace.model.diagnosis.inspection import Elsewhere, EventSleeper, Holder, Span, Userfaultfd, build
+from uffdtrace.model.records.events import Mode
 from uffdtrace.reporters.options import Color, TextOptions
 
 

@@ -9,8 +9,8 @@ from typing import Any, TextIO
 import click
 
 from uffdtrace.cli.common import color_option, errors_in_one_line, format_option, show, write
-from uffdtrace.model.diagnosis import LOST
-from uffdtrace.model.report import MOST_RUNS, MOST_WAITING
+from uffdtrace.model.diagnosis.case import LOST
+from uffdtrace.model.diagnosis.report import MOST_RUNS, MOST_WAITING
 from uffdtrace.reporters.compare import compare as compare_reports
 from uffdtrace.reporters.offline import read
 from uffdtrace.reporters.options import MOST_PROCESSES, MOST_RANGES, Color, TextOptions

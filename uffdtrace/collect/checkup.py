@@ -26,7 +26,7 @@ from uffdtrace.kernel.offers import Memory
 from uffdtrace.kernel.pagemap import Pagemap
 from uffdtrace.kernel.probes import Attachment, Backend, ProbeError, Row, Where
 from uffdtrace.kernel.symbols import SymbolError, Symbols
-from uffdtrace.model.events import Feature
+from uffdtrace.model.records.events import Feature
 
 SCHEMA = "uffdtrace-doctor/1"
 # What the other verbs advise is being done.

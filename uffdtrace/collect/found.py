@@ -20,9 +20,9 @@ import numpy as np
 from uffdtrace.collect.program import Program
 from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import offers, proc
-from uffdtrace.model.events import EVENT, Array, Ioctl, Mode, Type, UffdEvent, name_in
-from uffdtrace.model.report import Name
-from uffdtrace.model.watched import Userfaultfd
+from uffdtrace.model.account.watched import Userfaultfd
+from uffdtrace.model.diagnosis.report import Name
+from uffdtrace.model.records.events import EVENT, Array, Ioctl, Mode, Type, UffdEvent, name_in
 
 # Who waits in the queues of a userfaultfd that is looked at.
 _QUEUED = (Type.FAULT_FOUND, Type.EVENT_FOUND)

@@ -24,7 +24,7 @@ from uffdtrace.kernel.bpf import At, Kind, load_program
 from uffdtrace.kernel.layout import ADDRESSES
 from uffdtrace.kernel.preflight import Refusal, preemptible
 from uffdtrace.kernel.probes import Attachment, Where
-from uffdtrace.model.events import Array, Counter, Loss, c_header
+from uffdtrace.model.records.events import Array, Counter, Loss, c_header
 
 # 32 MiB hold half a million events: what two cores can fault in half a second.
 RING_PAGES = 8192
@@ -278,7 +278,7 @@ class Program:
         return {what: _U64.unpack(table[_U32.pack(int(what))])[0] for what in Loss}
 
     def counters(self) -> dict[tuple[int, int], list[int]]:
-        """(ctx, vm_start) to the counters of model.events.Counter; vm_start 0 where it was not known."""
+        """(ctx, vm_start) to the counters of model.records.events.Counter; vm_start 0 where it was not known."""
         return {
             _PLACE.unpack(key): np.frombuffer(counts, dtype="<u8").tolist()[: len(Counter)]
             for key, counts in self._tables["counters"].items()

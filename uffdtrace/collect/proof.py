@@ -22,8 +22,8 @@ from uffdtrace.collect.program import Program
 from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import proc
 from uffdtrace.kernel.probes import Attachment
-from uffdtrace.model.acts import unfolded
-from uffdtrace.model.events import Array, Type
+from uffdtrace.model.records.acts import unfolded
+from uffdtrace.model.records.events import Array, Type
 
 # By row: the events of which one must come. What is not here is not provoked: KSM, swap and
 # hugetlb need more than a child can bring along.

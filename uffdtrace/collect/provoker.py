@@ -18,7 +18,7 @@ from typing import Callable
 
 from uffdtrace.kernel import offers, pagemap
 from uffdtrace.kernel.userfaultfd import Userfaultfd
-from uffdtrace.model.events import PAGE_SIZE, Feature, Mode
+from uffdtrace.model.records.events import PAGE_SIZE, Feature, Mode
 
 # sizeof(struct uffd_msg), include/uapi/linux/userfaultfd.h.
 _MESSAGE_BYTES = 32

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from uffdtrace.model.events import EVENT, WHOLE, Array, joined, picked
+from uffdtrace.model.records.events import EVENT, WHOLE, Array, joined, picked
 
 _HEADER = np.dtype([("length", "<u4"), ("page", "<u4")])
 _RECORD = np.dtype([("header", _HEADER), ("event", WHOLE)])

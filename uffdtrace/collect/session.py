@@ -23,10 +23,10 @@ from uffdtrace.collect.sharing import Sharing
 from uffdtrace.kernel import layout, offers, preflight, probes, proc
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
-from uffdtrace.model.diagnosis import Case
-from uffdtrace.model.events import PAGE_SIZE, Array, joined
-from uffdtrace.model.model import Model
-from uffdtrace.model.report import FROM_EVENTS, Name, build
+from uffdtrace.model.account.model import Model
+from uffdtrace.model.diagnosis.case import Case
+from uffdtrace.model.diagnosis.report import FROM_EVENTS, Name, build
+from uffdtrace.model.records.events import PAGE_SIZE, Array, joined
 from uffdtrace.trace.output import Output, check_path
 from uffdtrace.trace.writer import Writer
 

@@ -6,8 +6,8 @@ import time
 from dataclasses import asdict
 
 from uffdtrace.kernel import sharing
-from uffdtrace.model.elsewhere import Elsewhere, Look, concerns
-from uffdtrace.model.model import Model
+from uffdtrace.model.account.elsewhere import Elsewhere, Look, concerns
+from uffdtrace.model.account.model import Model
 
 # A pass over all processes costs milliseconds for each hundred of them, and so does one over thousands of ranges.
 _LOOK_EVERY_S = 1.0

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from uffdtrace.collect.maps import Table
-from uffdtrace.model.events import EVENT, THREAD, Array, Type, joined
+from uffdtrace.model.records.events import EVENT, THREAD, Array, Type, joined
 
 
 def _heads(table: Table) -> Array:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from uffdtrace.model.diagnosis import VERDICTS
-from uffdtrace.model.rules import SEVERITIES
+from uffdtrace.model.diagnosis.case import VERDICTS
+from uffdtrace.model.diagnosis.rules import SEVERITIES
 from uffdtrace.reporters.match import Range, kind, match
 from uffdtrace.reporters.words import add, addresses, lost_pages, noun
 

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from uffdtrace.model.events import PAGE_SIZE, Feature
+from uffdtrace.model.records.events import PAGE_SIZE, Feature
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.options import DEFAULT, TextOptions
 from uffdtrace.reporters.terminal import console_for, table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uffdtrace.model.rules import RULES, SEVERITIES, plain_remedy
+from uffdtrace.model.diagnosis.rules import RULES, SEVERITIES, plain_remedy
 
 BEGIN, END = "<!-- findings -->", "<!-- /findings -->"
 

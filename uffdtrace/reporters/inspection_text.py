@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from uffdtrace.model.inspection import VERDICTS
+from uffdtrace.model.diagnosis.inspection import VERDICTS
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.options import DEFAULT, MOST_RANGES, TextOptions
 from uffdtrace.reporters.sections import command

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from uffdtrace.model.events import Array, joined
-from uffdtrace.model.model import Model
-from uffdtrace.model.report import FROM_EVENTS, MOST_RUNS, build
+from uffdtrace.model.account.model import Model
+from uffdtrace.model.diagnosis.report import FROM_EVENTS, MOST_RUNS, build
+from uffdtrace.model.records.events import Array, joined
 from uffdtrace.trace.file import TraceError
 from uffdtrace.trace.reader import Reader
 
@@ -36,7 +36,7 @@ def batches(chunks: Iterable[Array]) -> Iterator[Array]:
 def read(path: Path, most_runs: int | None = MOST_RUNS) -> dict[str, Any]:
     """The report of a trace file, with all runs of lost pages if `most_runs` is None.
 
-    TraceError or ModelError (of model.ranges) where it cannot be made.
+    TraceError or ModelError (of model.account.ranges) where it cannot be made.
     """
     try:
         return _read(path, most_runs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from uffdtrace.model.diagnosis import VERDICTS
+from uffdtrace.model.diagnosis.case import VERDICTS
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.words import lost_pages
 

@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
-from uffdtrace.model.latency import readable
+from uffdtrace.model.diagnosis.latency import readable
 from uffdtrace.reporters.options import Color
 from uffdtrace.reporters.words import name, size
 

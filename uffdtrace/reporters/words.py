@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from uffdtrace.model.diagnosis import LOST
+from uffdtrace.model.diagnosis.case import LOST
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.trace.file import DEFAULT
 

@@ -4,9 +4,9 @@ A file is MAGIC and then chunks, appended in whole: a header (tag, CRC-32 of the
 payload, length of the payload in bytes, little-endian), then the payload.
 
     META  JSON, first: schema, what was traced, kernel, probes
-    EVNT  events in order of time, records of model.events.EVENT
+    EVNT  events in order of time, records of model.records.events.EVENT
     PACK  the same in fewer bytes (trace/packing.py)
-    NAME  JSON: what mappings are called (model.report.Name)
+    NAME  JSON: what mappings are called (model.diagnosis.report.Name)
     PROC  JSON: pid, comm and cmdline (or null) of processes that own or watch memory
     MAPD  JSON: who else maps registered shared memory (model.elsewhere.Look)
     LOSS  JSON: what was dropped so far, whenever that changes

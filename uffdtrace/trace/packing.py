@@ -3,7 +3,7 @@
     count     u4
     types     u1 for each event
     members   for each type that there is, in ascending order of the types, the other
-              members in the order of model.events.EVENT, of all events of that type:
+              members in the order of model.records.events.EVENT, of all events of that type:
               width u1, least u8, then a number of `width` bytes for each event
 
 A number is what a member is above `least`; with a width of 0 all of them are `least`. With
@@ -18,7 +18,7 @@ import struct
 
 import numpy as np
 
-from uffdtrace.model.events import EVENT, Array
+from uffdtrace.model.records.events import EVENT, Array
 
 _COUNT = struct.Struct("<I")
 _MEMBER = struct.Struct("<BQ")

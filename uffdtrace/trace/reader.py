@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from uffdtrace.model.elsewhere import Elsewhere, Look
-from uffdtrace.model.events import EVENT, PAGE_SIZE, Array
-from uffdtrace.model.report import Name
+from uffdtrace.model.account.elsewhere import Elsewhere, Look
+from uffdtrace.model.diagnosis.report import Name
+from uffdtrace.model.records.events import EVENT, PAGE_SIZE, Array
 from uffdtrace.trace import shape
 from uffdtrace.trace.file import (
     DONE,

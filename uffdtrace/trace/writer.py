@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from uffdtrace.model.elsewhere import Look
-from uffdtrace.model.events import Array, Counter, Kind, Type
-from uffdtrace.model.report import Name
+from uffdtrace.model.account.elsewhere import Look
+from uffdtrace.model.diagnosis.report import Name
+from uffdtrace.model.records.events import Array, Counter, Kind, Type
 from uffdtrace.trace import packing
 from uffdtrace.trace.file import (
     DONE,

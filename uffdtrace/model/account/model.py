@@ -1,0 +1,290 @@
+"""From events to ranges: the one account of a trace, live and offline."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from uffdtrace.model.account import facts, join, open_faults, tally
+from uffdtrace.model.account.dropped import DISCARDS
+from uffdtrace.model.account.facts import Fact
+from uffdtrace.model.account.operations import Operations
+from uffdtrace.model.account.overlap import Overlaps
+from uffdtrace.model.account.pages import COUNTS, Cause, Op
+from uffdtrace.model.account.ranges import ModelError, Range
+from uffdtrace.model.account.sleep import Sleepers
+from uffdtrace.model.account.states import exposed
+from uffdtrace.model.account.structure import Structure
+from uffdtrace.model.account.waits import Waits
+from uffdtrace.model.account.watched import Userfaultfd, Watched
+from uffdtrace.model.account.work import EVIDENCE, EXPAND_PAGES, Work
+from uffdtrace.model.records.batch import Batch
+from uffdtrace.model.records.counting import by_value, different
+from uffdtrace.model.records.events import (
+    EVENT,
+    MEMORY_ORDER_SHIFT,
+    MODES_SHIFT,
+    PAGE_SIZE,
+    Array,
+    Feature,
+    Ioctl,
+    Kind,
+    Memory,
+    Mode,
+    Type,
+)
+
+_MOST_EXPANDED = 1 << 22
+_NO_HOLES = Feature.WP_UNPOPULATED | Feature.WP_ASYNC
+_MOST_SPANS = 64
+_MODE_OF = {Kind.MISSING: Mode.MISSING, Kind.WP: Mode.WP, Kind.MINOR: Mode.MINOR}
+
+
+class Model:
+    """Feed it events in the order of the ring, finish, then read `rows()`."""
+
+    def __init__(self) -> None:
+        self.watched = Watched()
+        self.ranges = self.watched.ranges
+        self.lost_returns = 0
+        self.unattributed_messages = 0
+        # PAGEMAP_SCAN is among what is traced.
+        self.sees_page_scans = True
+        # Time (ns) of the last event.
+        self.last = 0
+        self._held = join.Held()
+        self._sleepers = Sleepers()
+        self._overlaps = Overlaps()
+        self._asleep: set[int] = set()
+        self._waits = Waits()
+        self._operations = Operations(self.watched)
+        self.losses = self._operations.losses
+        self._structure = Structure(self.watched, self._operations, self._sleepers, self._waits)
+        self._looked_at: set[int] = set()
+
+    def feed(self, events: Array) -> None:
+        """Take the next batch (dtype EVENT)."""
+        if self._held.add(events):
+            self._advance(final=False)
+
+    def finish(self) -> None:
+        """No more events: account for what was held back, and for who still sleeps."""
+        self._advance(final=True)
+        nothing = Batch(np.empty(0, dtype=EVENT))
+        self._served(*self._sleepers.feed(nothing, np.empty(0, dtype=np.int64), final=True))
+        open_faults.settle(self.watched, self._sleepers, self._asleep, self._looked_at)
+        self._waits.finish(self.watched, self._asleep)
+        self.watched.forget_monitors_forks()
+        self.watched.registered_late()
+        self.ranges.count_once()
+        self._no_more_holes_than_known()
+        for row in {id(row): row for row, piece in self.ranges.pieces() if self.ranges.lacks(piece)}.values():
+            row.forget_pages()
+        for row, piece in self.ranges.pieces():
+            if row.untracked:
+                continue
+            counts = self.ranges.count(piece)
+            causes = exposed(np.arange(len(counts)))
+            row.exposed += np.bincount(causes, weights=counts, minlength=len(Cause)).astype(np.int64)
+            row.exposed[Cause.NONE] = 0
+
+    def _no_more_holes_than_known(self) -> None:
+        """Losses of holes beyond those that the armings counted have another cause, which nobody saw."""
+        for row in self.ranges.rows():
+            if row.holes is None or row.before or row.unseen or row.carried:
+                continue
+            surplus = min(row.cause(Cause.HOLE), row.cause(Cause.HOLE) + row.cause(Cause.HUGE_PAGE) - row.holes)
+            if surplus > 0:
+                self.losses.rename(self.ranges.places(row), Cause.HOLE, Cause.UNKNOWN, surplus)
+                row.changes[len(COUNTS) + Cause.HOLE] -= surplus
+                row.changes[len(COUNTS) + Cause.UNKNOWN] += surplus
+
+    def rows(self) -> list[Range]:
+        """The ranges, by userfaultfd and address; earlier ones first."""
+        return sorted(self.ranges.rows(), key=lambda row: (self.userfaultfd_of(row).number, row.start))
+
+    @property
+    def userfaultfds(self) -> list[Userfaultfd]:
+        return self.watched.userfaultfds
+
+    def userfaultfd_of(self, row: Range) -> Userfaultfd:
+        return self.watched.home_of(row)
+
+    # ---- batches -----------------------------------------------------------
+
+    def _advance(self, final: bool) -> None:
+        events = Batch(self._held.take())
+        ioctls = join.returns_of(events, Type.IOCTL, Type.IOCTL_RETURN)
+        protects = join.protections_of(events)
+        remaps = join.returns_of(events, Type.REMAP, Type.REMAP_RETURN)
+        zaps = join.returns_of(events, Type.ZAP, Type.ZAP_RETURN)
+        ready, blocker = len(events), 0
+        if not final and ready < join.MOST_HELD:
+            for index, found in (ioctls, protects, remaps, zaps):
+                waiting = index[found == join.OPEN]
+                if waiting.size and waiting[0] < ready:
+                    ready, blocker = int(waiting[0]), int(events["tid"][waiting[0]])
+            ready = join.not_within(ready, protects, remaps)
+        self._held.keep(events.records[ready:], blocker)
+        if not ready:
+            return
+        self.last = max(self.last, int(events["time"][:ready].max()))
+        work = Work(events, ready, ioctls, protects, remaps, zaps, self._overlaps)
+        self.lost_returns += work.lost_returns
+        if work.unmaps and self._first_unseen(work.events) is None:
+            work.pass_over(self.watched.registered())
+        begin = 0
+        for barrier in np.flatnonzero(work.barrier).tolist():
+            self._run(work, begin, barrier)
+            self._holes(work, begin, barrier)
+            self._structure.take(work, barrier)
+            self._holes(work, barrier, barrier + 1)
+            begin = barrier + 1
+        self._run(work, begin, ready)
+        self._holes(work, begin, ready)
+        if self.watched.populated.late:
+            self.watched.dropped(work.events[DISCARDS[work.types]].records)
+        for call in facts.calls(events, ready, *ioctls):
+            self._wrong(int(work.numbers[call.index]), call, int(work.homes[call.index]))
+        self._sleep(work.events, work.numbers)
+
+    def _sleep(self, events: Batch, numbers: Array) -> None:
+        seen = events[events["type"] == Type.ASLEEP]
+        self._asleep.update(seen["tid"].tolist())
+        self._waits.feed(events)
+        self._looked_at.update(seen["tgid"].tolist())
+        self._served(*self._sleepers.feed(events, numbers))
+
+    def _served(self, served: Array, waits: Array) -> None:
+        for number, index in by_value(served):
+            if number >= 0:
+                self.ranges.all[number].root().latencies.append(waits[index])
+
+    def _holes(self, work: Work, begin: int, end: int) -> None:
+        """change_protection() counts the pages it found; the rest were holes (kernel-semantics.md 4)."""
+        first, last = np.searchsorted(work.arm_index, (begin, end))
+        for arm in range(int(first), int(last)):
+            index, known, result = int(work.arm_index[arm]), bool(work.arm_known[arm]), int(work.arm_result[arm])
+            if work.numbers[index] < 0:
+                continue
+            row = self.ranges.all[work.numbers[index]].root()
+            row.armings += 1
+            anonymous = int(work.events["flags"][index]) & Memory.ANON
+            if anonymous and not (self.userfaultfd_of(row).features or 0) & _NO_HOLES:
+                # Protected pages that are swapped out would look like holes.
+                again = row.armings > 1 or row.count("rearmed") or row.before
+                doubtful = not known or (again and work.events["value"][index] != 0)
+                holes = max(0, int(work.pages[index]) - result)
+                row.holes = None if row.holes is None or doubtful else row.holes + holes
+
+    # ---- runs of operations on pages ---------------------------------------
+
+    def _run(self, work: Work, begin: int, end: int) -> None:
+        while begin < end and work.busy[end] > work.busy[begin]:
+            stop = self._first_unseen(work.events[begin:end])
+            self._run_seen(work, begin, end if stop is None else begin + stop)
+            if stop is None:
+                return
+            begin += stop
+            self._adopt(work.events[begin])
+
+    def _first_unseen(self, events: Batch) -> int | None:
+        """The first fault in a range whose registration was not seen."""
+        faults = np.flatnonzero(events["type"] == Type.FAULT)
+        unseen: list[int] = []
+        for ctx, index in by_value(events["ctx"][faults]):
+            mine = faults[index]
+            _, numbers = self.ranges.space(ctx).locate(events["start"][mine])
+            unseen += mine[numbers < 0][:1].tolist()
+        return min(unseen) if unseen else None
+
+    def _adopt(self, fault: Array) -> None:
+        """Such a fault's area tells the range's bounds and modes."""
+        start, end = int(fault["value"]), int(fault["end"])
+        modes = Mode(int(fault["flags"]) >> MODES_SHIFT & 7) | _MODE_OF[Kind(int(fault["kind"]) % len(Kind))]
+        if not start <= int(fault["start"]) < end:
+            raise ModelError(f"the trace has a fault at {int(fault['start']):#x} outside of its area")
+        self.watched.register(int(fault["ctx"]), start, end, modes, int(fault["time"]))
+        self.watched.before(int(fault["ctx"]), start, end)
+
+    def _run_seen(self, work: Work, begin: int, end: int) -> None:
+        if begin == end:
+            return
+        parts = by_value(work.events["ctx"][begin:end])
+        for ctx, index in parts:
+            # One userfaultfd is the rule, and a slice copies nothing.
+            chosen = slice(begin, end) if len(parts) == 1 else index + begin
+            # The first call on a new one begins before any event tells of it, and may fail.
+            if ctx in self.watched.current or work.opens(chosen):
+                self._run_one(work, chosen, self.watched.home(ctx))
+
+    def _run_one(self, work: Work, chosen: Array | slice, home: Userfaultfd) -> None:
+        space = self.ranges.space(home.ctx)
+        events = work.events[chosen]
+        types = events["type"]
+        number = space.numbers(work.start[chosen])
+        calls = np.flatnonzero(types == Type.IOCTL)
+        for lost in calls[number[calls] < 0].tolist():
+            number[lost] = space.touched(int(events["start"][lost]), int(events["end"][lost]))
+        work.numbers[chosen] = number
+        work.homes[chosen] = home.number
+        home.callers.update(different(events["tgid"][calls]))
+        described = np.flatnonzero(events["flags"])
+        described = described[number[described] >= 0]
+        self.ranges.describe(events["flags"][described], number[described])
+        messages = np.flatnonzero(types == Type.MESSAGE)
+        home.read(events[messages])
+        known = number[messages] >= 0
+        self.unattributed_messages += len(messages) - int(known.sum())
+        messages = messages[known]
+        tally.by_kind(self.ranges, "messages", number[messages], events["kind"][messages])
+        tally.faults(self.ranges, home, events, number)
+
+        start, pages, ops = work.start[chosen], work.pages[chosen], work.op[chosen]
+        # On hugetlb memory, what was told before the trace was told of a whole huge page, too.
+        found = np.flatnonzero(types == Type.FAULT_FOUND)
+        named = np.concatenate([messages, found[number[found] >= 0]])
+        self._whole_pages(events, start, pages, number, named)
+        small = pages <= EXPAND_PAGES
+        small[named] = True
+        active = np.flatnonzero((ops != Op.NOTHING) & small)
+        if home.has(Feature.WP_ASYNC):
+            # The kernel notes writes by itself.
+            active = active[~EVIDENCE[types[active]]]
+        # A trace may claim more than fits in memory at once.
+        for part in np.split(active, np.flatnonzero(np.diff(np.cumsum(pages[active]) // _MOST_EXPANDED)) + 1):
+            if part.size:
+                self._operations.page_by_page(home, events[part], start[part], pages[part], ops[part])
+
+    def _wrong(self, number: int, call: facts.Call, home: int) -> None:
+        """A call that did not do what it was asked for; `home` is -1 where its userfaultfd was not seen."""
+        if number < 0 or (call.failed and call.failed[0] is Ioctl.API):
+            # It names no range: it is told with its userfaultfd.
+            if call.failed and home >= 0:
+                self.userfaultfds[home].failures.add(*call.failed)
+            return
+        row = self.ranges.all[number].root()
+        if call.failed and call.fact is Fact.FAILED:
+            row.failures.add(*call.failed)
+            return
+        row.note(call.fact, call.count)
+        if call.error:
+            row.errors.add((call.fact, call.error))
+        spans = row.spans.setdefault(call.fact, [])
+        if len(spans) < _MOST_SPANS:
+            spans += call.spans
+
+    def _whole_pages(self, events: Batch, start: Array, pages: Array, number: Array, messages: Array) -> None:
+        """A message on hugetlb memory names all of its huge page."""
+        if not messages.size:
+            return
+        flags = events["flags"][messages]
+        # Memory of more than one kind may lie in a range; that of a fault before the trace is not known.
+        orders = (flags >> MEMORY_ORDER_SHIFT & 31).astype(np.int64)
+        untold = flags == 0
+        if not untold.any() and not orders.any():
+            return
+        if untold.any():
+            ranges, of_each = np.unique(number[messages][untold], return_inverse=True)
+            orders[untold] = np.array([self.ranges.all[one].root().order for one in ranges.tolist()])[of_each]
+        start[messages] &= ~((np.uint64(PAGE_SIZE) << orders.astype(np.uint64)) - np.uint64(1))
+        pages[messages] = np.int64(1) << orders

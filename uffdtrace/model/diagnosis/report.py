@@ -1,0 +1,301 @@
+"""The report as plain data: design.md section 4, `reporters/report.schema.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from uffdtrace.model.account.elsewhere import Look, of_range
+from uffdtrace.model.account.losses import lost_pages
+from uffdtrace.model.account.model import Model
+from uffdtrace.model.account.pages import Cause
+from uffdtrace.model.account.ranges import Range
+from uffdtrace.model.account.sleep import longest_first
+from uffdtrace.model.account.watched import Userfaultfd
+from uffdtrace.model.diagnosis.case import VERDICTS, Case, verdict
+from uffdtrace.model.diagnosis.rules import findings
+from uffdtrace.model.diagnosis.rules_calls import userfaultfd_findings
+from uffdtrace.model.diagnosis.rules_waits import waiting_findings
+from uffdtrace.model.records.events import HIGHEST, PAGE_SIZE, Counter, Feature, Kind, Memory, Mode, UffdEvent
+
+SCHEMA = "uffdtrace-report/1"
+
+MOST_RUNS = 10_000
+MOST_WAITING = 16
+_SKIPPED = ("zero_page", "fresh_page", "huge_page", "file_page")
+
+
+def _memory(row: Range) -> str | None:
+    # An area may have been replaced by one of another kind: then it is not one thing.
+    names = [member.name.lower() for member in Memory if row.memory & member and member.name]
+    return names[0] if len(names) == 1 else None
+
+
+@dataclass(frozen=True)
+class Name:
+    """What the kernel called a mapping of a userfaultfd's memory when it was registered, at `time` (ns)."""
+
+    time: int
+    ctx: int
+    start: int
+    end: int
+    name: str
+
+
+def _name(row: Range, home: Userfaultfd, names: Sequence[Name]) -> str | None:
+    """The first while the range was there: its userfaultfd's address may be another's before and after."""
+    for name in names:
+        there = row.born <= name.time and (home.gone is None or name.time <= home.gone)
+        if name.ctx == home.ctx and there and name.start < row.end and row.start < name.end:
+            return name.name
+    return None
+
+
+def _waiting(row: Range, end: int) -> list[dict[str, Any]] | None:
+    if row.pending is None:
+        return None
+    longest = longest_first(row.waiting)[:MOST_WAITING]
+    return [
+        {
+            "address": hex(fault.address),
+            "tid": fault.tid,
+            "kind": fault.kind.name.lower(),
+            "for_s": None if fault.since is None else round((end - fault.since) / 1e9, 6),
+            "read": fault.read,
+        }
+        for fault in longest
+    ]
+
+
+def _kinds(counts: list[int]) -> dict[str, int]:
+    return {kind.name.lower(): counts[kind] for kind in Kind}
+
+
+def _range(case: Case, name: str | None, runs: list[dict[str, Any]], left_off: int) -> dict[str, Any]:
+    row = case.row
+    # Populated without protection here, but perhaps armed before the trace; or more than can be kept.
+    unknown = case.unknown
+    armed_unknown = row.untracked or (case.before and row.count("armed_pages") < row.pages)
+
+    def known(count: int) -> int | None:
+        return None if unknown else count
+
+    return {
+        "start": hex(row.start),
+        "end": hex(row.end),
+        "pages": row.pages,
+        "page_size": PAGE_SIZE,
+        "name": name,
+        "memory": _memory(row),
+        "modes": [mode.name.lower() for mode in Mode if row.modes & mode and mode.name],
+        "userfaultfd": case.userfaultfd.number,
+        # Of an earlier arming pagemap shows what it protected, not the holes.
+        "armed_pages": None if armed_unknown else row.count("armed_pages"),
+        "holes": None if case.before else row.holes,
+        "messages": _kinds(row.messages),
+        "notified_pages": None if row.untracked else row.count("notified_pages"),
+        "faults": _kinds(row.faults),
+        "pending": row.pending,
+        "waiting": _waiting(row, case.end),
+        "killed": len(row.killed),
+        "skipped": {name: known(row.count(name)) for name in _SKIPPED},
+        "lost": {
+            "observed": known(row.count("observed")),
+            "blind": known(row.count("blind")),
+            "causes": None if unknown else {cause.label: row.cause(cause) for cause in Cause if row.cause(cause)},
+            "runs": None if unknown else runs,
+            "runs_left_off": 0 if unknown else left_off,
+        },
+        "dropped": [
+            {"call": drop.call, "told": drop.told, "pages": pages}
+            for drop, pages in sorted(row.drops.items(), key=lambda item: (item[0].call, item[0].told))
+        ],
+        "mapped_elsewhere": [
+            {"pid": other.pid, "comm": other.comm, "start": hex(other.start), "end": hex(other.end)}
+            for other in case.elsewhere
+        ],
+        "latency_us": case.waited,
+        "verdict": verdict(case),
+        "findings": findings(case),
+    }
+
+
+def _processes(
+    model: Model, process: dict[str, Any] | None, processes: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Those that own or watch memory, by number; the traced one as it was when the trace began."""
+    wanted = {home.owner for home in model.userfaultfds} | {
+        pid for home in model.userfaultfds for pid in home.readers | home.callers
+    }
+    found = {one["pid"]: one for one in [*processes, *([process] if process else [])]}
+    return [found[pid] for pid in sorted(found) if pid in wanted]
+
+
+def _userfaultfd(home: Userfaultfd, began: int, end: int, pending: int) -> dict[str, Any]:
+    def seconds(time: int) -> float:
+        return round((time - began) / 1e9, 6)
+
+    names = None
+    if home.features is not None:
+        names = [feature.name for feature in Feature if home.features & feature]
+    return {
+        "id": home.number,
+        "features": names,
+        "owner_pid": home.owner,
+        "forked_from": None if home.parent is None else home.parent.number,
+        "events": {event.name.lower(): home.events.get(event, 0) for event in UffdEvent},
+        "monitor_pids": sorted(home.readers or home.callers),
+        "monitor_threads_ended": [
+            {
+                "tid": reader.tid,
+                "pid": reader.tgid,
+                "process_ended": reader.process,
+                "last_read_s": seconds(reader.last),
+                "ended_after_s": seconds(reader.after),
+                "ended_by_s": seconds(reader.by),
+            }
+            for reader in home.ended_readers[:MOST_WAITING]
+        ],
+        "holders": None
+        if home.holders is None
+        else [{"pid": holder.pid, "comm": holder.comm, "fd": holder.fd} for holder in home.holders],
+        "asleep_in_events": [
+            {
+                "tid": wait.tid,
+                "event": wait.event.name.lower() if wait.event else None,
+                "for_s": None if wait.since is None else round((end - wait.since) / 1e9, 6),
+                "reads": wait.reads,
+            }
+            for wait in home.event_waits
+        ],
+        "findings": [*waiting_findings(home, end, pending, began), *userfaultfd_findings(home)],
+        "before_trace": None
+        if home.before is None
+        else {
+            "unread": home.before[0],
+            "waiting": home.before[1],
+            "threads": sorted(set(home.slept)),
+            "served": home.served_later,
+            "still_asleep": sorted({*home.listed, *home.still_asleep}),
+        },
+    }
+
+
+def add_counters(model: Model, counters: list[list[int]]) -> bool:
+    """Add the faults and messages that were counted only, as there was no room for their events.
+
+    `counters` rows: ctx, vm_start, then the slots of Counter. False where a
+    count could belong to more than one range, so that the events' must stay.
+    """
+    wanted: dict[int, list[int]] = {}
+    if any(len(row) != 2 + len(Counter) for row in counters):
+        return False
+    of_ctx: dict[int, list[Range]] = {}
+    for row in model.rows():
+        of_ctx.setdefault(model.userfaultfd_of(row).ctx, []).append(row)
+    bounds = {ctx: np.array([(row.start, row.end) for row in rows], dtype=np.int64) for ctx, rows in of_ctx.items()}
+    for ctx, vm_start, *slots in counters:
+        if not any(slots):
+            continue
+        if vm_start >= HIGHEST:
+            return False
+        rows = of_ctx.get(ctx, [])
+        if vm_start and rows:
+            inside = (bounds[ctx][:, 0] <= vm_start) & (bounds[ctx][:, 1] > vm_start)
+            rows = [rows[index] for index in np.flatnonzero(inside).tolist()]
+        if len(rows) != 1:
+            return False
+        total = wanted.setdefault(rows[0].number, [0] * len(Counter))
+        for slot in Counter:
+            total[slot] += slots[slot]
+    for row in model.rows():
+        if row.number in wanted:
+            faults, messages = (
+                wanted[row.number][: Counter.MESSAGE_MISSING],
+                wanted[row.number][Counter.MESSAGE_MISSING :],
+            )
+            row.faults = [one + more for one, more in zip(row.faults, faults)]
+            row.messages = [one + more for one, more in zip(row.messages, messages)]
+    return True
+
+
+# What rests on events alone, so that a dropped event makes it a lower bound.
+FROM_EVENTS = ("armed_pages", "holes", "notified_pages", "pending", "skipped", "lost", "dropped")
+
+
+def build(
+    model: Model,
+    trace: dict[str, Any],
+    process: dict[str, Any] | None,
+    ending: dict[str, Any],
+    names: Sequence[Name] = (),
+    processes: Sequence[dict[str, Any]] = (),
+    began: int = 0,
+    most_runs: int | None = MOST_RUNS,
+    looks: Sequence[Look] = (),
+) -> dict[str, Any]:
+    """The report of a finished model.
+
+    `trace` and `process` go in as they are. `ending` (the trace file's last
+    word, empty if it has none): `events_dropped`, `probes_missed` (probe to
+    count), `doubtful` (fields that rest on missed probes), `counters`,
+    `features_offered`, and `file_ended` where events are missing in the file.
+    `processes` are those that own or watch memory. `began` is the time (ns,
+    CLOCK_MONOTONIC) from which the report counts seconds; a range lists
+    `most_runs` of its lost pages' runs, or all.
+    """
+    lower = list(ending.get("doubtful", ()))
+    lower += [name for names in (trace["unproven_probes"] or {}).values() for name in names]
+    dropped = ending.get("events_dropped")
+    # What the file does not hold was dropped, too, for whoever has only the file.
+    cut = dropped or ending.get("file_ended") is not None
+    if cut:
+        lower += FROM_EVENTS
+        if not add_counters(model, ending.get("counters", [])):
+            lower += ["messages", "faults"]
+    missed: int | None = None
+    if "probes_missed" in ending:
+        missed = sum(ending["probes_missed"].values()) + model.lost_returns
+    if model.lost_returns:
+        lower += ["armed_pages", "holes", "skipped", "lost"]
+    if any(row.pending is None for row in model.rows()):
+        lower.append("pending")
+    whole = not cut and "armed_pages" not in lower
+    lost = lost_pages(model.losses.runs(), model.ranges, began, most_runs)
+    ranges = []
+    for row in model.rows():
+        home = model.userfaultfd_of(row)
+        others = of_range(row, home, looks)
+        case = Case(row, home, ending.get("features_offered"), whole, model.last, others, model.sees_page_scans)
+        ranges.append(_range(case, _name(row, home, names), *lost.get(row.number, ([], 0))))
+    pending = [row for row in model.rows() if row.pending]
+    verdicts = [found["verdict"] for found in ranges]
+    if any(home.event_waits or home.still_asleep for home in model.userfaultfds):
+        verdicts.append("pending")
+    return {
+        "schema": SCHEMA,
+        "trace": trace,
+        "process": process,
+        "processes": _processes(model, process, processes),
+        "loss": {
+            "events_dropped": dropped,
+            "probes_missed": missed,
+            "unattributed_messages": model.unattributed_messages,
+            "lower_bounds": sorted(set(lower)),
+        },
+        "processes_not_searched": max((look.unreadable for look in looks), default=None),
+        "userfaultfds": [
+            _userfaultfd(
+                home,
+                began,
+                model.last,
+                sum(row.pending or 0 for row in pending if model.userfaultfd_of(row) is home),
+            )
+            for home in model.userfaultfds
+        ],
+        "ranges": ranges,
+        "verdict": min(verdicts, key=VERDICTS.index) if verdicts else "idle",
+    }
