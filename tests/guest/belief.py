@@ -37,7 +37,7 @@ def beliefs(model: Model, wanted: Range) -> Iterator[tuple[int, int]]:
 
 def disagreements(model: Model, truth: Json) -> tuple[int, list[str]]:
     """How many pages could be compared, and which of a scenario's the model has wrong."""
-    rows = [row for row in model.rows() if model.userfaultfd_of(row).owner == truth["pid"]]
+    rows = [row for row in model.rows() if model.uffd_of(row).owner == truth["pid"]]
     # As in_order() of compare.py: those at the same addresses stay in the order of time.
     rows.sort(key=lambda row: row.start)
     # A forked child's pagemap went with it.
@@ -48,7 +48,7 @@ def disagreements(model: Model, truth: Json) -> tuple[int, list[str]]:
         return 0, [f"the model has {len(rows)} ranges, the workload had {len(ranges)}"]
     compared, wrong = 0, []
     for row, told in zip(rows, ranges):
-        home = model.userfaultfd_of(row)
+        home = model.uffd_of(row)
         if told["protected"] is None or not row.modes & Mode.WP or home.has(Feature.WP_ASYNC):
             continue
         bits, watched = pages_in(told["protected"]), pages_in(told["watched"])

@@ -77,7 +77,7 @@ def test_calls_that_failed(guest: Guest, program: str) -> None:
     """By call and error; all but REGISTER, which is forgiven where it succeeds later."""
     account, model = guest.step("foreign")["programs"][program], guest.trace("foreign").model
     mine = own(guest.trace("foreign").report, account)
-    rows = [row for row in model.rows() if model.userfaultfd_of(row).number in mine]
+    rows = [row for row in model.rows() if model.uffd_of(row).number in mine]
     uffds = [uffd for uffd in model.userfaultfds if uffd.number in mine]
     told: Counter[str] = Counter()
     for name, facts in _NAMELESS.items():

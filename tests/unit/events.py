@@ -370,7 +370,7 @@ def lost_runs(model: Model) -> dict[int, list[dict[str, Any]]]:
 
 def beliefs(model: Model, row: Range) -> dict[int, int]:
     """What protected() says of each page of a range that is registered still."""
-    space = model.ranges.space(model.userfaultfd_of(row).ctx)
+    space = model.ranges.space(model.uffd_of(row).ctx)
     return {
         (piece.start - BASE) // PAGE_SIZE + offset: int(belief)
         for piece in space.pieces
@@ -388,10 +388,10 @@ def counts(model: Model) -> list[dict[str, Any]]:
     lost = lost_runs(model)
     return [
         {
-            "userfaultfd": model.userfaultfd_of(row).ctx,
-            "owner": model.userfaultfd_of(row).owner,
-            "parent": parent_of(model.userfaultfd_of(row)),
-            "events": {int(event): count for event, count in sorted(model.userfaultfd_of(row).events.items())},
+            "userfaultfd": model.uffd_of(row).ctx,
+            "owner": model.uffd_of(row).owner,
+            "parent": parent_of(model.uffd_of(row)),
+            "events": {int(event): count for event, count in sorted(model.uffd_of(row).events.items())},
             "start": (row.start - BASE) // PAGE_SIZE,
             "end": (row.end - BASE) // PAGE_SIZE,
             "modes": int(row.modes),
@@ -407,7 +407,7 @@ def counts(model: Model) -> list[dict[str, Any]]:
             **{name: row.count(name) for name in COUNTS if name != "unarmed"},
             "causes": {cause.label: row.cause(cause) for cause in Cause if row.cause(cause)},
             "exposed": {cause.label: int(row.exposed[cause]) for cause in Cause if row.exposed[cause]},
-            "unwritten_holes": Case(row, model.userfaultfd_of(row)).unwritten_holes,
+            "unwritten_holes": Case(row, model.uffd_of(row)).unwritten_holes,
             "facts": {fact.name: count for fact, count in sorted(row.facts.items(), key=str) if count},
             "belief": beliefs(model, row),
             "lost": [tuple(run.values()) for run in lost.get(row.number, [])],

@@ -55,7 +55,7 @@ def both(events: Events) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def child_row(events: Events) -> Range:
     model = fed(events.array())
-    (row,) = (row for row in model.rows() if model.userfaultfd_of(row).ctx == CHILD_CTX)
+    (row,) = (row for row in model.rows() if model.uffd_of(row).ctx == CHILD_CTX)
     return row
 
 

@@ -412,9 +412,9 @@ def test_an_armed_child_that_nobody_armed_again_is_not_never_armed() -> None:
     events = started()
     events.arm(0, 8)
     model = fed(follow(events, (0, 8)).array())
-    assert [verdict(Case(row, model.userfaultfd_of(row))) for row in model.rows()] == ["ok", "ok"]
+    assert [verdict(Case(row, model.uffd_of(row))) for row in model.rows()] == ["ok", "ok"]
     model = fed(follow(started(), (0, 8)).array())
-    assert [verdict(Case(row, model.userfaultfd_of(row))) for row in model.rows()] == ["never-armed", "never-armed"]
+    assert [verdict(Case(row, model.uffd_of(row))) for row in model.rows()] == ["never-armed", "never-armed"]
 
 
 def test_a_large_copy_is_told_of_once() -> None:

@@ -223,7 +223,7 @@ def test_what_was_found_makes_a_report(machine: Machine, watched: Uffd) -> None:
     model.finish()
     (row,) = model.rows()
     assert (row.start, row.pages, row.modes, row.memory) == (page(0), 8, Mode.WP, Memory.ANON)
-    assert (row.count("armed_pages"), row.before, model.userfaultfd_of(row).owner) == (2, True, OWNER)
+    assert (row.count("armed_pages"), row.before, model.uffd_of(row).owner) == (2, True, OWNER)
 
 
 # ---- late ones -------------------------------------------------------------------

@@ -30,7 +30,7 @@ def events() -> Registering:
 
 def told(events: Events) -> dict[str, int]:
     model = fed(events.array())
-    cases = [Case(row, model.userfaultfd_of(row)) for row in model.rows()]
+    cases = [Case(row, model.uffd_of(row)) for row in model.rows()]
     late = {"registered-late", "already-populated"}
     return {str(one["id"]): int(str(one["pages"])) for case in cases for one in findings(case) if one["id"] in late}
 
@@ -104,7 +104,7 @@ def test_more_may_be_there(events: Registering) -> None:
     events.late(16, more=True)
     model = fed(events.array())
     (row,) = model.rows()
-    (one,) = [one for one in findings(Case(row, model.userfaultfd_of(row))) if one["id"] == "already-populated"]
+    (one,) = [one for one in findings(Case(row, model.uffd_of(row))) if one["id"] == "already-populated"]
     assert "and there may be more" in str(one["message"])
 
 

@@ -15,8 +15,8 @@ from unit.reports import PROCESS, TRACE, a_userfaultfd
 from uffdtrace.model.account.pages import COUNTS, Cause
 from uffdtrace.model.account.ranges import Range
 from uffdtrace.model.account.watched import Userfaultfd
+from uffdtrace.model.diagnosis import report as report_module
 from uffdtrace.model.diagnosis.case import Case, verdict
-from uffdtrace.model.diagnosis.case import report as report_module
 from uffdtrace.model.diagnosis.report import build
 from uffdtrace.model.records.events import Feature, Memory, Mode, UffdEvent
 from uffdtrace.reporters import offline

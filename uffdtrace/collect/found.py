@@ -282,10 +282,10 @@ class Readers:
         # When those that had ended were seen to have (ns).
         self._ended: dict[int, int] = {}
 
-    def look(self, homes: Iterable[Userfaultfd]) -> list[Array]:
+    def look(self, uffds: Iterable[Userfaultfd]) -> list[Array]:
         """READER_GONE events for those that read from these and have ended since the last look."""
         gone = []
-        for tid, reader in sorted({tid: reader for home in homes for tid, reader in home.threads.items()}.items()):
+        for tid, reader in sorted({tid: reader for uffd in uffds for tid, reader in uffd.threads.items()}.items()):
             now = _now()
             # Another thread may have its number now, and read.
             if self._ended.get(tid, 0) > reader.last:

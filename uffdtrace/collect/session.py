@@ -309,7 +309,7 @@ class Session:
                 faults=sum(sum(row.faults) for row in rows),
                 messages=sum(sum(row.messages) for row in rows),
                 lost=sum(row.count("observed") + row.count("blind") for row in rows),
-                lost_unknown=any(Case(row, self._model.userfaultfd_of(row)).unknown for row in rows),
+                lost_unknown=any(Case(row, self._model.uffd_of(row)).unknown for row in rows),
                 behind=now - max(began, self._caught_up) > _BEHIND_S,
             )
         )

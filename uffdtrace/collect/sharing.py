@@ -41,8 +41,8 @@ class Sharing:
 def _watched(model: Model) -> dict[int, list[tuple[int, int]]]:
     """What is registered now and may be shared, by process."""
     watched: dict[int, list[tuple[int, int]]] = {}
-    for home in model.watched.current.values():
-        for piece in model.ranges.space(home.ctx).pieces if home.owner else ():
+    for uffd in model.watched.current.values():
+        for piece in model.ranges.space(uffd.ctx).pieces if uffd.owner else ():
             if concerns(model.ranges.row_of(piece)):
-                watched.setdefault(home.owner or 0, []).append((piece.start, piece.end))
+                watched.setdefault(uffd.owner or 0, []).append((piece.start, piece.end))
     return watched

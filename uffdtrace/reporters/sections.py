@@ -32,13 +32,13 @@ def badness(found: dict[str, Any]) -> tuple[int, int]:
 
 def sections(report: dict[str, Any]) -> list[Section]:
     """The worst first; ranges whose process is not known are one section."""
-    homes = {home["id"]: home for home in report["userfaultfds"]}
+    uffds = {uffd["id"]: uffd for uffd in report["userfaultfds"]}
     names = {process["pid"]: process["comm"] for process in report["processes"]}
     by_owner: dict[int | None, list[dict[str, Any]]] = {}
     for found in sorted(report["ranges"], key=badness):
-        by_owner.setdefault(homes[found["userfaultfd"]]["owner_pid"], []).append(found)
+        by_owner.setdefault(uffds[found["userfaultfd"]]["owner_pid"], []).append(found)
     return [
-        Section(_called(owner, names), _heading(report, owner, homes, names, alone=len(by_owner) == 1), ranges)
+        Section(_called(owner, names), _heading(report, owner, uffds, names, alone=len(by_owner) == 1), ranges)
         for owner, ranges in by_owner.items()
     ]
 
@@ -48,12 +48,12 @@ def _called(pid: int | None, names: dict[int, str]) -> str:
 
 
 def _heading(
-    report: dict[str, Any], owner: int | None, homes: dict[int, dict[str, Any]], names: dict[int, str], alone: bool
+    report: dict[str, Any], owner: int | None, uffds: dict[int, dict[str, Any]], names: dict[int, str], alone: bool
 ) -> str:
-    mine = [home for home in homes.values() if home["owner_pid"] == owner]
-    others = sorted({pid for home in mine for pid in home["monitor_pids"]} - {owner})
+    mine = [uffd for uffd in uffds.values() if uffd["owner_pid"] == owner]
+    others = sorted({pid for uffd in mine for pid in uffd["monitor_pids"]} - {owner})
     watched = f", watched by {', '.join(_called(pid, names) for pid in others)}" if others else ""
-    copies = {homes[home["forked_from"]]["owner_pid"] for home in mine if home["forked_from"] in homes}
+    copies = {uffds[uffd["forked_from"]]["owner_pid"] for uffd in mine if uffd["forked_from"] in uffds}
     forked = f", forked from {', '.join(_called(pid, names) for pid in sorted(copies, key=str))}" if copies else ""
     if alone and not watched and not forked and report["process"] is not None and report["process"]["pid"] == owner:
         return ""
@@ -62,8 +62,8 @@ def _heading(
 
 def not_followed(report: dict[str, Any]) -> str:
     """What to say of children with a userfaultfd of their own that were not traced; empty if there are none."""
-    made = sum(home["events"]["fork"] for home in report["userfaultfds"])
-    made -= sum(home["forked_from"] is not None for home in report["userfaultfds"])
+    made = sum(uffd["events"]["fork"] for uffd in report["userfaultfds"])
+    made -= sum(uffd["forked_from"] is not None for uffd in report["userfaultfds"])
     if made <= 0:
         return ""
     watch = "userfaultfd that watches" if made == 1 else "userfaultfds that watch"

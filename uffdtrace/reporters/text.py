@@ -103,10 +103,10 @@ def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool, file:
 
 def _of_no_range(console: Console, report: dict[str, Any]) -> None:
     """Findings about calls that named no range, and threads that wait in none."""
-    for home in report["userfaultfds"]:
-        for finding in home["findings"]:
+    for uffd in report["userfaultfds"]:
+        for finding in uffd["findings"]:
             severity = finding["severity"]
-            whose = f"userfaultfd {home['id']}" + (f" of process {home['owner_pid']}" if home["owner_pid"] else "")
+            whose = f"userfaultfd {uffd['id']}" + (f" of process {uffd['owner_pid']}" if uffd["owner_pid"] else "")
             console.print(Text.assemble((severity, STYLES.get(severity, "")), f" [{finding['id']}] with {whose}"))
             console.print(Padding(Text(printable(plain(finding["message"], console))), (0, 0, 0, 4)))
             console.print(Padding(Text("Remedy: " + printable(plain(finding["remedy"], console))), (0, 0, 1, 4)))
@@ -114,7 +114,7 @@ def _of_no_range(console: Console, report: dict[str, Any]) -> None:
 
 def _before(console: Console, report: dict[str, Any]) -> None:
     """Who slept already when the trace began, and what became of them."""
-    found = [home["before_trace"] for home in report["userfaultfds"] if home["before_trace"]]
+    found = [uffd["before_trace"] for uffd in report["userfaultfds"] if uffd["before_trace"]]
     waiting, unread, served = (sum(int(one[name]) for one in found) for name in ("waiting", "unread", "served"))
     still = sum(len(one["still_asleep"]) for one in found)
     if waiting:

@@ -42,17 +42,17 @@ def concerns(row: Range) -> bool:
     )
 
 
-def of_range(row: Range, home: Userfaultfd, looks: Sequence[Look]) -> list[Elsewhere]:
+def of_range(row: Range, uffd: Userfaultfd, looks: Sequence[Look]) -> list[Elsewhere]:
     """Each other mapping of a range's memory once, as it was seen last."""
     if not concerns(row):
         return []
     seen: dict[tuple[int, int, int], Elsewhere] = {}
-    ends = [time for time in (home.gone, row.withdrawn) if time is not None]
+    ends = [time for time in (uffd.gone, row.withdrawn) if time is not None]
     for look in looks:
         for other in look.elsewhere:
             # An address may be another range's before and after.
             there = row.born <= other.time and all(other.time <= end for end in ends)
-            if other.owner == home.owner and there and other.of_start < row.end and row.start < other.of_end:
+            if other.owner == uffd.owner and there and other.of_start < row.end and row.start < other.of_end:
                 seen[other.pid, other.start, other.end] = other
     return list(seen.values())
 

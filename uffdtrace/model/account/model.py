@@ -100,14 +100,14 @@ class Model:
 
     def rows(self) -> list[Range]:
         """The ranges, by userfaultfd and address; earlier ones first."""
-        return sorted(self.ranges.rows(), key=lambda row: (self.userfaultfd_of(row).number, row.start))
+        return sorted(self.ranges.rows(), key=lambda row: (self.uffd_of(row).number, row.start))
 
     @property
     def userfaultfds(self) -> list[Userfaultfd]:
         return self.watched.userfaultfds
 
-    def userfaultfd_of(self, row: Range) -> Userfaultfd:
-        return self.watched.home_of(row)
+    def uffd_of(self, row: Range) -> Userfaultfd:
+        return self.watched.uffd_of(row)
 
     # ---- batches -----------------------------------------------------------
 
@@ -144,7 +144,7 @@ class Model:
         if self.watched.populated.late:
             self.watched.dropped(work.events[DISCARDS[work.types]].records)
         for call in facts.calls(events, ready, *ioctls):
-            self._wrong(int(work.numbers[call.index]), call, int(work.homes[call.index]))
+            self._wrong(int(work.numbers[call.index]), call, int(work.uffds[call.index]))
         self._sleep(work.events, work.numbers)
 
     def _sleep(self, events: Batch, numbers: Array) -> None:
@@ -169,7 +169,7 @@ class Model:
             row = self.ranges.all[work.numbers[index]].root()
             row.armings += 1
             anonymous = int(work.events["flags"][index]) & Memory.ANON
-            if anonymous and not (self.userfaultfd_of(row).features or 0) & _NO_HOLES:
+            if anonymous and not (self.uffd_of(row).features or 0) & _NO_HOLES:
                 # Protected pages that are swapped out would look like holes.
                 again = row.armings > 1 or row.count("rearmed") or row.before
                 doubtful = not known or (again and work.events["value"][index] != 0)
@@ -215,10 +215,10 @@ class Model:
             chosen = slice(begin, end) if len(parts) == 1 else index + begin
             # The first call on a new one begins before any event tells of it, and may fail.
             if ctx in self.watched.current or work.opens(chosen):
-                self._run_one(work, chosen, self.watched.home(ctx))
+                self._run_one(work, chosen, self.watched.uffd(ctx))
 
-    def _run_one(self, work: Work, chosen: Array | slice, home: Userfaultfd) -> None:
-        space = self.ranges.space(home.ctx)
+    def _run_one(self, work: Work, chosen: Array | slice, uffd: Userfaultfd) -> None:
+        space = self.ranges.space(uffd.ctx)
         events = work.events[chosen]
         types = events["type"]
         number = space.numbers(work.start[chosen])
@@ -226,18 +226,18 @@ class Model:
         for lost in calls[number[calls] < 0].tolist():
             number[lost] = space.touched(int(events["start"][lost]), int(events["end"][lost]))
         work.numbers[chosen] = number
-        work.homes[chosen] = home.number
-        home.callers.update(different(events["tgid"][calls]))
+        work.uffds[chosen] = uffd.number
+        uffd.callers.update(different(events["tgid"][calls]))
         described = np.flatnonzero(events["flags"])
         described = described[number[described] >= 0]
         self.ranges.describe(events["flags"][described], number[described])
         messages = np.flatnonzero(types == Type.MESSAGE)
-        home.read(events[messages])
+        uffd.read(events[messages])
         known = number[messages] >= 0
         self.unattributed_messages += len(messages) - int(known.sum())
         messages = messages[known]
         tally.by_kind(self.ranges, "messages", number[messages], events["kind"][messages])
-        tally.faults(self.ranges, home, events, number)
+        tally.faults(self.ranges, uffd, events, number)
 
         start, pages, ops = work.start[chosen], work.pages[chosen], work.op[chosen]
         # On hugetlb memory, what was told before the trace was told of a whole huge page, too.
@@ -247,20 +247,20 @@ class Model:
         small = pages <= EXPAND_PAGES
         small[named] = True
         active = np.flatnonzero((ops != Op.NOTHING) & small)
-        if home.has(Feature.WP_ASYNC):
+        if uffd.has(Feature.WP_ASYNC):
             # The kernel notes writes by itself.
             active = active[~EVIDENCE[types[active]]]
         # A trace may claim more than fits in memory at once.
         for part in np.split(active, np.flatnonzero(np.diff(np.cumsum(pages[active]) // _MOST_EXPANDED)) + 1):
             if part.size:
-                self._operations.page_by_page(home, events[part], start[part], pages[part], ops[part])
+                self._operations.page_by_page(uffd, events[part], start[part], pages[part], ops[part])
 
-    def _wrong(self, number: int, call: facts.Call, home: int) -> None:
-        """A call that did not do what it was asked for; `home` is -1 where its userfaultfd was not seen."""
+    def _wrong(self, number: int, call: facts.Call, uffd: int) -> None:
+        """A call that did not do what it was asked for; `uffd` is -1 where its userfaultfd was not seen."""
         if number < 0 or (call.failed and call.failed[0] is Ioctl.API):
             # It names no range: it is told with its userfaultfd.
-            if call.failed and home >= 0:
-                self.userfaultfds[home].failures.add(*call.failed)
+            if call.failed and uffd >= 0:
+                self.userfaultfds[uffd].failures.add(*call.failed)
             return
         row = self.ranges.all[number].root()
         if call.failed and call.fact is Fact.FAILED:

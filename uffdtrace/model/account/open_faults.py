@@ -12,13 +12,13 @@ def settle(watched: Watched, sleepers: Sleepers, asleep: set[int], looked_at: se
     rows = watched.ranges.all
     for number in sleepers.served_later:
         if number >= 0:
-            watched.home_of(rows[number].root()).served_later += 1
+            watched.uffd_of(rows[number].root()).served_later += 1
     for fault in sleepers.pending(asleep, looked_at):
         if fault.range_number < 0:
             continue
         row = rows[fault.range_number].root()
         if fault.since is None:
-            watched.home_of(row).listed.append(fault.tid)
+            watched.uffd_of(row).listed.append(fault.tid)
         if fault.unknown:
             row.pending = None
         else:
@@ -31,7 +31,7 @@ def settle(watched: Watched, sleepers: Sleepers, asleep: set[int], looked_at: se
         if number < 0:
             continue
         row = rows[number].root()
-        gone = watched.home_of(row).gone
+        gone = watched.uffd_of(row).gone
         # The kernel used the address again.
         if gone is None or gone >= ending.time:
             row.note(Fact.CLOSED if ending.closed else Fact.UNREGISTERED)

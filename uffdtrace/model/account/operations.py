@@ -28,7 +28,7 @@ class Operations:
         self._watched = watched
         self._ranges = watched.ranges
 
-    def page_by_page(self, home: Userfaultfd, events: Batch, start: Array, pages: Array, ops: Array) -> None:
+    def page_by_page(self, uffd: Userfaultfd, events: Batch, start: Array, pages: Array, ops: Array) -> None:
         """The operation of each event on its pages, in the order of the events."""
         events, start, pages, ops = with_sources(events, start, pages, ops)
         rows, addresses = np.arange(len(events)), start
@@ -47,7 +47,7 @@ class Operations:
             ops[(types == Type.HUGE_WRITE) & at_fault & (ops == Op.OPENED)] = Op.UNPROTECTED_WRITE
             # The page that faulted is read on its own after the huge page fell through.
             ops[(types == Type.HUGE_FALLBACK) & at_fault] = Op.NOTHING
-        places, owners = self._ranges.space(home.ctx).locate(addresses)
+        places, owners = self._ranges.space(uffd.ctx).locate(addresses)
         inside = places >= 0
         if not inside.all():
             places, owners, ops, rows = places[inside], owners[inside], ops[inside], rows[inside]
@@ -67,7 +67,7 @@ class Operations:
         dropped = np.flatnonzero(_DROPPED[effects])
         dropped = dropped[DISCARDS[events["type"][rows[dropped]]]]
         if dropped.size:
-            self._drop(home, events[rows[dropped]].records, owners[dropped], np.ones(len(dropped), dtype=np.int64))
+            self._drop(uffd, events[rows[dropped]].records, owners[dropped], np.ones(len(dropped), dtype=np.int64))
 
     def _answers(self, places: Array, ops: Array, rows: Array, fills: Array) -> None:
         """A call that fills several pages and answers a write to one of them answers for all: changes `ops`."""
@@ -93,11 +93,11 @@ class Operations:
             dropped = np.array([int(befell[_DROPPED].sum())])
             if DISCARDS[event["type"]] and dropped[0]:
                 numbers = np.array([piece.range_number])
-                self._drop(self._watched.home(ctx), event[None], numbers, dropped)
+                self._drop(self._watched.uffd(ctx), event[None], numbers, dropped)
 
-    def _drop(self, home: Userfaultfd, events: Array, numbers: Array, pages: Array) -> None:
+    def _drop(self, uffd: Userfaultfd, events: Array, numbers: Array, pages: Array) -> None:
         """Armed pages whose content a DISCARD or ZAP dropped; a thread that reads the messages drops its own."""
-        others = ~np.isin(events["tid"], list(home.threads)) & at_once(events)
+        others = ~np.isin(events["tid"], list(uffd.threads)) & at_once(events)
         events, numbers, pages = events[others], numbers[others], pages[others]
         for number in np.unique(numbers).tolist():
             row, mine = self._ranges.all[number].root(), numbers == number

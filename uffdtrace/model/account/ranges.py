@@ -330,9 +330,9 @@ class Ranges:
 
     def _add(self, space: Space, start: int, end: int, modes: Mode) -> None:
         number = self._number_for(space, start, end, modes)
-        home = self.all[number].root()
+        row = self.all[number].root()
         fresh = [(start, end)]
-        for old in home.retired:
+        for old in row.retired:
             low, high = max(start, old.start), min(end, old.end)
             if low < high:
                 # Here before: pages that were armed or notified then count once.
@@ -340,7 +340,7 @@ class Ranges:
                 self.pool.do(again.place, (high - low) // PAGE_SIZE, Op.REGISTERED_AGAIN, NOTABLE)
                 space.add(Piece(low, high, again.place, number))
                 fresh = [part for one in fresh for part in _without(one, low, high)]
-        home.retired = [part for old in home.retired for part in _outside(old, start, end)]
+        row.retired = [part for old in row.retired for part in _outside(old, start, end)]
         for low, high in fresh:
             space.add(Piece(low, high, self.pool.take((high - low) // PAGE_SIZE), number))
 
@@ -416,12 +416,12 @@ class Ranges:
         if not touching:
             self.all.append(Range(len(self.all), start, end, modes))
             return len(self.all) - 1
-        home = self.all[touching[0]].root()
-        home.start, home.end = min(home.start, start), max(home.end, end)
+        row = self.all[touching[0]].root()
+        row.start, row.end = min(row.start, start), max(row.end, end)
         for other in touching[1:]:
             root = self.all[other].root()
-            if root is not home:
-                home.absorb(root)
+            if root is not row:
+                row.absorb(root)
         return touching[0]
 
     def describe(self, flags: Array, numbers: Array) -> None:

@@ -21,10 +21,10 @@ def armed(watched: Watched, event: Array) -> Iterator[tuple[int, int, int]]:
     # Where only some pages were to match, the events do not tell which did.
     if start >= end or (ended and (event["ret"] or not event["kind"])):
         return
-    for home in watched.of_memory(int(event["ctx"])):
-        if home.has(Feature.WP_ASYNC):
-            rows = map(watched.ranges.row_of, watched.ranges.space(home.ctx).overlapping(start, end))
+    for uffd in watched.of_memory(int(event["ctx"])):
+        if uffd.has(Feature.WP_ASYNC):
+            rows = map(watched.ranges.row_of, watched.ranges.space(uffd.ctx).overlapping(start, end))
             for row in {row.number: row for row in rows}.values():
                 row.note(Fact.SCANNED_WHOLE if ended else Fact.SCANNED)
             if ended:
-                yield (home.ctx, *page_bounds(start, end))
+                yield (uffd.ctx, *page_bounds(start, end))

@@ -55,7 +55,7 @@ class Structure:
         self._watched.forget(ctx, time)
 
     def _poll(self, work: Work, index: int, event: Array) -> None:
-        self._watched.home(int(event["ctx"])).blocking_poll = True
+        self._watched.uffd(int(event["ctx"])).blocking_poll = True
 
     def _event(self, work: Work, index: int, event: Array) -> None:
         uffd, what = self._watched.current.get(int(event["ctx"])), int(event["kind"])
@@ -108,7 +108,7 @@ class Structure:
 
     def _waiters_found(self, work: Work, index: int, event: Array) -> None:
         unread, waiting = int(event["aux"]), int(event["value"])
-        uffd = self._watched.home(int(event["ctx"]))
+        uffd = self._watched.uffd(int(event["ctx"]))
         uffd.before, uffd.read_before = (unread, waiting), waiting > unread
 
     def _event_found(self, work: Work, index: int, event: Array) -> None:
@@ -141,7 +141,7 @@ class Structure:
         ctx, call, time = int(event["ctx"]), int(event["kind"]), int(event["time"])
         first = int(work.start[index])
         last = first + int(work.pages[index]) * PAGE_SIZE
-        uffd = self._watched.home(ctx)
+        uffd = self._watched.uffd(ctx)
         uffd.callers.add(int(event["tgid"]))
         if index in work.refused:
             uffd.failures.add(Ioctl.REGISTER, work.refused[index], 0, int(event["start"]), int(event["end"]))

@@ -25,7 +25,7 @@ def by_kind(ranges: Ranges, name: str, numbers: Array, kinds: Array) -> None:
         getattr(ranges.all[pair // len(Kind)].root(), name)[pair % len(Kind)] += count
 
 
-def faults(ranges: Ranges, home: Userfaultfd, events: Batch, numbers: Array) -> None:
+def faults(ranges: Ranges, uffd: Userfaultfd, events: Batch, numbers: Array) -> None:
     """How many faults there are, whether a thread that reads the messages faults itself, and which were refused.
 
     `numbers` has the range number of each event, -1 for none.
@@ -35,12 +35,12 @@ def faults(ranges: Ranges, home: Userfaultfd, events: Batch, numbers: Array) -> 
     asleep = events["ret"][index] == 0
     slept = index if asleep.all() else index[asleep]
     by_kind(ranges, "faults", numbers[slept], events["kind"][slept])
-    for fault in slept[np.isin(events["tid"][slept], list(home.threads))].tolist():
-        if home.threads[int(events["tid"][fault])].first < int(events["time"][fault]):
+    for fault in slept[np.isin(events["tid"][slept], list(uffd.threads))].tolist():
+        if uffd.threads[int(events["tid"][fault])].first < int(events["time"][fault]):
             ranges.all[numbers[fault]].root().note(Fact.MONITOR_FAULT)
     for fault in index[~asleep].tolist():
         flags = int(events["aux"][fault])
         # Where a caller will not wait (KVM), a worker of its own comes again.
         if not flags & _FAULT_FLAG_RETRY_NOWAIT:
-            signal = home.has(Feature.SIGBUS) and flags & _FAULT_FLAG_USER
+            signal = uffd.has(Feature.SIGBUS) and flags & _FAULT_FLAG_USER
             ranges.all[numbers[fault]].root().note(Fact.SIGNALLED if signal else Fact.REFUSED)

@@ -13,9 +13,9 @@ from uffdtrace.model.records.events import Array, Feature, Type, UffdEvent, name
 
 @dataclass(frozen=True)
 class _Began:
-    """Thread began to wait at `time` (ns; None: before the trace) until the monitor of `home` reads this event."""
+    """Thread began to wait at `time` (ns; None: before the trace) until the monitor of `uffd` reads this event."""
 
-    home: Userfaultfd
+    uffd: Userfaultfd
     event: UffdEvent
     time: int | None
 
@@ -35,13 +35,13 @@ class Waits:
         # HOLDER_FOUND events.
         self._holders: list[Array] = []
 
-    def began(self, home: Userfaultfd, event: Array) -> None:
+    def began(self, uffd: Userfaultfd, event: Array) -> None:
         """An EVENT of the kernel's."""
-        self._began[int(event["tid"])] = _Began(home, UffdEvent(int(event["kind"])), int(event["time"]))
+        self._began[int(event["tid"])] = _Began(uffd, UffdEvent(int(event["kind"])), int(event["time"]))
 
-    def began_before(self, home: Userfaultfd, event: Array) -> None:
-        """An EVENT_FOUND: the queue of `home` told of it."""
-        self._began.setdefault(int(event["tid"]), _Began(home, UffdEvent(int(event["kind"])), None))
+    def began_before(self, uffd: Userfaultfd, event: Array) -> None:
+        """An EVENT_FOUND: the queue of `uffd` told of it."""
+        self._began.setdefault(int(event["tid"]), _Began(uffd, UffdEvent(int(event["kind"])), None))
 
     def feed(self, events: Batch) -> None:
         types = events["type"]
@@ -59,30 +59,30 @@ class Waits:
             event = UffdEvent(kind) if kind in list(UffdEvent) else None
             began = self._began.get(tid)
             # Of a wait that is over another event may be what the thread's stack tells of.
-            if began is not None and event in (None, began.event) and began.home.gone is None:
-                began.home.event_waits.append(EventWait(tid, began.event, began.time, tid in began.home.threads))
+            if began is not None and event in (None, began.event) and began.uffd.gone is None:
+                began.uffd.event_waits.append(EventWait(tid, began.event, began.time, tid in began.uffd.threads))
                 continue
             # Before the trace. The stack does not tell which userfaultfd it is.
-            homes = [
-                home
-                for home in watched.current.values()
-                if home.owner == tgid and (event is None or home.has(Feature[f"EVENT_{event.name}"]))
+            uffds = [
+                uffd
+                for uffd in watched.current.values()
+                if uffd.owner == tgid and (event is None or uffd.has(Feature[f"EVENT_{event.name}"]))
             ]
-            if len(homes) == 1:
-                homes[0].event_waits.append(EventWait(tid, event, None, tid in homes[0].threads))
-        for home in watched.current.values():
-            home.ended_readers = self._ended(home)
-            if home.before is not None and home.before[1]:
-                home.still_asleep = sorted((set(home.slept) & in_faults) - self._faulted - set(home.listed))
+            if len(uffds) == 1:
+                uffds[0].event_waits.append(EventWait(tid, event, None, tid in uffds[0].threads))
+        for uffd in watched.current.values():
+            uffd.ended_readers = self._ended(uffd)
+            if uffd.before is not None and uffd.before[1]:
+                uffd.still_asleep = sorted((set(uffd.slept) & in_faults) - self._faulted - set(uffd.listed))
         for found in self._holders:
             held = watched.current.get(int(found["ctx"]))
             if held is not None:
                 holder = Holder(int(found["tgid"]), name_in(found), int(found["value"]))
                 held.holders = (held.holders or []) + [holder] * (holder.pid != 0)
 
-    def _ended(self, home: Userfaultfd) -> list[EndedReader]:
+    def _ended(self, uffd: Userfaultfd) -> list[EndedReader]:
         ended = []
-        for tid, reader in home.threads.items():
+        for tid, reader in uffd.threads.items():
             by, alive, process = self._gone.get(tid, (0, 0, False))
             # Another thread may have had its number, and read, since it was seen to have ended.
             if by <= reader.last:

@@ -163,23 +163,23 @@ class Watched:
         # By forking thread and userfaultfd: all areas are copied before the child's userfaultfd is told of.
         self._copied: dict[tuple[int, int], list[Copied]] = {}
 
-    def home_of(self, row: Range) -> Userfaultfd:
+    def uffd_of(self, row: Range) -> Userfaultfd:
         return self._home_of[row.number]
 
-    def home(self, ctx: int) -> Userfaultfd:
+    def uffd(self, ctx: int) -> Userfaultfd:
         if ctx not in self.current:
             self.current[ctx] = Userfaultfd(len(self.userfaultfds), ctx)
             self.userfaultfds.append(self.current[ctx])
         return self.current[ctx]
 
     def seen(self, ctx: int, mm: int, features: int, owner: int) -> None:
-        home = self.home(ctx)
-        home.mm = mm
-        home.features = features & ~_INITIALIZED
-        home.owner = owner or home.owner
+        uffd = self.uffd(ctx)
+        uffd.mm = mm
+        uffd.features = features & ~_INITIALIZED
+        uffd.owner = owner or uffd.owner
 
     def of_memory(self, mm: int) -> list[Userfaultfd]:
-        return [home for home in self.current.values() if home.mm == mm]
+        return [uffd for uffd in self.current.values() if uffd.mm == mm]
 
     def orphaned(self, ctx: int, time: int) -> None:
         """A userfaultfd is closed: forks that still wait for its monitor to be told go on without theirs."""
@@ -188,15 +188,15 @@ class Watched:
             return
         # Who uses it was told of it.
         waiting = [one for one in self.current.values() if one.forker is not None and not one.callers | one.readers]
-        for home in [one for one in waiting if one.parent is parent]:
-            self.ranges.end(self.ranges.space(home.ctx), 0, EVERYWHERE)
+        for uffd in [one for one in waiting if one.parent is parent]:
+            self.ranges.end(self.ranges.space(uffd.ctx), 0, EVERYWHERE)
             for row in self.ranges.rows():
-                if self.home_of(row) is home:
+                if self.uffd_of(row) is uffd:
                     row.changes[:] = 0
                     row.holes = 0
             for piece in self.ranges.space(ctx).pieces:
                 self.ranges.row_of(piece).facts.setdefault(Fact.FORK, 1)
-            self.forget(home.ctx, time)
+            self.forget(uffd.ctx, time)
 
     def forget(self, ctx: int, time: int) -> None:
         """The descriptor or its memory is gone."""
@@ -208,17 +208,17 @@ class Watched:
     def registered(self) -> list[tuple[int, int, int]]:
         """(mm, start, end) of all that is registered now."""
         return [
-            (home.mm, piece.start, piece.end)
-            for home in self.current.values()
-            for piece in self.ranges.space(home.ctx).pieces
+            (uffd.mm, piece.start, piece.end)
+            for uffd in self.current.values()
+            for piece in self.ranges.space(uffd.ctx).pieces
         ]
 
     def forked(self, ctx: int, tid: int, start: int, end: int) -> None:
         """A fork by this thread copies a range area by area: that of its first page counts for it."""
-        forks = self.home(ctx).unwatched_forks
+        forks = self.uffd(ctx).unwatched_forks
         if not forks or forks[-1].tid != tid or forks[-1].child is not None:
             if len(forks) == MOST_FORKS:
-                self._judge(self.home(ctx), forks.popleft())
+                self._judge(self.uffd(ctx), forks.popleft())
             forks.append(UnwatchedFork(tid))
         seen: set[int] = set()
         for piece in self.ranges.space(ctx).pieces:
@@ -230,8 +230,8 @@ class Watched:
 
     def made_child(self, mm: int, tid: int, child: int) -> None:
         """CHILD: a fork by this thread made that process."""
-        for home in self.of_memory(mm):
-            for fork in reversed(home.unwatched_forks):
+        for uffd in self.of_memory(mm):
+            for fork in reversed(uffd.unwatched_forks):
                 if fork.tid == tid:
                     # The forks of a thread that are older are settled.
                     if fork.child is not None:
@@ -244,13 +244,13 @@ class Watched:
         Nobody expects their private copies to be watched. To memory that is shared
         a monitor's child may write as well as any other: those forks stay.
         """
-        for home in self.userfaultfds:
-            while home.unwatched_forks:
-                self._judge(home, home.unwatched_forks.popleft())
+        for uffd in self.userfaultfds:
+            while uffd.unwatched_forks:
+                self._judge(uffd, uffd.unwatched_forks.popleft())
 
-    def _judge(self, home: Userfaultfd, fork: UnwatchedFork) -> None:
+    def _judge(self, uffd: Userfaultfd, fork: UnwatchedFork) -> None:
         """Take a fork back that is the monitor's, as far as is known by now."""
-        monitors = fork.tid in home.threads or fork.child in home.readers
+        monitors = fork.tid in uffd.threads or fork.child in uffd.readers
         for number in fork.range_numbers:
             row = self.ranges.all[number].root()
             if monitors and not row.memory & ~Memory.ANON:
@@ -280,13 +280,13 @@ class Watched:
         if ctx in self.current:
             self.forget(ctx, time)
         self.seen(ctx, int(event["start"]), int(event["end"]), 0)
-        home = self.home(ctx)
+        uffd = self.uffd(ctx)
         # It waits for one after the other.
         for one in self.current.values():
             one.forker = None if one.forker == event["tid"] else one.forker
-        home.forker = int(event["tid"])
+        uffd.forker = int(event["tid"])
         # It may have been closed while it forked.
-        home.parent = next((one for one in reversed(self.userfaultfds) if one.ctx == parent), None)
+        uffd.parent = next((one for one in reversed(self.userfaultfds) if one.ctx == parent), None)
         for part in self._copied.pop((int(event["tid"]), parent), []):
             self.register(ctx, part.start, part.end, part.row.modes, time)
             for piece in self.ranges.space(ctx).overlapping(part.start, part.end):
@@ -305,38 +305,38 @@ class Watched:
 
     def unmapped(self, mm: int) -> None:
         """An address space is gone: its address will be another's."""
-        for home in self.userfaultfds:
-            if home.mm == mm:
-                home.mm = 0
+        for uffd in self.userfaultfds:
+            if uffd.mm == mm:
+                uffd.mm = 0
 
     def slept(self, tgid: int, tid: int) -> None:
         """A thread slept in a fault when the trace began."""
-        for home in self.current.values():
-            if home.owner == tgid and home.before is not None:
-                home.slept.append(tid)
+        for uffd in self.current.values():
+            if uffd.owner == tgid and uffd.before is not None:
+                uffd.slept.append(tid)
 
     def process(self, mm: int, tgid: int) -> None:
         # The monitor may have closed the child's already, or used it while its task had the parent's number.
-        for home in self.userfaultfds:
-            if home.mm == mm and (home.owner is None or self.current.get(home.ctx) is home):
-                home.owner = tgid
-                home.forker = None
+        for uffd in self.userfaultfds:
+            if uffd.mm == mm and (uffd.owner is None or self.current.get(uffd.ctx) is uffd):
+                uffd.owner = tgid
+                uffd.forker = None
 
-    def unmap(self, home: Userfaultfd, start: int, end: int) -> None:
-        for piece in self.ranges.end(self.ranges.space(home.ctx), start, end):
-            if not home.has(Feature.EVENT_UNMAP):
+    def unmap(self, uffd: Userfaultfd, start: int, end: int) -> None:
+        for piece in self.ranges.end(self.ranges.space(uffd.ctx), start, end):
+            if not uffd.has(Feature.EVENT_UNMAP):
                 self.ranges.row_of(piece).note(Fact.UNMAPPED, (piece.end - piece.start) // PAGE_SIZE)
 
-    def remap(self, home: Userfaultfd, remap: Remap, time: int) -> None:
+    def remap(self, uffd: Userfaultfd, remap: Remap, time: int) -> None:
         """Moved memory stays registered only where the monitor asked for EVENT_REMAP; what grows stays."""
-        space = self.ranges.space(home.ctx)
+        space = self.ranges.space(uffd.ctx)
         if remap.to != remap.start:
             old = page_bounds(remap.start, remap.end)
             # MREMAP_FIXED unmaps what was there.
-            self.unmap(home, *page_bounds(remap.to, max(remap.to_end, remap.to + PAGE_SIZE)))
+            self.unmap(uffd, *page_bounds(remap.to, max(remap.to_end, remap.to + PAGE_SIZE)))
             for piece in space.parts(*old) if remap.kept else self.ranges.cut(space, *old):
-                if home.has(Feature.EVENT_REMAP):
-                    self._move(home, piece, piece.start - remap.start + remap.to, time)
+                if uffd.has(Feature.EVENT_REMAP):
+                    self._move(uffd, piece, piece.start - remap.start + remap.to, time)
                 else:
                     self.ranges.row_of(piece).note(Fact.MOVED_AWAY, (piece.end - piece.start) // PAGE_SIZE)
                 self.ranges.operate(piece, piece.start, piece.end, Op.DISCARD if remap.kept else Op.ENDED)
@@ -344,16 +344,16 @@ class Watched:
         before = [piece for piece in space.pieces if piece.end == grown[0]]
         if before and grown[0] < grown[1]:
             row = self.ranges.row_of(before[0])
-            self.register(home.ctx, *page_bounds(*grown), row.modes, time)
+            self.register(uffd.ctx, *page_bounds(*grown), row.modes, time)
             row.root().note(Fact.GROWN, (grown[1] - grown[0]) // PAGE_SIZE)
 
-    def _move(self, home: Userfaultfd, piece: Piece, to: int, time: int) -> None:
+    def _move(self, uffd: Userfaultfd, piece: Piece, to: int, time: int) -> None:
         """Pages go to another address with their states; what is there is another range."""
         row = self.ranges.row_of(piece)
         old = self.ranges.states(piece)
         end = to + piece.end - piece.start
-        self.register(home.ctx, to, end, row.modes, time)
-        self._carry(home.ctx, Piece(to, end, 0, piece.range_number), old)
+        self.register(uffd.ctx, to, end, row.modes, time)
+        self._carry(uffd.ctx, Piece(to, end, 0, piece.range_number), old)
 
     def found(self, event: Array) -> None:
         """A mapping that was registered before the trace."""
@@ -361,9 +361,9 @@ class Watched:
         modes = Mode(int(event["aux"]) & 7)
         self.register(ctx, start, end, modes, int(event["time"]))
         if modes & Mode.MISSING:
-            self.populated.remember(self.home(ctx).mm, start, end)
+            self.populated.remember(self.uffd(ctx).mm, start, end)
         self.backed(ctx, start, end, Memory(int(event["flags"]) & MEMORY_MASK))
-        markers = int(event["flags"]) & (Memory.SHMEM | Memory.HUGETLB) or self.home(ctx).has(Feature.WP_UNPOPULATED)
+        markers = int(event["flags"]) & (Memory.SHMEM | Memory.HUGETLB) or self.uffd(ctx).has(Feature.WP_UNPOPULATED)
         if not event["kind"]:
             self.before(ctx, start, end)
         elif not markers:
@@ -382,11 +382,11 @@ class Watched:
             self.ranges.all[piece.range_number].root().memory |= memory
 
     def register(self, ctx: int, start: int, end: int, modes: Mode, time: int) -> None:
-        home = self.home(ctx)
+        uffd = self.uffd(ctx)
         replaced = self.ranges.register(ctx, start, end, modes)
         for row in self.ranges.all[len(self._home_of) :]:
             row.born = time
-        self._home_of += [home] * (len(self.ranges.all) - len(self._home_of))
+        self._home_of += [uffd] * (len(self.ranges.all) - len(self._home_of))
         for piece in replaced:
             self._replace(ctx, piece, modes)
 
@@ -394,7 +394,7 @@ class Watched:
         """PRESENT: what is there already of that which a thread is about to register."""
         ctx = int(event["ctx"])
         standing = self.ranges.space(ctx).overlapping(int(event["start"]), int(event["end"]))
-        self.populated.present(event, self.home(ctx).mm, bool(standing))
+        self.populated.present(event, self.uffd(ctx).mm, bool(standing))
 
     def called(self, event: Array, start: int, end: int, modes: Mode) -> None:
         """A REGISTER has succeeded, and what it registered is a range."""
@@ -403,14 +403,14 @@ class Watched:
         if late is not None:
             late.range_number = self.ranges.space(ctx).overlapping(start, end)[0].range_number
         if modes & Mode.MISSING:
-            self.populated.remember(self.home(ctx).mm, start, end)
+            self.populated.remember(self.uffd(ctx).mm, start, end)
 
     def dropped(self, events: Array) -> None:
         """Pages that are dropped (DISCARD, ZAP) are populated no more, and what comes after is told."""
         for late in self.populated.late:
             row = self.ranges.all[late.range_number].root()
             # The kernel uses the userfaultfd's address again, and a program its addresses.
-            ends = [time for time in (self.home_of(row).gone, row.withdrawn) if time is not None]
+            ends = [time for time in (self.uffd_of(row).gone, row.withdrawn) if time is not None]
             mine = (events["ctx"] == late.ctx) & (events["time"] > late.time)
             for event in events[mine & (events["time"] <= min(ends, default=EVERYWHERE))]:
                 late.drop(int(event["start"]), int(event["end"]))

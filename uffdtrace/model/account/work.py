@@ -162,7 +162,7 @@ class Work:
         self.start = self.events["start"] & _PAGE_MASK
         self.pages = np.ones(size, dtype=np.int64)
         # The number of each event's userfaultfd, once the model has come to it: its address is soon another's.
-        self.homes = np.full(size, -1, dtype=np.int64)
+        self.uffds = np.full(size, -1, dtype=np.int64)
         # The number of the range that it names, -1 for none, once the model has come to it.
         self.numbers = np.full(size, -1, dtype=np.int64)
         self.lost_returns = 0

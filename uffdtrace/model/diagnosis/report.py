@@ -45,11 +45,11 @@ class Name:
     name: str
 
 
-def _name(row: Range, home: Userfaultfd, names: Sequence[Name]) -> str | None:
+def _name(row: Range, uffd: Userfaultfd, names: Sequence[Name]) -> str | None:
     """The first while the range was there: its userfaultfd's address may be another's before and after."""
     for name in names:
-        there = row.born <= name.time and (home.gone is None or name.time <= home.gone)
-        if name.ctx == home.ctx and there and name.start < row.end and row.start < name.end:
+        there = row.born <= name.time and (uffd.gone is None or name.time <= uffd.gone)
+        if name.ctx == uffd.ctx and there and name.start < row.end and row.start < name.end:
             return name.name
     return None
 
@@ -127,27 +127,27 @@ def _processes(
     model: Model, process: dict[str, Any] | None, processes: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Those that own or watch memory, by number; the traced one as it was when the trace began."""
-    wanted = {home.owner for home in model.userfaultfds} | {
-        pid for home in model.userfaultfds for pid in home.readers | home.callers
+    wanted = {uffd.owner for uffd in model.userfaultfds} | {
+        pid for uffd in model.userfaultfds for pid in uffd.readers | uffd.callers
     }
     found = {one["pid"]: one for one in [*processes, *([process] if process else [])]}
     return [found[pid] for pid in sorted(found) if pid in wanted]
 
 
-def _userfaultfd(home: Userfaultfd, began: int, end: int, pending: int) -> dict[str, Any]:
+def _userfaultfd(uffd: Userfaultfd, began: int, end: int, pending: int) -> dict[str, Any]:
     def seconds(time: int) -> float:
         return round((time - began) / 1e9, 6)
 
     names = None
-    if home.features is not None:
-        names = [feature.name for feature in Feature if home.features & feature]
+    if uffd.features is not None:
+        names = [feature.name for feature in Feature if uffd.features & feature]
     return {
-        "id": home.number,
+        "id": uffd.number,
         "features": names,
-        "owner_pid": home.owner,
-        "forked_from": None if home.parent is None else home.parent.number,
-        "events": {event.name.lower(): home.events.get(event, 0) for event in UffdEvent},
-        "monitor_pids": sorted(home.readers or home.callers),
+        "owner_pid": uffd.owner,
+        "forked_from": None if uffd.parent is None else uffd.parent.number,
+        "events": {event.name.lower(): uffd.events.get(event, 0) for event in UffdEvent},
+        "monitor_pids": sorted(uffd.readers or uffd.callers),
         "monitor_threads_ended": [
             {
                 "tid": reader.tid,
@@ -157,11 +157,11 @@ def _userfaultfd(home: Userfaultfd, began: int, end: int, pending: int) -> dict[
                 "ended_after_s": seconds(reader.after),
                 "ended_by_s": seconds(reader.by),
             }
-            for reader in home.ended_readers[:MOST_WAITING]
+            for reader in uffd.ended_readers[:MOST_WAITING]
         ],
         "holders": None
-        if home.holders is None
-        else [{"pid": holder.pid, "comm": holder.comm, "fd": holder.fd} for holder in home.holders],
+        if uffd.holders is None
+        else [{"pid": holder.pid, "comm": holder.comm, "fd": holder.fd} for holder in uffd.holders],
         "asleep_in_events": [
             {
                 "tid": wait.tid,
@@ -169,17 +169,17 @@ def _userfaultfd(home: Userfaultfd, began: int, end: int, pending: int) -> dict[
                 "for_s": None if wait.since is None else round((end - wait.since) / 1e9, 6),
                 "reads": wait.reads,
             }
-            for wait in home.event_waits
+            for wait in uffd.event_waits
         ],
-        "findings": [*waiting_findings(home, end, pending, began), *userfaultfd_findings(home)],
+        "findings": [*waiting_findings(uffd, end, pending, began), *userfaultfd_findings(uffd)],
         "before_trace": None
-        if home.before is None
+        if uffd.before is None
         else {
-            "unread": home.before[0],
-            "waiting": home.before[1],
-            "threads": sorted(set(home.slept)),
-            "served": home.served_later,
-            "still_asleep": sorted({*home.listed, *home.still_asleep}),
+            "unread": uffd.before[0],
+            "waiting": uffd.before[1],
+            "threads": sorted(set(uffd.slept)),
+            "served": uffd.served_later,
+            "still_asleep": sorted({*uffd.listed, *uffd.still_asleep}),
         },
     }
 
@@ -195,7 +195,7 @@ def add_counters(model: Model, counters: list[list[int]]) -> bool:
         return False
     of_ctx: dict[int, list[Range]] = {}
     for row in model.rows():
-        of_ctx.setdefault(model.userfaultfd_of(row).ctx, []).append(row)
+        of_ctx.setdefault(model.uffd_of(row).ctx, []).append(row)
     bounds = {ctx: np.array([(row.start, row.end) for row in rows], dtype=np.int64) for ctx, rows in of_ctx.items()}
     for ctx, vm_start, *slots in counters:
         if not any(slots):
@@ -267,13 +267,13 @@ def build(
     lost = lost_pages(model.losses.runs(), model.ranges, began, most_runs)
     ranges = []
     for row in model.rows():
-        home = model.userfaultfd_of(row)
-        others = of_range(row, home, looks)
-        case = Case(row, home, ending.get("features_offered"), whole, model.last, others, model.sees_page_scans)
-        ranges.append(_range(case, _name(row, home, names), *lost.get(row.number, ([], 0))))
+        uffd = model.uffd_of(row)
+        others = of_range(row, uffd, looks)
+        case = Case(row, uffd, ending.get("features_offered"), whole, model.last, others, model.sees_page_scans)
+        ranges.append(_range(case, _name(row, uffd, names), *lost.get(row.number, ([], 0))))
     pending = [row for row in model.rows() if row.pending]
     verdicts = [found["verdict"] for found in ranges]
-    if any(home.event_waits or home.still_asleep for home in model.userfaultfds):
+    if any(uffd.event_waits or uffd.still_asleep for uffd in model.userfaultfds):
         verdicts.append("pending")
     return {
         "schema": SCHEMA,
@@ -289,12 +289,12 @@ def build(
         "processes_not_searched": max((look.unreadable for look in looks), default=None),
         "userfaultfds": [
             _userfaultfd(
-                home,
+                uffd,
                 began,
                 model.last,
-                sum(row.pending or 0 for row in pending if model.userfaultfd_of(row) is home),
+                sum(row.pending or 0 for row in pending if model.uffd_of(row) is uffd),
             )
-            for home in model.userfaultfds
+            for uffd in model.userfaultfds
         ],
         "ranges": ranges,
         "verdict": min(verdicts, key=VERDICTS.index) if verdicts else "idle",

@@ -122,9 +122,9 @@ def _finding(name: str, severity: str, failures: list[Failure], message: str, re
     }
 
 
-def userfaultfd_findings(home: Userfaultfd) -> list[dict[str, object]]:
+def userfaultfd_findings(uffd: Userfaultfd) -> list[dict[str, object]]:
     """Findings about calls of a userfaultfd that named no range of it, worst first, in the form of the report."""
-    failures: Failures = home.failures
+    failures: Failures = uffd.failures
     found = []
     if registers := failures.of(Ioctl.REGISTER):
         found.append(

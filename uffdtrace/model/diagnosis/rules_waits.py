@@ -38,11 +38,11 @@ def _ended(reader: EndedReader, began: int) -> str:
     )
 
 
-def _held(home: Userfaultfd) -> str:
+def _held(uffd: Userfaultfd) -> str:
     """Who has it open, as a sentence behind another; empty where nobody looked."""
-    if home.holders is None:
+    if uffd.holders is None:
         return ""
-    holders = [f"{holder.comm} ({holder.pid}) as descriptor {holder.fd}" for holder in home.holders]
+    holders = [f"{holder.comm} ({holder.pid}) as descriptor {holder.fd}" for holder in uffd.holders]
     return f" It is held open by {_named(holders, ', ')}." if holders else " No process has it open by a descriptor."
 
 
@@ -57,13 +57,13 @@ def _finding(name: str, count: int, message: str, remedy: str) -> dict[str, obje
     }
 
 
-def waiting_findings(home: Userfaultfd, end: int, faults: int = 0, began: int = 0) -> list[dict[str, object]]:
+def waiting_findings(uffd: Userfaultfd, end: int, faults: int = 0, began: int = 0) -> list[dict[str, object]]:
     """Findings about who waited for this userfaultfd when the trace ended, in the form of the report.
 
     The trace lasted from `began` to `end` (ns); `faults` of its ranges were pending.
     """
     found = []
-    long = [wait for wait in home.event_waits if wait.since is None or end - wait.since >= _LONG_NS]
+    long = [wait for wait in uffd.event_waits if wait.since is None or end - wait.since >= _LONG_NS]
     if long:
         remedy = "read the userfaultfd whenever poll() says so, and hold no lock there that a thread may hold which"
         remedy += " unmaps, discards, moves or forks."
@@ -74,13 +74,13 @@ def waiting_findings(home: Userfaultfd, end: int, faults: int = 0, began: int = 
                 "event-unread",
                 len(long),
                 f"{_threads(len(long), 'sleeps', 'sleep')} until the monitor reads an event:"
-                f" {_named([_wait(wait, end) for wait in long], '; ')}.{_held(home)}",
+                f" {_named([_wait(wait, end) for wait in long], '; ')}.{_held(uffd)}",
                 remedy,
             )
         )
-    if home.still_asleep:
-        count = len(home.still_asleep)
-        tids = _named([str(tid) for tid in home.still_asleep], ", ")
+    if uffd.still_asleep:
+        count = len(uffd.still_asleep)
+        tids = _named([str(tid) for tid in uffd.still_asleep], ", ")
         found.append(
             _finding(
                 "asleep-throughout",
@@ -91,9 +91,9 @@ def waiting_findings(home: Userfaultfd, end: int, faults: int = 0, began: int = 
                 " fault.",
             )
         )
-    waiting = faults + len(home.event_waits) + len(home.still_asleep)
-    if waiting and home.ended_readers:
-        readers = [_ended(reader, began) for reader in home.ended_readers]
+    waiting = faults + len(uffd.event_waits) + len(uffd.still_asleep)
+    if waiting and uffd.ended_readers:
+        readers = [_ended(reader, began) for reader in uffd.ended_readers]
         found.append(
             {
                 **_finding(
@@ -101,7 +101,7 @@ def waiting_findings(home: Userfaultfd, end: int, faults: int = 0, began: int = 
                     waiting,
                     f"{_threads(waiting, 'waits', 'wait')} for a monitor that is gone: every thread that read this"
                     f" userfaultfd in the trace had ended when the trace ended. T{_named(readers, '; ')[1:]}."
-                    f"{_held(home)}",
+                    f"{_held(uffd)}",
                     "find out why the reading thread ended; close the userfaultfd or UFFDIO_UNREGISTER when the monitor"
                     " stops, and start another where it failed.",
                 ),
