@@ -36,6 +36,8 @@ from uffdtrace.model.records.events import (
 _MOST_EXPANDED = 1 << 22
 _NO_HOLES = Feature.WP_UNPOPULATED | Feature.WP_ASYNC
 _MOST_SPANS = 64
+# Pages of a range, and ranges, that are looked at together.
+_MOST_TOGETHER = 1024
 _MODE_OF = {Kind.MISSING: Mode.MISSING, Kind.WP: Mode.WP, Kind.MINOR: Mode.MINOR}
 
 
@@ -79,12 +81,28 @@ class Model:
         self._no_more_holes_than_known()
         for row in {id(row): row for row, piece in self.ranges.pieces() if self.ranges.lacks(piece)}.values():
             row.forget_pages()
-        for row, piece in self.ranges.pieces():
-            if row.untracked:
-                continue
+        self._expose()
+
+    def _expose(self) -> None:
+        """What stands unprotected at the end, by why."""
+        pieces = [(row, piece) for row, piece in self.ranges.pieces() if not row.untracked]
+        large = [(row, piece) for row, piece in pieces if piece.end - piece.start > _MOST_TOGETHER * PAGE_SIZE]
+        for row, piece in large:
             counts = self.ranges.count(piece)
             causes = exposed(np.arange(len(counts)))
             row.exposed += np.bincount(causes, weights=counts, minlength=len(Cause)).astype(np.int64)
+        # Small ones by the thousand, some at once.
+        small = [(row, piece) for row, piece in pieces if piece.end - piece.start <= _MOST_TOGETHER * PAGE_SIZE]
+        for first in range(0, len(small), _MOST_TOGETHER):
+            some = small[first : first + _MOST_TOGETHER]
+            sizes = np.array([(piece.end - piece.start) // PAGE_SIZE for _, piece in some])
+            begins = np.array([piece.place for _, piece in some]) - (np.cumsum(sizes) - sizes)
+            causes = exposed(self.ranges.pool.read(np.repeat(begins, sizes) + np.arange(int(sizes.sum()))))
+            found = np.repeat(np.arange(len(some)) * len(Cause), sizes) + causes
+            counts = np.bincount(found, minlength=len(some) * len(Cause)).reshape(-1, len(Cause))
+            for (row, _), of_piece in zip(some, counts):
+                row.exposed += of_piece
+        for row, _ in pieces:
             row.exposed[Cause.NONE] = 0
 
     def _no_more_holes_than_known(self) -> None:

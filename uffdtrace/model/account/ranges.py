@@ -38,6 +38,7 @@ from uffdtrace.model.records.events import (
 # Rows of CHANGES of which more is told than how many pages they befell.
 NOTABLE = CHANGES[:, [COUNTS.index(name) for name in ("observed", "blind", "circled")]].any(axis=1)
 # A table of all pieces costs as much as looking up one address for each so many of them.
+_PLACES = {name: place for place, name in enumerate(COUNTS)}
 _WORTH_A_TABLE = 8
 _PAGE_SHIFT = np.uint64(PAGE_SIZE.bit_length() - 1)
 
@@ -100,7 +101,7 @@ class Range:
         return (self.end - self.start) // PAGE_SIZE
 
     def count(self, name: str) -> int:
-        return int(self.changes[COUNTS.index(name)])
+        return int(self.changes.item(_PLACES[name]))
 
     @property
     def undecided(self) -> int:
@@ -108,7 +109,12 @@ class Range:
         return self.count("undecided")
 
     def cause(self, cause: Cause) -> int:
-        return int(self.changes[len(COUNTS) + cause])
+        return int(self.changes.item(len(COUNTS) + cause))
+
+    def causes(self) -> dict[str, int]:
+        """Lost pages by the label of each cause that there is."""
+        by_cause = self.changes[len(COUNTS) :]
+        return {Cause(cause).label: int(by_cause[cause]) for cause in np.flatnonzero(by_cause).tolist()}
 
     def fact(self, fact: Fact) -> int:
         return self.facts.get(fact, 0)

@@ -57,15 +57,15 @@ class Case:
     def fact(self, fact: Fact) -> int:
         return self.row.fact(fact)
 
-    @property
+    @cached_property
     def asynchronous(self) -> bool:
         return self.userfaultfd.has(Feature.WP_ASYNC)
 
-    @property
+    @cached_property
     def wp(self) -> bool:
         return bool(self.row.modes & Mode.WP)
 
-    @property
+    @cached_property
     def markers(self) -> bool:
         """The kernel marks empty pages as protected here (kernel-semantics.md 1, 4)."""
         return bool(self.row.memory & (Memory.SHMEM | Memory.HUGETLB)) or self.userfaultfd.has(Feature.WP_UNPOPULATED)
@@ -122,7 +122,8 @@ class Case:
     @property
     def unprotected(self) -> dict[Cause, int]:
         """Pages that were armed and are protected no more, though no write of theirs was seen, by what took it away."""
-        return {cause: int(self.row.exposed[cause]) for cause in Cause if self.row.exposed[cause]}
+        found = np.flatnonzero(self.row.exposed)
+        return {Cause(cause): int(self.row.exposed[cause]) for cause in found.tolist()}
 
     @property
     def exposed(self) -> dict[Cause, int]:

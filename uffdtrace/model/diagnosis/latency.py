@@ -10,15 +10,22 @@ from uffdtrace.model.account.sleep import QUEUE, SERVICE, TOTAL, WAKEUP
 from uffdtrace.model.records.events import Array
 
 _NS_PER_US = 1000.0
-_PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
+_PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _BELOW_US = np.array([1 << power for power in range(62)], dtype=np.float64)
 
 
 def percentiles(waits: Array) -> list[dict[str, float]]:
-    """Per column: p50, p90, p99 and max in µs of waits in ns; of one at least."""
-    # All columns at once: ten thousand ranges have a few faults each.
-    found = np.percentile(waits, tuple(_PERCENTILES.values()), axis=0) / _NS_PER_US
-    return [{name: round(value, 1) for name, value in zip(_PERCENTILES, column)} for column in found.T.tolist()]
+    """Per column: p50, p90, p99 and max in µs of waits in ns; of one at least. Between two waits it is interpolated."""
+    # Not np.percentile(): ten thousand ranges have a few faults each, and it takes a third of a millisecond.
+    ordered = np.sort(waits, axis=0).astype(np.float64)
+    last = len(ordered) - 1
+    found = []
+    for share in _PERCENTILES.values():
+        place = int(share * last)
+        low, high = ordered[place], ordered[min(place + 1, last)]
+        found.append(low + (high - low) * (share * last - place))
+    columns = (np.array(found) / _NS_PER_US).T.tolist()
+    return [{name: round(value, 1) for name, value in zip(_PERCENTILES, column)} for column in columns]
 
 
 def _histogram(waits: Array) -> list[dict[str, int]]:

@@ -11,7 +11,6 @@ import numpy as np
 from uffdtrace.model.account.elsewhere import Look, of_range
 from uffdtrace.model.account.losses import lost_pages
 from uffdtrace.model.account.model import Model
-from uffdtrace.model.account.pages import Cause
 from uffdtrace.model.account.ranges import Range
 from uffdtrace.model.account.sleep import longest_first
 from uffdtrace.model.account.watched import Userfaultfd
@@ -70,6 +69,10 @@ def _waiting(row: Range, end: int) -> list[dict[str, Any]] | None:
     ]
 
 
+# By the bits of Mode.
+_MODES = {bits: [mode.name.lower() for mode in Mode if bits & mode and mode.name] for bits in range(8)}
+
+
 def _kinds(counts: list[int]) -> dict[str, int]:
     return {kind.name.lower(): counts[kind] for kind in Kind}
 
@@ -90,7 +93,7 @@ def _range(case: Case, name: str | None, runs: list[dict[str, Any]], left_off: i
         "page_size": PAGE_SIZE,
         "name": name,
         "memory": _memory(row),
-        "modes": [mode.name.lower() for mode in Mode if row.modes & mode and mode.name],
+        "modes": _MODES[int(row.modes) & max(_MODES)],
         "userfaultfd": case.userfaultfd.number,
         # Of an earlier arming pagemap shows what it protected, not the holes.
         "armed_pages": None if armed_unknown else row.count("armed_pages"),
@@ -105,7 +108,7 @@ def _range(case: Case, name: str | None, runs: list[dict[str, Any]], left_off: i
         "lost": {
             "observed": known(row.count("observed")),
             "blind": known(row.count("blind")),
-            "causes": None if unknown else {cause.label: row.cause(cause) for cause in Cause if row.cause(cause)},
+            "causes": None if unknown else row.causes(),
             "runs": None if unknown else runs,
             "runs_left_off": 0 if unknown else left_off,
         },
