@@ -397,3 +397,38 @@ static __always_inline int on_page_scan_return(bool typed, u64 result)
 	emit_here(&event);
 	return 0;
 }
+
+/* ---- threads that end ------------------------------------------------------ */
+
+/* When the thread's last fault returned, if nothing has told of it yet. */
+static __always_inline void tell_return(struct thread *thread)
+{
+	struct event event = {.type = EVENT_FAULT_RETURN, .ctx = thread->head.returned_in};
+
+	if (!thread->head.returned_at)
+		return;
+	event.aux = bpf_ktime_get_ns() - thread->head.returned_at;
+	emit_here(&event);
+}
+
+/* At a thread's exit: its number will be another's, and there is room for those that live. */
+static __always_inline int forget_thread(void)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	u32 slot = tid & (THREAD_SLOTS - 1);
+	struct thread *thread = thread_of(tid), *own = slot_of(tid);
+
+	if (!thread)
+		return 0;
+	tell_return(thread);
+	if (thread->call.ctx)
+		tell_lost(&thread->call);
+	if (own && own->head.tid == tid) {
+		/* In this order: whoever becomes the owner writes the slot. */
+		own->head.tid = 0;
+		slot_owners.delete(&slot);
+	} else {
+		crowded.delete(&tid);
+	}
+	return 0;
+}

@@ -48,40 +48,6 @@ static __always_inline struct thread *make_thread(void)
 	return thread;
 }
 
-/* A thread that ends tells when its last fault returned. */
-static __always_inline void tell_return(struct thread *thread)
-{
-	struct event event = {.type = EVENT_FAULT_RETURN};
-	u64 id = bpf_get_current_pid_tgid();
-
-	if (!thread || !thread->head.returned_at)
-		return;
-	event.ctx = thread->head.returned_in;
-	event.time = bpf_ktime_get_ns();
-	event.aux = event.time - thread->head.returned_at;
-	event.tid = id;
-	event.tgid = id >> 32;
-	submit(&event);
-}
-
-/* At a thread's exit: its number will be another's, and there is room for those that live. */
-static __always_inline int forget_thread(void)
-{
-	u32 tid = bpf_get_current_pid_tgid();
-	u32 slot = tid & (THREAD_SLOTS - 1);
-	struct thread *thread = slot_of(tid);
-
-	tell_return(thread_of(tid));
-	if (thread && tid && thread->head.tid == tid) {
-		/* In this order: whoever becomes the owner writes the slot. */
-		thread->head.tid = 0;
-		slot_owners.delete(&slot);
-	} else {
-		crowded.delete(&tid);
-	}
-	return 0;
-}
-
 /* ---- what has passed a filter --------------------------------------------- */
 
 /*
