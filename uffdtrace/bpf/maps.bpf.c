@@ -182,7 +182,7 @@ BPF_HASH(known, u64, u8, 16384);
 #define THREAD_SLOTS 65536
 BPF_F_TABLE("array", u32, struct thread, threads, THREAD_SLOTS, BPF_F_MMAPABLE);
 BPF_HASH(slot_owners, u32, u32, THREAD_SLOTS);
-/* Of so many threads with tids at random a third finds its slot taken. */
+/* Of as many threads as there are slots, with tids at random, a third finds its own taken. */
 BPF_HASH(crowded, u32, struct thread, 32768);
 BPF_HASH(merges, u32, u64, 64);
 /* Threads in ioctl(PAGEMAP_SCAN) with PM_SCAN_WP_MATCHING. */
