@@ -44,6 +44,8 @@ class Case:
     offered: int | None = None
     # Every event was recorded: what is not there did not happen.
     whole: bool = True
+    # The same of what arms pages: only results of calls may be missing.
+    arms_seen: bool = True
     # Time (ns) of the trace's end.
     end: int = 0
     # Mappings of its memory that nothing watches.
@@ -82,7 +84,8 @@ class Case:
         # Under WP_ASYNC PAGEMAP_SCAN arms, too.
         unseen = self.asynchronous and not self.sees_page_scans
         # An arming that was not recorded would look like none.
-        return self.whole and self.wp and not armed and not unseen and not self.tried and not self.row.untracked
+        known = self.arms_seen and not self.row.untracked
+        return self.wp and not armed and not unseen and not self.tried and known
 
     @property
     def tried(self) -> bool:
@@ -156,8 +159,7 @@ class Case:
 
     @property
     def stale(self) -> int:
-        # Nor does anybody know who armed them where events are missing.
-        return self.row.count("stale") if self.whole and not self.before else 0
+        return self.row.count("stale") if self.arms_seen and not self.before else 0
 
     @property
     def never_read(self) -> int:

@@ -229,6 +229,15 @@ def add_counters(model: Model, counters: list[list[int]]) -> bool:
 FROM_EVENTS = ("armed_pages", "holes", "notified_pages", "pending", "skipped", "lost", "dropped")
 
 
+def _entries_seen(trace: dict[str, Any], ending: dict[str, Any]) -> bool:
+    """Whether the entry of every function was seen: where returns alone are missing, what was called is known."""
+    if any(not place.endswith("%return") for place in ending.get("probes_missed", ())):
+        return False
+    # Events that came too late to be put in order make all of these doubtful.
+    late = set(FROM_EVENTS) <= set(ending.get("doubtful", ()))
+    return not late and not any("armed_pages" in names for names in (trace["unproven_probes"] or {}).values())
+
+
 def build(
     model: Model,
     trace: dict[str, Any],
@@ -267,12 +276,16 @@ def build(
     if any(row.pending is None for row in model.rows()):
         lower.append("pending")
     whole = not cut and "armed_pages" not in lower
+    seen = not cut and _entries_seen(trace, ending)
     lost = lost_pages(model.losses.runs(), model.ranges, began, most_runs)
     ranges = []
     for row in model.rows():
         uffd = model.uffd_of(row)
         others = of_range(row, uffd, looks)
-        case = Case(row, uffd, ending.get("features_offered"), whole, model.last, others, model.sees_page_scans)
+        # COPY and its kin arm by what their returns say, and such a range may be armed by them alone.
+        arms_seen = seen and not (model.lost_returns and row.modes & (Mode.MISSING | Mode.MINOR))
+        offered = ending.get("features_offered")
+        case = Case(row, uffd, offered, whole, arms_seen, model.last, others, model.sees_page_scans)
         ranges.append(_range(case, _name(row, uffd, names), *lost.get(row.number, ([], 0))))
     pending = [row for row in model.rows() if row.pending]
     verdicts = [found["verdict"] for found in ranges]
