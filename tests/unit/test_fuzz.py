@@ -11,7 +11,7 @@ import pytest
 from unit import fuzz
 
 
-@pytest.mark.parametrize("first", range(0, 3000, 500))
+@pytest.mark.parametrize("first", range(0, 10_000, 500))
 def test_files_by_number(first: int, tmp_path: Path) -> None:
     counts = fuzz.check(range(first, first + 500), tmp_path)
     # What is refused at once tries little.
