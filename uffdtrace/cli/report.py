@@ -26,6 +26,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
 @format_option("text", "json")
 @color_option
 @click.option(
+    "--summary",
+    is_flag=True,
+    help="Print the answer alone: what was lost, why, what to change, where, by whom, and how far to trust it.",
+)
+@click.option(
     "--all-ranges",
     is_flag=True,
     help=f"Show every range, not only the worst {MOST_RANGES} of the worst {MOST_PROCESSES} processes.",
@@ -51,6 +56,7 @@ def command(
     file: Path | None,
     form: str,
     color: Color,
+    summary: bool,
     all_ranges: bool,
     pages: bool,
     relative: bool,
@@ -65,11 +71,14 @@ def command(
     \b
     Examples:
       uffdtrace report
+      uffdtrace report --summary
       uffdtrace report --pages --relative migration.data
       uffdtrace report --format json migration.data
       uffdtrace report --compare uffdtrace.data.old uffdtrace.data
     """
     options = TextOptions(color, pages, histogram, all_ranges)
+    if summary and (form != "text" or compare or pages or relative or histogram or all_ranges):
+        raise click.UsageError("--summary is text of one trace, and takes none of the options that show more")
     if compare:
         if file or pages or relative or histogram:
             raise click.UsageError(
@@ -80,7 +89,10 @@ def command(
         if relative and not pages and form == "text":
             raise click.UsageError("--relative changes what --pages and --format json list: give one of them")
         judged = read(file or DEFAULT, None if pages else MOST_RUNS)
-        show(with_offsets(judged) if relative else judged, form, options)
+        if summary:
+            _summary(judged, color)
+        else:
+            show(with_offsets(judged) if relative else judged, form, options)
     if check:
         sys.exit(_status(judged))
 
@@ -92,6 +104,15 @@ def _status(report: dict[str, Any]) -> int:
         return 4
     findings = [one for found in (*report["ranges"], *report["userfaultfds"]) for one in found["findings"]]
     return 5 if any(finding["severity"] == "error" for finding in findings) else 0
+
+
+def _summary(report: dict[str, Any], color: Color) -> None:
+    def as_text(stream: TextIO) -> None:
+        from uffdtrace.reporters import summary
+
+        summary.render(report, stream, color)
+
+    write(report, "text", as_text)
 
 
 def _compare(before: Path, after: Path, form: str, options: TextOptions) -> dict[str, Any]:
