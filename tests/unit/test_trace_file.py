@@ -309,20 +309,24 @@ def test_a_directory_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest
     one_line(caught.value)
 
 
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    really = os.write
-    writer = Writer(tmp_path / "trace", WHAT)
-    writer.events(history())
-    room = [10]
+def room_for(size: int, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on no more than so many bytes are written, and then that error comes."""
+    really, room = os.write, [size]
 
-    def full(fd: int, data: Any) -> int:
+    def limited(fd: int, data: Any) -> int:
         if not room[0]:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(error, os.strerror(error))
         done = really(fd, bytes(data)[: room[0]])
         room[0] -= done
         return done
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "write", limited)
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(tmp_path / "trace", WHAT)
+    writer.events(history())
+    room_for(10, errno.ENOSPC, monkeypatch)
     writer.events(history())
     assert writer.ended == "No space left on device"
     # Others made room: what is missing stays missing, and the last word is there.
@@ -371,12 +375,9 @@ def test_until_it_takes_its_place_a_trace_has_no_name(
 
 
 def test_a_disk_that_stays_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(fd: int, data: Any) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     writer = Writer(tmp_path / "trace", WHAT)
     writer.events(history())
-    monkeypatch.setattr(os, "write", full)
+    room_for(0, errno.ENOSPC, monkeypatch)
     writer.done(ENDING)
     assert writer.ended == "No space left on device"
     monkeypatch.undo()
@@ -391,16 +392,7 @@ def test_what_cannot_be_cut_gets_nothing_behind_a_part(tmp_path: Path, monkeypat
     reader.start()
     writer = Writer(fifo, WHAT)
     writer.events(history())
-    really, room = os.write, [10]
-
-    def full(fd: int, data: Any) -> int:
-        if not room[0]:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        done = really(fd, bytes(data)[: room[0]])
-        room[0] -= done
-        return done
-
-    monkeypatch.setattr(os, "write", full)
+    room_for(10, errno.EIO, monkeypatch)
     writer.events(history())
     monkeypatch.undo()
     writer.done(ENDING)
@@ -411,10 +403,7 @@ def test_what_cannot_be_cut_gets_nothing_behind_a_part(tmp_path: Path, monkeypat
 
 
 def test_the_head_must_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(fd: int, data: Any) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "write", full)
+    room_for(0, errno.ENOSPC, monkeypatch)
     with pytest.raises(TraceError, match="No space left") as caught:
         Writer(tmp_path / "trace", WHAT)
     one_line(caught.value)
