@@ -197,7 +197,8 @@ BPF_HASH(unmerging, u32, u64, 1024);
 BPF_HASH(named, u32, u8, 16384);
 BPF_PERCPU_ARRAY(tables, struct table, 1);
 BPF_HASH(counters, struct place, struct counts, 65536);
-BPF_ARRAY(losses, u64, LOSS_COUNT);
+/* Read through mmap: while bpf(2) looks an entry up, kprobe programs are skipped on its CPU, also if it is preempted. */
+BPF_F_TABLE("array", u32, u64, losses, LOSS_COUNT, BPF_F_MMAPABLE);
 /* Grows as a userfaultfd or an address space goes. */
 BPF_ARRAY(generations, u64, 1);
 /*

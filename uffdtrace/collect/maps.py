@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from uffdtrace.collect.image import Map
+from uffdtrace.model.records.events import Array
 
 
 class Table:
@@ -31,6 +35,15 @@ class Table:
                 raise KeyError(key)
             raise self._error("cannot be read")
         return value.raw
+
+    def values(self, dtype: np.dtype[Any]) -> Array:
+        """The values of an array map that can be mapped, each of which begins with a `dtype`: read where they are."""
+        # The kernel puts values at multiples of 8 bytes (array_map_alloc() in kernel/bpf/arraymap.c).
+        stride = (self.shape.value_size + 7) & ~7
+        size = -(-stride * self.shape.entries // mmap.PAGESIZE) * mmap.PAGESIZE
+        memory = mmap.mmap(self.fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+        found: Array = np.ndarray((self.shape.entries,), dtype=dtype, buffer=memory, strides=(stride,))
+        return found
 
     def discard(self, key: bytes) -> None:
         """Take an entry away, if it is there."""

@@ -162,6 +162,8 @@ class Program:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         self._tables: dict[str, Table] = {}
+        # Where the kernel counts them.
+        self._losses: Array | None = None
         self._programs: dict[str, int] = {}
         self._probes: list[tuple[int, bytes | None]] = []
         try:
@@ -274,8 +276,9 @@ class Program:
 
     def losses(self) -> dict[Loss, int]:
         """How often something could not be recorded, by kind."""
-        table = self._tables["losses"]
-        return {what: _U64.unpack(table[_U32.pack(int(what))])[0] for what in Loss}
+        if self._losses is None:
+            self._losses = self._tables["losses"].values(np.dtype("<u8"))
+        return {what: int(self._losses[what]) for what in Loss}
 
     def counters(self) -> dict[tuple[int, int], list[int]]:
         """(ctx, vm_start) to the counters of model.records.events.Counter; vm_start 0 where it was not known."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import time
 
 import numpy as np
@@ -11,20 +10,12 @@ from uffdtrace.collect.maps import Table
 from uffdtrace.model.records.events import EVENT, THREAD, Array, Type, joined
 
 
-def _heads(table: Table) -> Array:
-    """The heads (dtype THREAD) of an array map's values, which are read where they are."""
-    shape = table.shape
-    # The kernel puts values at multiples of 8 bytes (array_map_alloc() in kernel/bpf/arraymap.c).
-    stride = (shape.value_size + 7) & ~7
-    size = -(-stride * shape.entries // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = mmap.mmap(table.fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
-    found: Array = np.ndarray((shape.entries,), dtype=THREAD, buffer=memory, strides=(stride,)).copy()
-    return found
-
-
 def returns(threads: Table, crowded: Table) -> Array:
     """FAULT_RETURN events for the last faults of threads that live on; nothing writes these maps any more."""
-    parts = [_heads(threads), *(np.frombuffer(value[: THREAD.itemsize], dtype=THREAD) for _, value in crowded.items())]
+    parts = [
+        threads.values(THREAD).copy(),
+        *(np.frombuffer(value[: THREAD.itemsize], dtype=THREAD) for _, value in crowded.items()),
+    ]
     heads = joined(parts)
     heads = heads[(heads["tid"] != 0) & (heads["returned_at"] != 0)]
     events = np.zeros(len(heads), dtype=EVENT)
