@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
+import struct
 from typing import Any
 
+import numpy as np
 import pytest
 
+from uffdtrace.collect import threads
 from uffdtrace.collect.image import Map
 from uffdtrace.collect.maps import Table
+from uffdtrace.model.records.events import THREAD, Type
 
 SHAPE = Map("counts", 1, 2, 4, 8, 0)
 
@@ -99,3 +104,39 @@ def test_what_the_kernel_refuses_is_said(table: Table, library: Library) -> None
         table[b"aa"]
     with pytest.raises(OSError, match=said):
         table.discard(b"aa")
+
+
+def array(values: list[bytes], stride: int) -> int:
+    """The memory of an array map, of which the kernel puts a value each `stride` bytes."""
+    fd = os.memfd_create("array")
+    os.ftruncate(fd, -(-len(values) * stride // 4096) * 4096)
+    for place, value in enumerate(values):
+        os.pwrite(fd, value, place * stride)
+    return fd
+
+
+def test_values_are_read_where_they_are() -> None:
+    fd = array([struct.pack("<I", number) for number in range(5)], 8)
+    values = Table(None, Map("losses", 2, 4, 4, 5, 1 << 10), fd).values(np.dtype("<u4"))
+    assert values.tolist() == [0, 1, 2, 3, 4]
+    os.pwrite(fd, struct.pack("<I", 77), 8)
+    assert values.tolist() == [0, 77, 2, 3, 4]
+
+
+def test_what_threads_had_not_told_when_the_trace_ended() -> None:
+    head = struct.Struct("<IIQQ")
+    slots = [head.pack(*one).ljust(37, b"x") for one in ((0, 0, 0, 0), (11, 10, 0xC0, 500), (12, 10, 0xC0, 0))]
+    own = Table(None, Map("threads", 2, 4, 37, 3, 1 << 10), array(slots, 40))
+
+    class Crowded:
+        def items(self) -> list[tuple[bytes, bytes]]:
+            return [(b"", head.pack(65547, 20, 0xC1, 700).ljust(37, b"x"))]
+
+    events = threads.returns(own, Crowded())  # type: ignore[arg-type]
+    assert set(events["type"]) == {int(Type.FAULT_RETURN)}
+    told = (events["time"] - events["aux"]).tolist()
+    assert list(zip(events["tid"], events["tgid"], events["ctx"], told)) == [
+        (11, 10, 0xC0, 500),
+        (65547, 20, 0xC1, 700),
+    ]
+    assert THREAD.itemsize == head.size
