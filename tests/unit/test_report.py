@@ -102,7 +102,8 @@ _SEEN = ["never-armed", "stale-protection"]
         ({}, {"unproven_probes": {"protection": ["armed_pages"]}}, []),
         # Returns add results: that pages were armed is told without them.
         ({"doubtful": ["armed_pages"], "probes_missed": {"change_protection%return": 1}}, {}, _SEEN),
-        ({"doubtful": ["lost"], "probes_missed": {"userfaultfd_remove": 1}}, {}, []),
+        # It arms nothing.
+        ({"doubtful": ["lost"], "probes_missed": {"userfaultfd_remove": 1}}, {}, _SEEN),
     ],
 )
 def test_an_arming_that_may_not_have_been_recorded(

@@ -34,7 +34,8 @@ def case(features: int = 0, modes: Mode = Mode.WP, pages: int = 16, **found: Any
     home.readers = found.pop("readers", {7})
     home.events = found.pop("events", {})
     home.blocking_poll = found.pop("blocking_poll", False)
-    of_case = {name: found.pop(name) for name in ("offered", "whole", "elsewhere", "sees_page_scans") if name in found}
+    fields = ("offered", "whole", "arms_seen", "elsewhere", "sees_page_scans")
+    of_case = {name: found.pop(name) for name in fields if name in found}
     for name, value in {"armed_pages": 9, **found}.items():
         if name in COUNTS:
             row.changes[COUNTS.index(name)] = value
@@ -391,6 +392,7 @@ NEARLY: dict[str, list[Case]] = {
         case(ASYNC, armed_pages=0, SCANNED=1),
         case(ASYNC, armed_pages=0, sees_page_scans=False),
         case(armed_pages=0, untracked=True),
+        case(armed_pages=0, arms_seen=False),
     ],
     "half-protected": [case(ARM_FAILED=3), case(GAP=3)],
     "arm-failed": [case(HALF_PROTECTED=3), case(ARM_FAILED=3, whole=False)],
@@ -441,6 +443,7 @@ NEARLY: dict[str, list[Case]] = {
         case(ASYNC, pages=20, withdrawn=5),
         case(ASYNC, pages=20, SCANNED=2, SCANNED_WHOLE=1),
         case(ASYNC, pages=20, sees_page_scans=False),
+        case(ASYNC, pages=20, armed_pages=3, arms_seen=False),
     ],
     "repeated-messages": [case(stale=3)],
 }

@@ -147,7 +147,7 @@ class Case:
         scans_known = self.sees_page_scans and self.fact(Fact.SCANNED) == self.fact(Fact.SCANNED_WHOLE)
         if not (self.asynchronous and self.wp and scans_known) or self.before or self.never_armed:
             return {}
-        if row.withdrawn is not None or row.untracked:
+        if row.withdrawn is not None or row.untracked or not self.arms_seen:
             return {}
         found = {cause.label: pages for cause, pages in self.unprotected.items()}
         never = row.pages - row.count("armed_pages")

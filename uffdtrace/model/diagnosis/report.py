@@ -229,12 +229,14 @@ def add_counters(model: Model, counters: list[list[int]]) -> bool:
 FROM_EVENTS = ("armed_pages", "holes", "notified_pages", "pending", "skipped", "lost", "dropped")
 
 
-def _entries_seen(trace: dict[str, Any], ending: dict[str, Any]) -> bool:
-    """Whether the entry of every function was seen: where returns alone are missing, what was called is known."""
-    if any(not place.endswith("%return") for place in ending.get("probes_missed", ())):
+def _calls_seen(trace: dict[str, Any], ending: dict[str, Any]) -> bool:
+    """Whether each call that arms was seen: where returns alone are missing, what was called is known."""
+    doubtful = set(ending.get("doubtful", ()))
+    entries = any(not place.endswith("%return") for place in ending.get("probes_missed", ()))
+    if "armed_pages" in doubtful and entries:
         return False
     # Events that came too late to be put in order make all of these doubtful.
-    late = set(FROM_EVENTS) <= set(ending.get("doubtful", ()))
+    late = set(FROM_EVENTS) <= doubtful
     return not late and not any("armed_pages" in names for names in (trace["unproven_probes"] or {}).values())
 
 
@@ -276,7 +278,7 @@ def build(
     if any(row.pending is None for row in model.rows()):
         lower.append("pending")
     whole = not cut and "armed_pages" not in lower
-    seen = not cut and _entries_seen(trace, ending)
+    seen = not cut and _calls_seen(trace, ending)
     lost = lost_pages(model.losses.runs(), model.ranges, began, most_runs)
     ranges = []
     for row in model.rows():
