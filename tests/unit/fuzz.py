@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import random
 import resource
 import signal
@@ -212,6 +211,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # A report that is read from a pipe is no matter here.
-    os.environ.setdefault("NO_COLOR", "1")
     sys.exit(main())

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Which events are recorded: whose memory it is, and what is known of the thread. */
 
+/* The slot that a thread has if nobody came before it. */
 static __always_inline struct thread *slot_of(u32 tid)
 {
 	u32 slot = tid & (THREAD_SLOTS - 1);

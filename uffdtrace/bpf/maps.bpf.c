@@ -206,12 +206,6 @@ BPF_ARRAY(generations, u64, 1);
  * LANE_SLOTS records each, which the collector reads through mmap. What finds its lane full,
  * or another program in it, goes into the ring.
  */
-struct lane {
-	/* What was ever written. */
-	u64 head;
-	/* A program is writing. */
-	u64 busy;
-};
 /* LANES of each CPU: one for programs that run within a thread's call, one for the probe that runs as an NMI does. */
 BPF_F_TABLE("array", u32, struct event, slots, (CPUS)*LANES *(LANE_SLOTS), BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct lane, lanes, (CPUS)*LANES, BPF_F_MMAPABLE);
@@ -276,6 +270,7 @@ static __always_inline bool submit(struct event *event)
 	return true;
 }
 
+/* Writes a record into a lane, by its number. False where it is full, or another program writes into it. */
 static __always_inline bool keep(struct event *event, u32 number)
 {
 	volatile struct lane *lane = lanes.lookup(&number);

@@ -15,12 +15,17 @@ from uffdtrace.collect.image import Map
 from uffdtrace.model.records.events import Array
 
 
+def whole_pages(size: int) -> int:
+    """So many bytes, up to the end of a page: how much of a map is mapped."""
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
 class Table:
     """A hash or an array; keys and values are the bytes that the C program has."""
 
     def __init__(self, lib: Any, shape: Map, fd: int) -> None:
         self._lib = lib
-        self.shape = shape
+        self._shape = shape
         self.fd = fd
 
     def __setitem__(self, key: bytes, value: bytes) -> None:
@@ -29,7 +34,7 @@ class Table:
 
     def __getitem__(self, key: bytes) -> bytes:
         """KeyError where there is no such entry."""
-        value = ctypes.create_string_buffer(self.shape.value_size)
+        value = ctypes.create_string_buffer(self._shape.value_size)
         if self._lib.bpf_lookup_elem(self.fd, key, value):
             if ctypes.get_errno() == errno.ENOENT:
                 raise KeyError(key)
@@ -39,10 +44,9 @@ class Table:
     def values(self, dtype: np.dtype[Any]) -> Array:
         """The values of an array map that can be mapped, each of which begins with a `dtype`: read where they are."""
         # The kernel puts values at multiples of 8 bytes (array_map_alloc() in kernel/bpf/arraymap.c).
-        stride = (self.shape.value_size + 7) & ~7
-        size = -(-stride * self.shape.entries // mmap.PAGESIZE) * mmap.PAGESIZE
-        memory = mmap.mmap(self.fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
-        found: Array = np.ndarray((self.shape.entries,), dtype=dtype, buffer=memory, strides=(stride,))
+        stride = (self._shape.value_size + 7) & ~7
+        memory = mmap.mmap(self.fd, whole_pages(stride * self._shape.entries), mmap.MAP_SHARED, mmap.PROT_READ)
+        found: Array = np.ndarray((self._shape.entries,), dtype=dtype, buffer=memory, strides=(stride,))
         return found
 
     def discard(self, key: bytes) -> None:
@@ -53,10 +57,10 @@ class Table:
     def __iter__(self) -> Iterator[bytes]:
         """The keys; one that is taken away meanwhile sends the kernel back to the first, so they are all read here."""
         keys: dict[bytes, None] = {}
-        here, size = None, self.shape.key_size
+        here, size = None, self._shape.key_size
         following = ctypes.create_string_buffer(size)
         # No more steps than the map has entries: others add and take away all the time.
-        for _ in range(self.shape.entries):
+        for _ in range(self._shape.entries):
             if self._lib.bpf_get_next_key(self.fd, here, following):
                 break
             here = following.raw
@@ -73,4 +77,4 @@ class Table:
 
     def _error(self, what: str) -> OSError:
         number = ctypes.get_errno()
-        return OSError(number, f"the BPF map {self.shape.name} {what}: {os.strerror(number)}")
+        return OSError(number, f"the BPF map {self._shape.name} {what}: {os.strerror(number)}")

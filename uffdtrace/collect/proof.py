@@ -88,7 +88,7 @@ def prove(program: Program, stream: Stream) -> Proof:
     rows = list(dict.fromkeys(attachment.row.name for attachment in program.attachments))
     seen: set[int] = set()
     tried: set[str] = set()
-    lost = _lost(program, stream)
+    lost = _lost(program)
     for _ in range(_TRIES):
         events, problem, provoked = _one(program, stream)
         if problem:
@@ -99,7 +99,7 @@ def prove(program: Program, stream: Stream) -> Proof:
             break
     else:
         # What is missing may be among what was lost.
-        if _lost(program, stream) != lost:
+        if _lost(program) != lost:
             return Proof(not_tried=rows, problem="events were lost meanwhile")
     return Proof(
         [row for row in rows if row in tried and _told(row, seen)],
@@ -108,7 +108,7 @@ def prove(program: Program, stream: Stream) -> Proof:
     )
 
 
-def _lost(program: Program, stream: Stream) -> int:
+def _lost(program: Program) -> int:
     return sum(program.losses().values())
 
 

@@ -7,13 +7,12 @@ import time
 
 import numpy as np
 
-from uffdtrace.model.records.events import EVENT, WHOLE, Array, joined, picked
+from uffdtrace.collect.maps import whole_pages
+from uffdtrace.model.records.events import EVENT, LANE, WHOLE, Array, joined, picked
 
 _HEADER = np.dtype([("length", "<u4"), ("page", "<u4")])
 _RECORD = np.dtype([("header", _HEADER), ("event", WHOLE)])
 _BUSY = np.uint32(1 << 31)
-# struct lane in bpf/maps.bpf.c.
-_LANE = np.dtype([("head", "<u8"), ("busy", "<u8")])
 
 # An event has its time before it has its place: one that is older than this is complete.
 _SETTLE_NS = 200_000_000
@@ -67,11 +66,11 @@ class Lanes:
     """
 
     def __init__(self, slots_fd: int, heads_fd: int, tails_fd: int, count: int, size: int) -> None:
-        slots = mmap.mmap(slots_fd, _pages(count * size * EVENT.itemsize), mmap.MAP_SHARED, mmap.PROT_READ)
-        heads = mmap.mmap(heads_fd, _pages(count * _LANE.itemsize), mmap.MAP_SHARED, mmap.PROT_READ)
-        tails = mmap.mmap(tails_fd, _pages(count * 8), mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        slots = mmap.mmap(slots_fd, whole_pages(count * size * EVENT.itemsize), mmap.MAP_SHARED, mmap.PROT_READ)
+        heads = mmap.mmap(heads_fd, whole_pages(count * LANE.itemsize), mmap.MAP_SHARED, mmap.PROT_READ)
+        tails = mmap.mmap(tails_fd, whole_pages(count * 8), mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._slots = np.frombuffer(slots, dtype=WHOLE, count=count * size).reshape(count, size)
-        self._heads = np.frombuffer(heads, dtype=_LANE, count=count)["head"]
+        self._heads = np.frombuffer(heads, dtype=LANE, count=count)["head"]
         self._tails = np.frombuffer(tails, dtype="<u8", count=count)
         self._size = size
 
@@ -86,10 +85,6 @@ class Lanes:
             # x86 keeps a store behind the loads before it: from here on the kernel may write there again.
             self._tails[lane] = head
         return joined(found)
-
-
-def _pages(size: int) -> int:
-    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 class Stream:

@@ -102,9 +102,9 @@ def load(options: Options, say: Say) -> Program:
     return Program(module, attachments, defines, say, options.follow)
 
 
-def _rows(*counters: dict[tuple[int, int], list[int]]) -> list[list[int]]:
+def _rows(counters: dict[tuple[int, int], list[int]]) -> list[list[int]]:
     """Counters by (ctx, vm_start), as a trace's last word has them."""
-    return [[*key, *slots] for counted in counters for key, slots in counted.items()]
+    return [[*key, *slots] for key, slots in counters.items()]
 
 
 class Session:
@@ -271,7 +271,7 @@ class Session:
         trace["stop_reason"] = self._stop.reason
         last = {name: trace[name] for name in ("duration_s", "stop_reason", "file_ended")}
         complete = writer.ended is None
-        writer.done({**ending, **last, "counters": _rows(self._program.counters(), writer.unwritten)})
+        writer.done({**ending, **last, "counters": ending["counters"] + _rows(writer.unwritten)})
         if complete and writer.ended is not None:
             self._say(f"cannot write the end of {writer.path}: {writer.ended}: read again, it will look cut short")
         self._model.finish()

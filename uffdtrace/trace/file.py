@@ -10,7 +10,7 @@ payload, length of the payload in bytes, little-endian), then the payload.
     PROC  JSON: pid, comm and cmdline (or null) of processes that own or watch memory
     MAPD  JSON: who else maps registered shared memory (model.elsewhere.Look)
     LOSS  JSON: what was dropped so far, whenever that changes
-    DONE  JSON, last: why it stopped, loss, the kernel's counters
+    DONE  JSON, last: why it stopped, loss, counts of faults and messages that are not in the file
 
 A chunk that is short or fails its CRC is where a killed collector stopped; all
 before it holds.

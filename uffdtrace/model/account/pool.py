@@ -123,7 +123,7 @@ class Pool:
         used = place + pages + 1
         if large:
             used = -(-used >> _REGION_SHIFT) << _REGION_SHIFT
-        # One more, which nobody has.
+        # The table has a region more than are used: what is not kept is looked up there.
         regions = (used >> _REGION_SHIFT) + 2
         if regions > MOST_REGIONS:
             self._full = True

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from uffdtrace.model.records.acts import ago
 from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.counting import among, begins, goes_on, ordered
 from uffdtrace.model.records.events import EVENT, MODES_SHIFT, PAGE_SIZE, SINCE_RETURN_SHIFT, Array, Kind, Mode, Type
@@ -32,19 +33,13 @@ def _first(segments: Array, times: Array, mask: Array, count: int) -> Array:
     return found
 
 
-def _ago(times: Array, since: Array) -> Array:
-    """The times (int64, ns) that long (u64) before; a trace may claim more than there was."""
-    found: Array = times - np.minimum(times.view(np.uint64), since).view(np.int64)
-    return found
-
-
 def _told_by_next(begun: Batch, returned: Array, superseded: Array) -> Array:
     """`returned`, and where it is not known what the thread's next fault says of it; `begun` are faults by thread."""
     told = np.flatnonzero(superseded & (returned == 0))
     since = begun["aux"][told + 1] >> np.uint64(SINCE_RETURN_SHIFT)
     says = (since != 0) & (begun["type"][told + 1] == Type.FAULT)
     told, since = told[says], since[says]
-    returned[told] = _ago(begun["time"][told + 1].astype(np.int64), since)
+    returned[told] = ago(begun["time"][told + 1], since).astype(np.int64)
     return returned
 
 
@@ -173,7 +168,7 @@ class Sleepers:
         read = np.where(before & (begun["value"] == 1), began, read)
         woken = _first(segments, times, types == Type.WAKE, count)
         went_on = (types == Type.FAULT_RETURN) & (events["kind"] == 0)
-        returned = _first(segments, _ago(times, events["aux"]), went_on, count)
+        returned = _first(segments, ago(events["time"], events["aux"]).astype(np.int64), went_on, count)
         died = _first(segments, times, (types == Type.FAULT_RETURN) & (events["kind"] == 1), count)
         tids = begun["tid"]
         superseded = goes_on(tids)

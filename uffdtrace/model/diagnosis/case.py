@@ -44,7 +44,7 @@ class Case:
     offered: int | None = None
     # Every event was recorded: what is not there did not happen.
     whole: bool = True
-    # The same of what arms pages: only results of calls may be missing.
+    # Every call that arms pages was recorded; what it answered may be missing.
     arms_seen: bool = True
     # Time (ns) of the trace's end.
     end: int = 0

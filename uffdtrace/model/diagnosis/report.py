@@ -26,6 +26,9 @@ MOST_RUNS = 10_000
 MOST_WAITING = 16
 _SKIPPED = ("zero_page", "fresh_page", "huge_page", "file_page")
 
+# By the bits of Mode.
+_MODES = {bits: [mode.name.lower() for mode in Mode if bits & mode and mode.name] for bits in range(8)}
+
 
 def _memory(row: Range) -> str | None:
     # An area may have been replaced by one of another kind: then it is not one thing.
@@ -69,10 +72,6 @@ def _waiting(row: Range, end: int) -> list[dict[str, Any]] | None:
     ]
 
 
-# By the bits of Mode.
-_MODES = {bits: [mode.name.lower() for mode in Mode if bits & mode and mode.name] for bits in range(8)}
-
-
 def _kinds(counts: list[int]) -> dict[str, int]:
     return {kind.name.lower(): counts[kind] for kind in Kind}
 
@@ -93,7 +92,7 @@ def _range(case: Case, name: str | None, runs: list[dict[str, Any]], left_off: i
         "page_size": PAGE_SIZE,
         "name": name,
         "memory": _memory(row),
-        "modes": _MODES[int(row.modes) & max(_MODES)],
+        "modes": _MODES[row.modes & 7],
         "userfaultfd": case.userfaultfd.number,
         # Of an earlier arming pagemap shows what it protected, not the holes.
         "armed_pages": None if armed_unknown else row.count("armed_pages"),
@@ -216,12 +215,9 @@ def add_counters(model: Model, counters: list[list[int]]) -> bool:
             total[slot] += slots[slot]
     for row in model.rows():
         if row.number in wanted:
-            faults, messages = (
-                wanted[row.number][: Counter.MESSAGE_MISSING],
-                wanted[row.number][Counter.MESSAGE_MISSING :],
-            )
-            row.faults = [one + more for one, more in zip(row.faults, faults)]
-            row.messages = [one + more for one, more in zip(row.messages, messages)]
+            for kind in Kind:
+                row.faults[kind] += wanted[row.number][Counter.FAULT_MISSING + kind]
+                row.messages[kind] += wanted[row.number][Counter.MESSAGE_MISSING + kind]
     return True
 
 

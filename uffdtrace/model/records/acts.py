@@ -27,8 +27,8 @@ def _bits(values: Array, shift: int, mask: int) -> Array:
     return found
 
 
-def _ago(times: Array, since: Array) -> Array:
-    """A time (ns) that long ago; a trace may claim that it was before the machine was started."""
+def ago(times: Array, since: Array) -> Array:
+    """Times (u64, ns) so long (u64) before `times`; a trace may claim that it was before the machine was started."""
     found: Array = times - np.minimum(times, since)
     return found
 
@@ -51,14 +51,14 @@ def unfolded(events: Array) -> Array:
 
     first, since = slice(len(released)), np.maximum(folded["value"][released], 0).astype(np.uint64)
     acts["type"][first] = Type.PROTECT
-    acts["time"][first] = _ago(times[first], since)
+    acts["time"][first] = ago(times[first], since)
     acts["end"][first] = folded["end"][released]
     acts["flags"][first] = flags[released] & _RELEASED
     acts["tid"][first] = folded["tid"][released]
 
     second, said = slice(len(released), None), aux[woke]
     acts["type"][second] = Type.WAKE
-    acts["time"][second] = _ago(times[second], _bits(said, Act.SINCE_SHIFT, Act.WOKE_MOST))
+    acts["time"][second] = ago(times[second], _bits(said, Act.SINCE_SHIFT, Act.WOKE_MOST))
     acts["value"][second] = folded["tid"][woke]
     acts["tid"][second] = _bits(said, Act.TID_SHIFT, Act.TID)
     acts["aux"][second] = _bits(said, Act.MESSAGE_SHIFT, Act.MESSAGE)

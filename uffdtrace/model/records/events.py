@@ -332,6 +332,10 @@ _THREAD = (
 )
 THREAD = np.dtype([(name, kind) for name, kind, _ in _THREAD])
 
+# A lane (bpf/maps.bpf.c): how many records were ever written into it, and whether a program is writing.
+_LANE = (("head", "<u8", "u64"), ("busy", "<u8", "u64"))
+LANE = np.dtype([(name, kind) for name, kind, _ in _LANE])
+
 
 # An event as 64 bytes without members: numpy copies records member by member where it picks or joins them.
 WHOLE = np.dtype((np.void, EVENT.itemsize))
@@ -358,7 +362,7 @@ def joined(parts: Sequence[Array]) -> Array:
 def c_header() -> str:
     """The record, enums and constants of this module as C."""
     lines = []
-    for struct, members in (("event", _RECORD), ("thread_head", _THREAD)):
+    for struct, members in (("event", _RECORD), ("thread_head", _THREAD), ("lane", _LANE)):
         lines += [f"struct {struct} {{", *(f"\t{kind} {name};" for name, _, kind in members), "};"]
     for prefix, enum in (
         ("EVENT", Type),
