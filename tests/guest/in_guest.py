@@ -26,8 +26,10 @@ import foreign
 import handoff
 import hangs
 import programs
+import survival
 from steps import (
     FINISH_SECONDS,
+    PROBES_GONE_SECONDS,
     READY_SECONDS,
     Guest,
     Result,
@@ -36,6 +38,7 @@ from steps import (
     forked,
     go_on,
     preload,
+    probe_lists,
     standing,
     started,
     until,
@@ -43,15 +46,9 @@ from steps import (
 )
 
 NOBODY = 65534
-PROBE_LISTS = (
-    "/sys/kernel/debug/kprobes/list",
-    "/sys/kernel/tracing/enabled_functions",
-    "/sys/kernel/tracing/kprobe_events",
-)
 # Machines differ by four times.
 RUN_SECONDS = 1200.0
 KILL_AFTER_BYTES = 1 << 20
-PROBES_GONE_SECONDS = 200.0
 # In these the workload must have come to its point.
 PENDING_SECONDS = "25"
 MOST_BOOTS = 3
@@ -142,14 +139,6 @@ def installed(guest: Guest, name: str) -> Result:
             timeout=READY_SECONDS + FINISH_SECONDS,
         )
     return {"exit_status": done.returncode}
-
-
-def probe_lists() -> dict[str, list[str]]:
-    lists = {}
-    for path in PROBE_LISTS:
-        with contextlib.suppress(OSError):
-            lists[path] = sorted(Path(path).read_text().splitlines())
-    return lists
 
 
 def kill(guest: Guest) -> Result:
@@ -315,9 +304,10 @@ def main() -> None:
     parser.add_argument("--backend", action="append", required=True)
     parser.add_argument("--without", action="append", default=[], metavar="STEP")
     parser.add_argument("--once", action="store_true", help="what the kernel has no part in, too")
+    parser.add_argument("--long", action="store_true", help="what takes minutes, as long as it takes")
     arguments = parser.parse_args()
     built = str(arguments.workload.parent)
-    guest = Guest(arguments.dir, arguments.workload, arguments.repository, arguments.backend, built)
+    guest = Guest(arguments.dir, arguments.workload, arguments.repository, arguments.backend, built, arguments.long)
     mount("debugfs", "/sys/kernel/debug")
     mount("tracefs", "/sys/kernel/tracing")
 
@@ -333,7 +323,14 @@ def main() -> None:
     steps["kill"] = lambda: kill(guest)
     steps["attach-armed"] = lambda: attach(guest, "seed", "armed", "attach-armed")
     steps["attach-all"] = lambda: attach_all(guest)
-    for name, program in {**handoff.STEPS, **hangs.STEPS, **programs.STEPS, **criu.STEPS, **foreign.STEPS}.items():
+    for name, program in {
+        **handoff.STEPS,
+        **hangs.STEPS,
+        **programs.STEPS,
+        **criu.STEPS,
+        **foreign.STEPS,
+        **survival.STEPS,
+    }.items():
         steps[name] = lambda program=program: program(guest)  # type: ignore[misc]
     if arguments.once:
         steps["pending"] = lambda: pending(guest)
@@ -347,7 +344,7 @@ def main() -> None:
         steps["silenced"] = lambda: silenced(guest)
         steps["refused-pid"] = lambda: refuse_no_such_process(guest)
         steps["refused-command"] = lambda: refuse_no_such_command(guest)
-        for name, program in {**containers.STEPS, **hangs.ONCE}.items():
+        for name, program in {**containers.STEPS, **hangs.ONCE, **survival.ONCE}.items():
             steps[name] = lambda program=program: program(guest)  # type: ignore[misc]
 
     for name, step in steps.items():

@@ -24,18 +24,34 @@ READY = re.compile(r"^uffdtrace: tracing", re.MULTILINE)
 # Compiling and attaching takes seconds where nothing is hardware.
 READY_SECONDS = 400.0
 FINISH_SECONDS = 240.0
+PROBES_GONE_SECONDS = 200.0
+PROBE_LISTS = (
+    "/sys/kernel/debug/kprobes/list",
+    "/sys/kernel/tracing/enabled_functions",
+    "/sys/kernel/tracing/kprobe_events",
+)
 
 Result = dict[str, Any]
 
 
 class Guest:
-    def __init__(self, folder: Path, workload: Path, repository: Path, backends: list[str], programs: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        workload: Path,
+        repository: Path,
+        backends: list[str],
+        programs: str = "",
+        long: bool = False,
+    ) -> None:
         self.folder = folder
         self.workload = str(workload)
         self.repository = repository
         self.backends = backends
         # Built from tests/programs.
         self.programs = programs
+        # Whether what takes minutes is done as long as it takes.
+        self.long = long
         self.uffdtrace = [sys.executable, "-m", "uffdtrace"]
         self.environment = {**os.environ, "PYTHONPATH": str(repository), "TERM": "dumb", "NO_COLOR": "1"}
 
@@ -179,3 +195,11 @@ def standing(guest: Guest, scenario: str, point: str, truth: str) -> Iterator[tu
     target = [guest.workload, "run", "--only", scenario, "--stop-at", point, "--out", truth]
     with started(guest, target, subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE) as workload:
         yield workload, json.loads(first_line(workload, FINISH_SECONDS))["pid"]
+
+
+def probe_lists() -> dict[str, list[str]]:
+    lists = {}
+    for path in PROBE_LISTS:
+        with contextlib.suppress(OSError):
+            lists[path] = sorted(Path(path).read_text().splitlines())
+    return lists

@@ -1,0 +1,107 @@
+"""Collectors that are killed, stopped or come by the hundred, held against what their target wrote down."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from guest.results import Guest, Json, read_json
+
+from uffdtrace.model.records.events import Array, Type
+from uffdtrace.trace.reader import Reader
+
+# tests/programs/soak.c, struct entry.
+ENTRY = np.dtype([("time", "<u8"), ("address", "<u8")])
+# What a killed collector may not have written; machines that emulate are slow.
+LAST_NS = 2e9
+# KiB by which the kernel's memory may differ between the first attaches and the last: other things run, too.
+DRIFT_KB = 16 << 10
+# A collector's memory in the second half of a trace, by that at the end of the first.
+GROWTH = 1.1
+
+
+def log(guest: Guest, name: str) -> Array:
+    """The messages that the target read, in their order."""
+    return np.fromfile(guest.folder / f"log-{name}.bin", dtype=ENTRY)
+
+
+def messages(report: Json) -> int:
+    return sum(found["messages"]["wp"] for found in report["ranges"])
+
+
+def traced(guest: Guest, name: str) -> Array:
+    """The messages in a trace file, in the order of time."""
+    parts = [events[events["type"] == Type.MESSAGE] for events in Reader(guest.trace(name).data).events()]
+    found = np.concatenate(parts)
+    return found[np.argsort(found["time"], kind="stable")]
+
+
+def test_a_collector_killed_at_any_moment_leaves_what_happened_up_to_its_last_second(guest: Guest) -> None:
+    """Message by message what the target had read: none too many, none missing before the end."""
+    step = guest.step("kills")
+    told = log(guest, "kills")
+    assert len(told) == step["messages"]
+    for number, killed in enumerate(step["killed"]):
+        found = traced(guest, f"kills-{number}")
+        if not len(found):
+            # Killed before it had written anything.
+            assert killed["at"] - killed["ready"] < LAST_NS, f"kill {number}"
+            continue
+        # The kernel's time is before read(2) returns, and after it returned the last time.
+        first = int(np.searchsorted(told["time"], found["time"][0]))
+        same = told["address"][first : first + len(found)]
+        assert np.array_equal(same, found["start"] & ~np.uint64(4095)), f"kill {number}"
+        assert found["time"][-1] > killed["at"] - LAST_NS, f"kill {number}"
+
+
+def test_a_killed_collector_leaves_no_probe_and_its_target_runs_on(guest: Guest) -> None:
+    step = guest.step("kills")
+    assert all(killed["gone"] and killed["runs"] for killed in step["killed"]), step["killed"]
+    assert step["before"] == step["after"]
+
+
+@pytest.mark.once
+def test_counts_are_exact_where_the_collector_stood_still(guest: Guest) -> None:
+    assert messages(guest.trace("stopped").report) == guest.step("stopped")["messages"]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["two-first", "two-second"])
+def test_two_traces_of_one_target_count_the_same(guest: Guest, name: str) -> None:
+    step = guest.step("two")
+    assert step["exit_statuses"] == [0, 0]
+    report = read_json(guest.folder / f"report-{name}.json")
+    assert report is not None
+    assert messages(report) == step["messages"]
+
+
+@pytest.mark.once
+def test_attaching_again_and_again_leaves_nothing(guest: Guest) -> None:
+    step = guest.step("attaches")
+    assert set(step["exit_statuses"]) == {0}
+    assert step["gone"]
+    early, late = step["memory"][len(step["memory"]) // 5], step["memory"][-1]
+    grown = {kind: late[kind] - early[kind] for kind in early}
+    assert max(grown.values()) < DRIFT_KB, grown
+
+
+@pytest.mark.once
+def test_ranges_that_come_and_go_are_all_counted(guest: Guest) -> None:
+    report = guest.trace("churn").report
+    assert messages(report) == 10_000
+    assert sum(found["lost"]["observed"] for found in report["ranges"]) == 0
+
+
+@pytest.mark.once
+def test_threads_that_die_in_faults_are_all_counted(guest: Guest) -> None:
+    report = guest.trace("dying").report
+    assert sum(found["killed"] for found in report["ranges"]) == guest.step("dying")["threads"]
+    assert sum(found["pending"] for found in report["ranges"]) == 0
+
+
+@pytest.mark.once
+def test_a_soak_counts_all_and_its_memory_is_flat(guest: Guest) -> None:
+    step = guest.step("soak")
+    assert messages(guest.trace("soak").report) == step["messages"]
+    memory = step["memory"]
+    half = len(memory) // 2
+    assert max(memory[half:]) < GROWTH * max(memory[:half]), memory
