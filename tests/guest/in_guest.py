@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 import containers
 import criu
@@ -27,15 +27,16 @@ import handoff
 import hangs
 import programs
 import survival
+import unprivileged
 from steps import (
     FINISH_SECONDS,
     PROBES_GONE_SECONDS,
     READY_SECONDS,
     Guest,
     Result,
+    answered,
     attached,
     finish,
-    forked,
     go_on,
     preload,
     probe_lists,
@@ -45,7 +46,6 @@ from steps import (
     until_ready,
 )
 
-NOBODY = 65534
 # Machines differ by four times.
 RUN_SECONDS = 1200.0
 KILL_AFTER_BYTES = 1 << 20
@@ -249,22 +249,6 @@ def pending(guest: Guest) -> Result:
     return {"exit_status": status, "reported": seen}
 
 
-def answered(guest: Guest, command: list[str], seconds: float = FINISH_SECONDS, **options: Any) -> Result:
-    began = time.monotonic()
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        capture_output=True,
-        timeout=seconds,
-        **({} if "env" in options else forked(guest, command)),
-        env=options.pop("env", guest.environment),
-        **options,
-    )
-    spent = round(time.monotonic() - began, 1)
-    return {"exit_status": done.returncode, "stdout": done.stdout, "stderr": done.stderr, "seconds": spent}
-
-
 def refuse_no_such_process(guest: Guest) -> Result:
     # One more than the largest PID that any kernel gives.
     return answered(guest, [*guest.uffdtrace, "attach", str(2**22 + 1), "-o", guest.path("refused-pid.data")])
@@ -272,28 +256,6 @@ def refuse_no_such_process(guest: Guest) -> Result:
 
 def refuse_no_such_command(guest: Guest) -> Result:
     return answered(guest, [*guest.uffdtrace, "run", "-o", guest.path("refused-command.data"), "--", "/does/not/exist"])
-
-
-def refuse_non_root(guest: Guest) -> Result:
-    # Another user may not be let through the folders above these two.
-    seen = Path("/run/uffdtrace-test")
-    for name, source in (("repository", guest.repository), ("environment", Path(sys.prefix))):
-        (seen / name).mkdir(parents=True, exist_ok=True)
-        subprocess.run(["mount", "--bind", str(source), str(seen / name)], check=True)
-    python = seen / "environment" / Path(sys.executable).relative_to(sys.prefix)
-    as_nobody = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    environment = {**guest.environment, "PYTHONPATH": str(seen / "repository"), "HOME": "/"}
-    # A process of their own: only the missing privilege is in the way.
-    with subprocess.Popen([*as_nobody, "sleep", "300"]) as own:
-        try:
-            return answered(
-                guest,
-                [*as_nobody, str(python), "-m", "uffdtrace", "attach", str(own.pid), "-o", "/tmp/refused.data"],
-                env=environment,
-                cwd="/tmp",
-            )
-        finally:
-            own.kill()
 
 
 def main() -> None:
@@ -335,7 +297,6 @@ def main() -> None:
     if arguments.once:
         steps["pending"] = lambda: pending(guest)
         steps["attach-interrupted"] = lambda: stopped(guest, "attach-interrupted", interrupt=True)
-        steps["refused-user"] = lambda: refuse_non_root(guest)
         steps["attach-forks"] = lambda: attach_forks(guest)
         steps["attach-duration"] = lambda: stopped(guest, "attach-duration", "-d", "1")
         for name in ("wheel", "deb"):
@@ -344,7 +305,7 @@ def main() -> None:
         steps["silenced"] = lambda: silenced(guest)
         steps["refused-pid"] = lambda: refuse_no_such_process(guest)
         steps["refused-command"] = lambda: refuse_no_such_command(guest)
-        for name, program in {**containers.STEPS, **hangs.ONCE, **survival.ONCE}.items():
+        for name, program in {**containers.STEPS, **hangs.ONCE, **survival.ONCE, **unprivileged.ONCE}.items():
             steps[name] = lambda program=program: program(guest)  # type: ignore[misc]
 
     for name, step in steps.items():

@@ -203,3 +203,19 @@ def probe_lists() -> dict[str, list[str]]:
         with contextlib.suppress(OSError):
             lists[path] = sorted(Path(path).read_text().splitlines())
     return lists
+
+
+def answered(guest: Guest, command: list[str], seconds: float = FINISH_SECONDS, **options: Any) -> Result:
+    began = time.monotonic()
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        capture_output=True,
+        timeout=seconds,
+        **({} if "env" in options else forked(guest, command)),
+        env=options.pop("env", guest.environment),
+        **options,
+    )
+    spent = round(time.monotonic() - began, 1)
+    return {"exit_status": done.returncode, "stdout": done.stdout, "stderr": done.stderr, "seconds": spent}

@@ -18,6 +18,7 @@ import pytest
 from guest.compare import UNKNOWN, compare
 from guest.results import Guest, Json, Trace
 
+from uffdtrace.kernel.privileges import NEEDED, Capability
 from uffdtrace.reporters.text import render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -210,6 +211,25 @@ def test_refusals_are_one_line(guest: Guest, cause: str) -> None:
     assert len(lines) == 1 and lines[0].startswith("uffdtrace: "), refused
     assert "Traceback" not in refused["stderr"] + refused["stdout"]
     assert refused["seconds"] < REFUSED_SECONDS, refused
+
+
+def test_five_capabilities_are_enough(guest: Guest) -> None:
+    check_attached(guest, guest.trace("capabilities-least"), "seed", armed=False)
+
+
+@pytest.mark.once
+def test_what_is_not_needed_is_given_up_once_attached(guest: Guest) -> None:
+    check_attached(guest, guest.trace("capabilities-all"), "seed", armed=False)
+    assert guest.step("capabilities-all")["effective"] == sum(1 << capability for capability in NEEDED)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("missing", NEEDED, ids=lambda capability: str(capability.label))
+def test_the_missing_capability_is_named(guest: Guest, missing: Capability) -> None:
+    said = guest.step("refused-capability")["said"][missing.name.lower()]
+    assert said["exit_status"] == 1
+    assert said["stderr"].startswith(f"uffdtrace: tracing needs {missing.label}, too: use sudo"), said["stderr"]
+    assert len(said["stderr"].splitlines()) == 1
 
 
 def reachable(path: Path) -> bool:

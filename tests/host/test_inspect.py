@@ -38,7 +38,7 @@ from uffd import (
 )
 
 from uffdtrace.cli import inspect as verb
-from uffdtrace.kernel import offers, preflight, proc
+from uffdtrace.kernel import offers, privileges, proc
 from uffdtrace.kernel.pagemap import Pagemap
 from uffdtrace.model.records.events import Feature
 from uffdtrace.reporters import inspection_text
@@ -418,5 +418,5 @@ def test_a_kernel_thread() -> None:
 
 
 def test_root_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "is_root", lambda: False)
+    monkeypatch.setattr(privileges, "is_root", lambda: False)
     assert look(os.getpid())["verdict"] == "idle"

@@ -412,11 +412,7 @@ def counts(model: Model) -> list[dict[str, Any]]:
             "belief": beliefs(model, row),
             "lost": [tuple(run.values()) for run in lost.get(row.number, [])],
             "waits": sorted(
-                [
-                    tuple(None if np.isnan(part) else int(part) for part in wait)
-                    for waits in row.latencies
-                    for wait in waits
-                ],
+                [tuple(None if np.isnan(part) else int(part) for part in wait) for wait in row.latencies.exact()],
                 key=repr,
             ),
         }

@@ -114,7 +114,7 @@ def test_folded_histories_count_the_same(
 
 def waits(events: Array) -> list[list[float]]:
     (row,) = fed(events).rows()
-    return [list(map(float, one)) for part in row.latencies for one in part]
+    return [list(map(float, one)) for one in row.latencies.exact()]
 
 
 def test_the_next_fault_tells_of_the_return() -> None:

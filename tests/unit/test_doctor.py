@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from uffdtrace.cli import doctor, main
 from uffdtrace.collect import checkup
 from uffdtrace.collect.proof import Proof
-from uffdtrace.kernel import offers, preflight, probes
+from uffdtrace.kernel import offers, preflight, privileges, probes
 from uffdtrace.kernel.btf import BtfError, Function
 from uffdtrace.kernel.layout import LayoutError
 from uffdtrace.kernel.offers import Memory
@@ -104,8 +104,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(checkup.proof, "prove", lambda program, stream: Proof(proven=["faults"], not_tried=["merges"]))
     monkeypatch.setattr(checkup.layout, "defines", lambda btf, symbols: {"A": symbols.address("a")})
     monkeypatch.setattr(probes, "find_call", lambda symbols, caller, _: (caller, symbols.address(caller)))
-    for name, answer in {"is_root": True, "preemption": False, "lockdown": "none", "try_program": 0}.items():
+    for name, answer in {"preemption": False, "lockdown": "none", "try_program": 0}.items():
         monkeypatch.setattr(preflight, name, lambda answer=answer: answer)
+    be_root(monkeypatch, True)
     monkeypatch.setattr(preflight, "check_kprobes", lambda: None)
     monkeypatch.setattr(offers, "access", lambda: Access.FULL)
     monkeypatch.setattr(offers, "unprivileged", lambda: False)
@@ -114,6 +115,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(offers, "pagemap_tells_protection", lambda: True)
     monkeypatch.setattr(checkup, "_pagemap_scans", lambda: True)
     return monkeypatch
+
+
+def be_root(machine: pytest.MonkeyPatch, root: bool) -> None:
+    """Root with all capabilities, or another user with none."""
+    machine.setattr(privileges, "is_root", lambda: root)
+    machine.setattr(privileges, "missing", lambda: [] if root else list(privileges.NEEDED))
 
 
 def look(backend: Backend = Backend.AUTO) -> dict[str, Any]:
@@ -314,13 +321,15 @@ def test_probes_that_could_not_be_tried(machine: pytest.MonkeyPatch) -> None:
 
 
 def test_without_root(machine: pytest.MonkeyPatch) -> None:
-    machine.setattr(preflight, "is_root", lambda: False)
+    be_root(machine, False)
     machine.setattr(preflight, "try_program", lambda: errno.EPERM)
     machine.setattr(checkup.Symbols, "hidden", True)
     found = look()
     known = {"kprobes": True, "bcc": True, "btf": True, "privileges": False, "namespaces": True}
     assert oks(found) == {**dict.fromkeys(SCHEMA["properties"]["checks"]["required"]), **known}
-    assert blocking(found) == [("tracing needs root", "run it with sudo (uffdtrace report and inspect work without)")]
+    ((what, remedy),) = blocking(found)
+    assert what.startswith("tracing needs root, or CAP_BPF, CAP_PERFMON, ")
+    assert remedy == "use sudo (uffdtrace report and inspect work without)"
     unknown = {one["row"]: one["problem"] for one in found["probes"] if one["kind"] is None}
     assert unknown == {"messages": "only root can find out"}
     assert checkup.Program.made == []  # type: ignore[attr-defined]
@@ -329,7 +338,7 @@ def test_without_root(machine: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("root", [False, True])
 def test_hidden_addresses(machine: pytest.MonkeyPatch, root: bool) -> None:
     """Said once, and whether or not there is BTF."""
-    machine.setattr(preflight, "is_root", lambda: root)
+    be_root(machine, root)
     machine.setattr(checkup.Symbols, "hidden", True)
     for btf in (checkup.Btf, fail(BtfError("no BTF: c"))):
         machine.setattr(checkup, "Btf", btf)
@@ -341,7 +350,7 @@ def test_hidden_addresses(machine: pytest.MonkeyPatch, root: bool) -> None:
 
 def test_the_kind_is_not_guessed(machine: pytest.MonkeyPatch) -> None:
     """debugfs, which tells how the kernel is preempted, is closed to users."""
-    machine.setattr(preflight, "is_root", lambda: False)
+    be_root(machine, False)
     machine.setattr(preflight, "preemption", lambda: None)
     found = look()
     assert {one["kind"] for one in found["probes"]} == {None}
@@ -349,7 +358,7 @@ def test_the_kind_is_not_guessed(machine: pytest.MonkeyPatch) -> None:
     assert {one["kind"] for one in look(Backend.KPROBE)["probes"]} == {"kprobe", None}
     assert f"{len(TABLE) - 1} of {len(TABLE)}" in text(found)
     # Root cannot read it either: then attach takes kprobes.
-    machine.setattr(preflight, "is_root", lambda: True)
+    be_root(machine, True)
     twice = {row.name for row in TABLE if row.twice}
     assert {one["kind"] for one in look()["probes"] if one["row"] not in twice} == {"kprobe"}
 
@@ -366,7 +375,7 @@ def test_the_kind_is_not_guessed(machine: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_no_userfaultfd(machine: pytest.MonkeyPatch, root: bool, number: int, what: str, remedy: str) -> None:
-    machine.setattr(preflight, "is_root", lambda: root)
+    be_root(machine, root)
     machine.setattr(offers, "access", fail(OSError(number, "Operation not permitted")))
     machine.setattr(offers, "write_protects", lambda kind: None)
     found = look()

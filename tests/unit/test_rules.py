@@ -14,6 +14,7 @@ from uffdtrace.model.account.dropped import Dropped
 from uffdtrace.model.account.elsewhere import Elsewhere
 from uffdtrace.model.account.facts import Fact
 from uffdtrace.model.account.failures import Failures
+from uffdtrace.model.account.latencies import Latencies
 from uffdtrace.model.account.pages import COUNTS, Cause
 from uffdtrace.model.account.ranges import Range
 from uffdtrace.model.account.sleep import Killed, Waiting
@@ -88,8 +89,12 @@ def failing(kind: Ioctl, error: int, count: int, start: int, end: int) -> Failur
     return failures
 
 
-def slow(count: int, queue: float = 1e7, service: float = 5e7, wakeup: float = 1e6) -> list[Any]:
-    return [np.array([[queue, service, queue + service, wakeup]] * count, dtype=np.float32)]
+def slow(count: int, queue: float = 1e7, service: float = 5e7, wakeup: float = 1e6, quick: int = 0) -> Latencies:
+    """Of so many faults, and of `quick` ones whose service takes 1 ms."""
+    found = Latencies()
+    found.add(np.array([[queue, service, queue + service, wakeup]] * count, dtype=np.float32))
+    found.add(np.array([[queue, 1e6, queue + 1e6, wakeup]] * quick, dtype=np.float32).reshape(-1, 4))
+    return found
 
 
 def holes(count: int, **found: Any) -> Case:
@@ -423,7 +428,7 @@ NEARLY: dict[str, list[Case]] = {
         case(),
         case(latencies=slow(100, service=3.9e7)),
         # One in a thousand is an exception.
-        case(latencies=[*slow(999, service=1e6), *slow(1)]),
+        case(latencies=slow(1, quick=999)),
     ],
     "fork-without-event": [case(MOVED_AWAY=1)],
     "mremap-without-event": [case(GROWN=1), case(UNMAPPED=1)],
@@ -588,7 +593,7 @@ def test_the_remedy_is_for_the_longest_phase(phases: dict[str, float], words: st
 
 
 def test_one_slow_fault_among_fast_ones_counts_alone() -> None:
-    assert told(case(latencies=[*slow(95, service=1e6), *slow(5)]))["slow-service"]["pages"] == 5
+    assert told(case(latencies=slow(5, quick=95)))["slow-service"]["pages"] == 5
 
 
 def test_repeated_messages_of_a_huge_page_are_messages() -> None:

@@ -15,9 +15,10 @@ import click
 from uffdtrace import __version__
 from uffdtrace.cli.common import PID, color_option, errors_in_one_line, format_option, write
 from uffdtrace.collect.target import open_pidfd
-from uffdtrace.kernel import offers, preflight, proc, sharing
+from uffdtrace.kernel import offers, privileges, proc, sharing
 from uffdtrace.kernel.pagemap import Pagemap
 from uffdtrace.kernel.preflight import Refusal
+from uffdtrace.kernel.privileges import Capability
 from uffdtrace.model.diagnosis.inspection import Elsewhere, EventSleeper, Holder, Span, Userfaultfd, build
 from uffdtrace.model.records.events import Mode
 from uffdtrace.reporters.options import Color, TextOptions
@@ -70,12 +71,13 @@ def _look(process: proc.Process) -> dict[str, Any]:
             spans = list(_spans(pagemap, thread))
             method = "PAGEMAP_SCAN" if pagemap.scans else "pagemap"
     except PermissionError:
-        raise Refusal(f"may not look into process {pid}, which is not yours or protects itself: use sudo") from None
+        remedy = privileges.remedy([Capability.SYS_PTRACE])
+        raise Refusal(f"may not look into process {pid}, which is not yours or protects itself: {remedy}") from None
     spans, notes = _known(spans, method == "PAGEMAP_SCAN")
     spans, unreadable = _shared(spans, pid)
     if unreadable:
         whose = "process may map the same memory, but its" if unreadable == 1 else "processes may map it too, but their"
-        root = "" if preflight.is_root() else ": that needs root"
+        root = "" if privileges.is_root() else ": that needs root"
         notes.append(f"{unreadable:,} other {whose} mappings could not be read{root}.")
     return build(
         {
@@ -90,7 +92,7 @@ def _look(process: proc.Process) -> dict[str, Any]:
         list(_userfaultfds()) if spans or proc.userfaultfds(thread) else [],
         proc.asleep_in_fault(pid),
         notes,
-        whole=preflight.is_root(),
+        whole=privileges.is_root(),
         in_events=[EventSleeper(**asdict(sleeper)) for sleeper in proc.asleep_in_event(pid)],
     )
 

@@ -20,7 +20,7 @@ from uffdtrace import __version__
 from uffdtrace.collect import bcc, proof
 from uffdtrace.collect.program import Program, Say
 from uffdtrace.errors import UffdtraceError
-from uffdtrace.kernel import layout, offers, preflight, probes, proc
+from uffdtrace.kernel import layout, offers, preflight, privileges, probes, proc
 from uffdtrace.kernel.btf import VMLINUX, Btf
 from uffdtrace.kernel.offers import Memory
 from uffdtrace.kernel.pagemap import Pagemap
@@ -81,7 +81,7 @@ def split(error: Exception) -> tuple[str, str]:
 
 def check(backend: Backend, say: Say) -> Json:
     """In the order in which attach asks, so that its error is the first problem."""
-    checks, root = _Checks(), preflight.is_root()
+    checks, root = _Checks(), not privileges.missing()
     only_root = "" if root else _ONLY_ROOT
     said: dict[str, Json] = {}
     _, said["privileges"] = checks.ask(preflight.check_privileges)
@@ -238,7 +238,7 @@ def _offers(checks: _Checks) -> Json:
             problem = checks.add("the kernel has no userfaultfd", "boot a kernel built with CONFIG_USERFAULTFD=y")
         else:
             remedy = "use sudo, or set vm.unprivileged_userfaultfd=1"
-            if preflight.is_root():
+            if privileges.is_root():
                 remedy = "allow userfaultfd(2) in the container's seccomp profile, or in the security module"
             problem = checks.add(f"this user may open no userfaultfd ({error.strerror})", remedy)
     write_protect = {kind: offers.write_protects(kind) for kind in Memory}

@@ -20,7 +20,7 @@ from uffdtrace.collect import bcc, found, proof
 from uffdtrace.collect.program import Follow, Program, Say
 from uffdtrace.collect.ring import Stream
 from uffdtrace.collect.sharing import Sharing
-from uffdtrace.kernel import layout, offers, preflight, probes, proc
+from uffdtrace.kernel import layout, offers, preflight, privileges, probes, proc
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
 from uffdtrace.model.account.model import Model
@@ -229,6 +229,11 @@ class Session:
             self._call(look_back.start(pid), writer)
         who = f"{self._process.comm} ({pid})" if self._process else "all userfaultfds"
         self._say(f"tracing {who}: Ctrl-C to end")
+        # All that is opened by its path is open. What a target makes us do, we do with less.
+        try:
+            privileges.drop()
+        except OSError as error:
+            self._say(f"all privileges are kept: {error.strerror}")
         if release is not None:
             release()
         deadline = None if self._options.duration_s is None else began + self._options.duration_s

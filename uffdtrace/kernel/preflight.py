@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from uffdtrace.errors import UffdtraceError
+from uffdtrace.kernel import privileges
 from uffdtrace.kernel.bpf import Kind, load_program
 from uffdtrace.kernel.btf import Btf
 
@@ -28,10 +29,6 @@ _FIRST = {
 
 class Refusal(UffdtraceError):
     """Tracing cannot work here: one line with the cause and the remedy."""
-
-
-def is_root() -> bool:
-    return os.geteuid() == 0
 
 
 def lockdown() -> str | None:
@@ -111,8 +108,12 @@ def try_program() -> int:
 
 
 def check_privileges() -> None:
-    if not is_root():
-        raise Refusal("tracing needs root: run it with sudo (uffdtrace report and inspect work without)")
+    lacks = privileges.missing()
+    if lacks:
+        named = privileges.named(lacks)
+        needs = f"{named}, too" if len(lacks) < len(privileges.NEEDED) else f"root, or {named}"
+        remedy = privileges.remedy(lacks)
+        raise Refusal(f"tracing needs {needs}: {remedy} (uffdtrace report and inspect work without)")
 
 
 def check_namespaces() -> None:

@@ -74,7 +74,7 @@ class Reader:
             raise TraceError(f"no trace file {path}: make one with uffdtrace attach or run, or name yours") from None
         except PermissionError:
             raise TraceError(
-                f"may not read {path}: a trace belongs to who made it: use sudo, or have it chowned"
+                f"may not read {path}: a trace belongs to who made it: read it as that user, or have it chowned"
             ) from None
         except OSError as error:
             raise TraceError(f"cannot read {path}: {error.strerror}: name another file, or copy it first") from None

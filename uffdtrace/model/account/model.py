@@ -175,7 +175,7 @@ class Model:
     def _served(self, served: Array, waits: Array) -> None:
         for number, index in by_value(served):
             if number >= 0:
-                self.ranges.all[number].root().latencies.append(waits[index])
+                self.ranges.all[number].root().latencies.add(waits[index])
 
     def _holes(self, work: Work, begin: int, end: int) -> None:
         """change_protection() counts the pages it found; the rest were holes (kernel-semantics.md 4)."""

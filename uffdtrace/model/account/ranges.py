@@ -17,6 +17,7 @@ from uffdtrace.model.account.circles import Circles
 from uffdtrace.model.account.dropped import Dropped
 from uffdtrace.model.account.facts import Fact
 from uffdtrace.model.account.failures import Failures
+from uffdtrace.model.account.latencies import Latencies
 from uffdtrace.model.account.pages import COUNTS, EVER_ARMED, NOTIFIED, WIDTH, Cause, Op
 from uffdtrace.model.account.pool import Pool, Runs, States
 from uffdtrace.model.account.sleep import Killed, Waiting
@@ -64,7 +65,7 @@ class Range:
     holes: int | None = 0
     armings: int = 0
     changes: Array = field(default_factory=lambda: np.zeros(WIDTH, dtype=np.int64))
-    latencies: list[Array] = field(default_factory=list)
+    latencies: Latencies = field(default_factory=Latencies)
     # None where a thread's end was not seen.
     pending: int | None = 0
     # Pages dropped while armed, by the call that dropped them.
@@ -143,7 +144,7 @@ class Range:
         self.exposed += other.exposed
         self.born = min(self.born, other.born)
         self.changes += other.changes
-        self.latencies += other.latencies
+        self.latencies.absorb(other.latencies)
         self.pending = None if self.pending is None or other.pending is None else self.pending + other.pending
         for call, pages in other.drops.items():
             self.drops[call] = self.drops.get(call, 0) + pages

@@ -11,9 +11,9 @@ import numpy as np
 
 from uffdtrace.model.account.elsewhere import Elsewhere
 from uffdtrace.model.account.facts import Fact
+from uffdtrace.model.account.latencies import SLOW_NS
 from uffdtrace.model.account.pages import Cause
 from uffdtrace.model.account.ranges import Range
-from uffdtrace.model.account.sleep import TOTAL
 from uffdtrace.model.account.watched import Userfaultfd
 from uffdtrace.model.diagnosis.latency import latency
 from uffdtrace.model.records.events import Feature, Memory, Mode
@@ -23,7 +23,7 @@ VERDICTS = ("lost-writes", "blind", "never-armed", "pending", "async", "ok", "id
 LOST = VERDICTS[:2]
 
 # A fault that waits so long is felt by whoever runs there.
-SLOW_US = 50_000
+SLOW_US = SLOW_NS // 1000
 # Whoever is killed after such a wait may have been killed because of it.
 LONG_NS = 1_000_000_000
 # A retry or two is how EAGAIN is meant.
@@ -208,7 +208,7 @@ class Case:
         """Faults that took SLOW_US or more, where that is no exception."""
         if self.waited is None or self.waited["p99"] < SLOW_US:
             return 0
-        return sum(int(np.count_nonzero(waits[:, TOTAL] >= SLOW_US * 1000)) for waits in self.row.latencies)
+        return self.row.latencies.slow
 
 
 def verdict(case: Case) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from uffdtrace.model.account.latencies import BEGINS_US, PARTS, Latencies
 from uffdtrace.model.account.sleep import QUEUE, SERVICE, TOTAL, WAKEUP
 from uffdtrace.model.records.events import Array
 
@@ -28,29 +29,58 @@ def percentiles(waits: Array) -> list[dict[str, float]]:
     return [{name: round(value, 1) for name, value in zip(_PERCENTILES, column)} for column in columns]
 
 
-def _histogram(waits: Array) -> list[dict[str, int]]:
-    """Faults by powers of two of µs, each bucket up to but without `below_us`."""
-    # Not frexp() or log2(): numpy's vectorized ones crash on emulated CPUs.
-    buckets = np.searchsorted(_BELOW_US, waits / _NS_PER_US, side="right")
-    first, last = int(buckets.min()), int(buckets.max())
-    counts = np.bincount(buckets - first, minlength=last - first + 1)
-    return [{"below_us": 1 << (first + place), "faults": int(count)} for place, count in enumerate(counts.tolist())]
-
-
-def latency(waits: list[Array]) -> dict[str, Any] | None:
-    """The report's `latency_us` of faults that were served: rows of sleep.QUEUE, SERVICE, TOTAL, WAKEUP in ns."""
-    if not waits:
+def _of_buckets(latencies: Latencies, phase: int) -> dict[str, float] | None:
+    """The same of a phase whose waits lie in buckets: the middle of the one in question, and the longest exactly."""
+    total = np.cumsum(latencies.counts(phase))
+    if not total[-1]:
         return None
-    served = np.concatenate(waits)
-    woken = served[~np.isnan(served[:, WAKEUP])]
-    total, queue, service = percentiles(served[:, (TOTAL, QUEUE, SERVICE)])
+    most = latencies.most(phase) / _NS_PER_US
+    found = {}
+    for name, share in _PERCENTILES.items():
+        bucket = int(np.searchsorted(total, share * (total[-1] - 1), side="right"))
+        middle = float(BEGINS_US[bucket] + BEGINS_US[bucket + 1]) / 2
+        found[name] = round(min(middle, most), 1)
+    return {**found, "max": round(most, 1)}
+
+
+def _powers(latencies: Latencies) -> Array:
+    """Faults by whole powers of two of µs: below 1, below 2, below 4 and so on."""
+    counts, fractions = latencies.counts(TOTAL), int(np.searchsorted(BEGINS_US, 1.0))
+    found: Array = np.r_[counts[:fractions].sum(), counts[fractions:].reshape(-1, PARTS).sum(axis=1)]
+    return found
+
+
+def _histogram(latencies: Latencies, exact: Array | None) -> list[dict[str, int]]:
+    """Faults by powers of two of µs, each bucket up to but without `below_us`."""
+    if exact is None:
+        counts = _powers(latencies)
+    else:
+        counts = np.bincount(np.searchsorted(_BELOW_US, exact[:, TOTAL] / _NS_PER_US, side="right"))
+    found = np.flatnonzero(counts)
+    return [
+        {"below_us": 1 << power, "faults": int(counts[power])} for power in range(int(found[0]), int(found[-1]) + 1)
+    ]
+
+
+def latency(latencies: Latencies) -> dict[str, Any] | None:
+    """The report's `latency_us` of faults that were served, None where there were none."""
+    if not latencies.faults:
+        return None
+    exact = latencies.exact()
+    if exact is None:
+        total, queue, service, wakeup = (_of_buckets(latencies, phase) for phase in (TOTAL, QUEUE, SERVICE, WAKEUP))
+    else:
+        total, queue, service = percentiles(exact[:, (TOTAL, QUEUE, SERVICE)])
+        woken = exact[~np.isnan(exact[:, WAKEUP])]
+        wakeup = percentiles(woken[:, WAKEUP:])[0] if len(woken) else None
+    assert total is not None
     return {
-        "faults": len(served),
+        "faults": latencies.faults,
         **total,
         "queue": queue,
         "service": service,
-        "wakeup": percentiles(woken[:, WAKEUP:])[0] if len(woken) else None,
-        "histogram": _histogram(served[:, TOTAL]),
+        "wakeup": wakeup,
+        "histogram": _histogram(latencies, exact),
     }
 
 

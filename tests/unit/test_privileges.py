@@ -1,0 +1,76 @@
+"""Capabilities: which are there, which are missing, and what is said of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from uffdtrace.kernel import preflight, privileges
+from uffdtrace.kernel.privileges import KEPT, NEEDED, Capability
+
+ALL = (1 << 41) - 1
+
+
+@pytest.fixture
+def status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """What the kernel says of us; it has capabilities up to CAP_CHECKPOINT_RESTORE."""
+    last, file = tmp_path / "cap_last_cap", tmp_path / "status"
+    last.write_text("40\n")
+    monkeypatch.setattr(privileges, "_LAST", last)
+    monkeypatch.setattr(privileges, "_STATUS", file)
+    return file
+
+
+def say(status: Path, effective: int) -> None:
+    status.write_text(f"Name:\tpython3\nCapInh:\t{0:016x}\nCapPrm:\t{ALL:016x}\nCapEff:\t{effective:016x}\n")
+
+
+def bits(*capabilities: Capability) -> int:
+    return sum(1 << capability for capability in capabilities)
+
+
+@pytest.mark.parametrize("lacking", NEEDED)
+def test_the_missing_one_is_named(status: Path, monkeypatch: pytest.MonkeyPatch, lacking: Capability) -> None:
+    say(status, bits(*NEEDED) & ~bits(lacking))
+    assert privileges.missing() == [lacking]
+    monkeypatch.setattr(privileges, "is_root", lambda: False)
+    with pytest.raises(preflight.Refusal, match=rf"^tracing needs {lacking.label}, too: use sudo "):
+        preflight.check_privileges()
+
+
+def test_with_those_alone_nothing_is_refused(status: Path) -> None:
+    say(status, bits(*NEEDED))
+    assert privileges.missing() == []
+    preflight.check_privileges()
+
+
+def test_cap_sys_admin_stands_for_the_two_that_came_out_of_it(status: Path) -> None:
+    say(status, bits(*NEEDED, Capability.SYS_ADMIN) & ~bits(Capability.BPF, Capability.PERFMON))
+    assert privileges.missing() == []
+
+
+def test_before_5_8_there_is_cap_sys_admin_alone(status: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    privileges._LAST.write_text("37\n")
+    say(status, bits(*NEEDED) & ~bits(Capability.BPF, Capability.PERFMON))
+    assert privileges.missing() == [Capability.SYS_ADMIN]
+
+
+def test_root_is_not_told_to_use_sudo(status: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    say(status, 0)
+    monkeypatch.setattr(privileges, "is_root", lambda: True)
+    with pytest.raises(preflight.Refusal) as refused:
+        preflight.check_privileges()
+    assert "sudo" not in str(refused.value)
+    assert "--cap-add=BPF --cap-add=PERFMON --cap-add=SYS_PTRACE" in str(refused.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_what_is_not_needed_is_given_up() -> None:
+    code = "from uffdtrace.kernel import privileges as p; p.drop(); print(p._sets()['Eff'], p._sets()['Prm'])"
+    before = privileges._sets()["Eff"]
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    assert done.stdout.split() == [str(before & bits(*KEPT))] * 2
