@@ -127,7 +127,10 @@ def kills(guest: Guest) -> Result:
     with soaking(guest, "kills", THREADS, PAGES) as target:
         say(target)
         for number in range(often(guest, KILLS)):
+            # Beside it a start takes a minute where no CPU is hardware.
+            target.send_signal(signal.SIGSTOP)
             with attached(guest, f"kills-{number}", str(target.pid)) as collector:
+                target.send_signal(signal.SIGCONT)
                 ready = time.monotonic_ns()
                 time.sleep(chance.uniform(0, MOST_KILL_SECONDS))
                 at = time.monotonic_ns()
