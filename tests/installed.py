@@ -25,10 +25,12 @@ class Installed:
     python: str
     environment: dict[str, str]
     folder: Path
+    # What a command is started by.
+    prefix: tuple[str, ...] = ()
 
     def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command,
+            [*self.prefix, *command],
             cwd=self.folder,
             env={**self.environment, "LC_ALL": "C.UTF-8", "HOME": str(self.folder), **more},
             capture_output=True,
@@ -83,5 +85,10 @@ def from_deb(folder: Path, deb: Path) -> Installed:
     root = folder / "root"
     subprocess.run(["dpkg-deb", "-x", str(deb), str(root)], check=True)
     library = root / "usr" / "lib" / "python3" / "dist-packages"
-    environment = {"PATH": f"{root / 'usr' / 'bin'}:{SYSTEM_PATH}", "PYTHONPATH": str(library)}
-    return Installed(library, root / "usr" / "share" / "man", PYTHON, environment, folder)
+    environment = {"PATH": f"{root / 'usr' / 'bin'}:{SYSTEM_PATH}"}
+    # Its script takes no PYTHONPATH: the package must be where Python looks by itself.
+    ask = "import site; print(next(path for path in site.getsitepackages() if path.startswith('/usr/local')))"
+    place = subprocess.run([PYTHON, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+    script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    prefix = ("unshare", "--mount", "sh", "-c", script, "sh", str(library), place)
+    return Installed(library, root / "usr" / "share" / "man", PYTHON, environment, folder, prefix)

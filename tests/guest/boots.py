@@ -139,4 +139,6 @@ def install(folder: Path) -> None:
     for name in ("wheel", "deb"):
         (folder / name).mkdir()
     both = {"wheel": from_wheel(folder / "wheel"), "deb": from_deb(folder / "deb", build_deb(folder / "deb"))}
-    (folder / "installed.json").write_text(json.dumps({name: made.environment for name, made in both.items()}))
+    (folder / "installed.json").write_text(
+        json.dumps({name: [made.environment, made.prefix] for name, made in both.items()})
+    )

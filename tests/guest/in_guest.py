@@ -127,10 +127,10 @@ def installed(guest: Guest, name: str) -> Result:
     """The main job, by uffdtrace as its users install it."""
     truth, trace = guest.path(f"truth-installed-{name}.jsonl"), guest.path(f"trace-installed-{name}.data")
     command = ["uffdtrace", "run", "-o", trace, "--format", "json", "--", guest.workload, "run", "--only", "seed"]
-    environment = json.loads(Path(guest.path("installed.json")).read_text())[name]
+    environment, prefix = json.loads(Path(guest.path("installed.json")).read_text())[name]
     with open(guest.path(f"stderr-installed-{name}.txt"), "w") as err:
         done = subprocess.run(
-            [*command, "--out", truth],
+            [*prefix, *command, "--out", truth],
             cwd="/",
             env={**environment, "LC_ALL": "C.UTF-8"},
             stdin=subprocess.DEVNULL,
