@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ from steps import (
     probe_lists,
     started,
     until,
+    until_ready,
 )
 
 THREADS, PAGES = 4, 256
@@ -191,6 +193,23 @@ def attaches(guest: Guest) -> Result:
     return {"exit_statuses": statuses, "gone": gone, "memory": memory, "messages": messages}
 
 
+def small_ring(guest: Guest) -> Result:
+    """Where nearly no event finds room: what was counted all the same, and what is said of the rest."""
+    name = "small-ring"
+    data, stderr = guest.path(f"trace-{name}.data"), guest.path(f"stderr-{name}.txt")
+    command = [sys.executable, str(Path(__file__).with_name("small_ring.py")), "attach", "-o", data, "--format", "json"]
+    with soaking(guest, name, THREADS, PAGES) as target:
+        with open(guest.path(f"report-{name}.json"), "w") as out, open(stderr, "w") as err:
+            with started(guest, [*command, str(target.pid)], out, err) as collector:
+                until_ready(collector, stderr)
+                say(target)
+                time.sleep(5)
+                messages = stop(target)
+                collector.send_signal(signal.SIGINT)
+                status = finish(collector, FINISH_SECONDS)
+    return {"exit_status": status, "messages": messages}
+
+
 def soak(guest: Guest) -> Result:
     """A long trace at full rate: its counts, and the collector's memory all along."""
     name, memory = "soak", []
@@ -235,6 +254,7 @@ def dying(guest: Guest) -> Result:
 STEPS: dict[str, Callable[[Guest], Result]] = {"kills": kills}
 ONCE: dict[str, Callable[[Guest], Result]] = {
     "stopped": stopped,
+    "small-ring": small_ring,
     "two": two,
     "attaches": attaches,
     "churn": churn,

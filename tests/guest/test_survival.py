@@ -65,6 +65,17 @@ def test_counts_are_exact_where_the_collector_stood_still(guest: Guest) -> None:
 
 
 @pytest.mark.once
+def test_counts_are_exact_and_the_loss_is_said_where_most_events_found_no_room(guest: Guest) -> None:
+    report = guest.trace("small-ring").report
+    assert messages(report) == guest.step("small-ring")["messages"]
+    loss = report["loss"]
+    assert loss["events_dropped"] > 0
+    # What rests on the order of events is marked; what the kernel counts is not.
+    assert {"lost", "pending"} <= set(loss["lower_bounds"])
+    assert "messages" not in loss["lower_bounds"]
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["two-first", "two-second"])
 def test_two_traces_of_one_target_count_the_same(guest: Guest, name: str) -> None:
     step = guest.step("two")
