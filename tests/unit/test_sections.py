@@ -221,4 +221,4 @@ def test_each_section_has_its_ranges_and_findings() -> None:
     first, second = rendered(found).split("Memory of snapshot (8)")
     assert "Memory of tracker (7)" in first
     for part, said in ((first, "2 pages said"), (second, "1 pages said")):
-        assert part.count("[unpopulated]") == part.count(said) == 1
+        assert part.count("error [unpopulated] in") == part.count(said) == 1

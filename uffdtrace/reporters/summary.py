@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from rich.console import Console
 from rich.text import Text
 
 from uffdtrace.model.diagnosis.case import LOST
@@ -28,6 +28,11 @@ class Answer:
     word: str
     sentence: str
     lines: list[tuple[str, str]]
+
+    @property
+    def fix(self) -> str | None:
+        """The remedy that it names."""
+        return next((said for what, said in self.lines if what == "fix"), None)
 
 
 def answer(report: dict[str, Any]) -> Answer:
@@ -183,14 +188,19 @@ def _trust(report: dict[str, Any]) -> str:
 def render(report: dict[str, Any], stream: TextIO, color: Color = Color.AUTO) -> None:
     """Write the answer: each line as long as it is where nobody's terminal has an edge."""
     console = console_for(stream, color)
-    told = answer(report)
-    width = console.width - _INDENT if console.is_terminal else None
-    style = "yellow" if doubt(report) else STYLES.get(report["verdict"], "")
+    put(answer(report), doubt(report), report["verdict"], console, console.width if console.is_terminal else None)
+
+
+def put(told: Answer, unproven: str, verdict: str, console: Console, columns: int | None) -> None:
+    """An answer in so many columns, or each line as long as it is."""
+    width = columns and columns - _INDENT
+    style = "yellow" if unproven else STYLES.get(verdict, "")
     last = ""
     for what, said in [(told.word, told.sentence), *told.lines]:
         label, last = ("" if what == last else what), what
         text = printable(plain(said, console))
-        parts = textwrap.wrap(text, width, break_on_hyphens=False) if width else [text]
+        parts = Text(text).wrap(console, width) if width else [Text(text)]
         for place, part in enumerate(parts):
+            part.rstrip()
             first = Text((label if not place else "").ljust(_INDENT), style=style if what == told.word else "")
             console.print(Text.assemble(first, part), soft_wrap=True)

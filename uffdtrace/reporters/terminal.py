@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 import locale
 import os
+import re
 from collections.abc import Sequence
 from io import TextIOWrapper
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich.box import SIMPLE_HEAD, Box
 from rich.cells import cell_len, set_cell_size
@@ -24,6 +25,7 @@ MOST_NAME = 20
 # Below that, rich cuts words.
 _NARROWEST = 40
 _UNLIMITED = 1 << 16
+_PADDING = re.compile(" +(?=\n)")
 # "missing+wp" fits; or "hugetlb" at least.
 _MEMORY_WIDTHS = (11, 7)
 STYLES = {
@@ -71,6 +73,20 @@ def _encoding(stream: TextIOWrapper) -> str:
     return "ascii" if taken == "ascii" and not told else stream.encoding
 
 
+class _Unpadded:
+    """A stream whose lines end where their text does: rich fills each up to its column's width."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        # rich writes whole lines.
+        return self._stream.write(_PADDING.sub("", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def console_for(stream: TextIO, color: Color = Color.AUTO) -> Console:
     """As wide as COLUMNS or the terminal."""
     if isinstance(stream, TextIOWrapper):
@@ -79,7 +95,7 @@ def console_for(stream: TextIO, color: Color = Color.AUTO) -> Console:
     always = color is Color.ALWAYS
     never = color is Color.NEVER or (not always and os.environ.get("NO_COLOR"))
     console = Console(
-        file=stream,
+        file=cast(TextIO, _Unpadded(stream)),
         highlight=False,
         force_terminal=True if always else None,
         color_system=None if never else "standard" if always else "auto",

@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from uffdtrace.reporters import summary
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.latency import latency_table, render_histogram
 from uffdtrace.reporters.options import DEFAULT, MOST_RANGES, TextOptions
@@ -79,7 +80,14 @@ def _rest(what: str, ranges: list[dict[str, Any]], file: str) -> str:
     )
 
 
-def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool, file: str) -> None:
+def _finding(console: Console, finding: dict[str, Any], fix: str | None) -> None:
+    """What it means and what to change; what the answer at the head says already is not said again."""
+    remedy = "see fix, above" if finding["remedy"] == fix else finding["remedy"]
+    console.print(Padding(Text(printable(plain(finding["message"], console))), (0, 0, 0, 4)))
+    console.print(Padding(Text("Remedy: " + printable(plain(remedy, console))), (0, 0, 1, 4)))
+
+
+def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool, file: str, fix: str | None) -> None:
     """Each finding once, with the ranges it holds for; its pages, faults or calls added up."""
     together: dict[str, list[dict[str, Any]]] = {}
     for found in ranges:
@@ -95,21 +103,19 @@ def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool, file:
                 total = sum(int(finding["pages"]) for finding in alike)
                 where += f" and {len(alike) - 1:,} more, {total:,} {worst['unit']} in all"
             console.print(Text.assemble((severity, STYLES.get(severity, "")), f" [{worst['id']}] in {where}"))
-            console.print(Padding(Text(printable(plain(worst["message"], console))), (0, 0, 0, 4)))
-            console.print(Padding(Text("Remedy: " + printable(plain(worst["remedy"], console))), (0, 0, 1, 4)))
+            _finding(console, worst, fix)
         if severity == "error" and not pages and any(found["lost"]["runs"] for found in ranges):
             console.print(Text(f"`{reading(file, '--pages')}` lists the addresses of the lost pages.\n"))
 
 
-def _of_no_range(console: Console, report: dict[str, Any]) -> None:
+def _of_no_range(console: Console, report: dict[str, Any], fix: str | None) -> None:
     """Findings about calls that named no range, and threads that wait in none."""
     for uffd in report["userfaultfds"]:
         for finding in uffd["findings"]:
             severity = finding["severity"]
             whose = f"userfaultfd {uffd['id']}" + (f" of process {uffd['owner_pid']}" if uffd["owner_pid"] else "")
             console.print(Text.assemble((severity, STYLES.get(severity, "")), f" [{finding['id']}] with {whose}"))
-            console.print(Padding(Text(printable(plain(finding["message"], console))), (0, 0, 0, 4)))
-            console.print(Padding(Text("Remedy: " + printable(plain(finding["remedy"], console))), (0, 0, 1, 4)))
+            _finding(console, finding, fix)
 
 
 def _before(console: Console, report: dict[str, Any]) -> None:
@@ -184,7 +190,9 @@ def _pages(console: Console, ranges: list[dict[str, Any]], offsets: bool) -> Non
         console.print("No page was lost, and no fault waits.\n")
 
 
-def _section(console: Console, section: Section, options: TextOptions, offsets: bool, file: str) -> None:
+def _section(
+    console: Console, section: Section, options: TextOptions, offsets: bool, file: str, fix: str | None
+) -> None:
     console.print()
     if section.heading:
         console.print(Text(section.heading, style="bold"))
@@ -195,7 +203,7 @@ def _section(console: Console, section: Section, options: TextOptions, offsets: 
     console.print()
     if rest := ranges[len(shown) :]:
         console.print(Text(_rest(noun(len(rest), "more range"), rest, file)))
-    _findings(console, ranges, options.pages, file)
+    _findings(console, ranges, options.pages, file, fix)
     _latencies(console, ranges, options)
     if options.pages:
         _pages(console, ranges, offsets)
@@ -240,6 +248,9 @@ def render(report: dict[str, Any], stream: TextIO, options: TextOptions = DEFAUL
             )
         )
     )
+    console.print()
+    told = summary.answer(report)
+    summary.put(told, doubt(report), report["verdict"], console, console.width)
     if not report["ranges"]:
         console.print(
             "\nNo memory was registered with userfaultfd while we watched. Was it the right process?"
@@ -248,12 +259,12 @@ def render(report: dict[str, Any], stream: TextIO, options: TextOptions = DEFAUL
     found = sections(report)
     shown = found[: options.most_processes]
     for section in shown:
-        _section(console, section, options, report.get("relative", False), trace["file"])
+        _section(console, section, options, report.get("relative", False), trace["file"], told.fix)
     if others := found[len(shown) :]:
         _others(console, others, trace["file"])
     if children := not_followed(report):
         console.print(children + "\n")
-    _of_no_range(console, report)
+    _of_no_range(console, report, told.fix)
     _before(console, report)
     _losses(console, report)
     verdict = report["verdict"]
