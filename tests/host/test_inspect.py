@@ -74,7 +74,7 @@ def text(found: dict[str, Any]) -> str:
         (lambda: armed(16, range(16), (0, 16)), "ok"),
         (lambda: armed(16, range(16), (0, 0)), "unprotected"),
         (lambda: armed(16, range(0), (0, 16)), "unprotected"),
-        (lambda: armed(16, range(4), (0, 16)), "unknown"),
+        (lambda: armed(16, range(4), (0, 16)), "holes"),
         (lambda: armed(16, range(16), (4, 3)), "unknown"),
         (lambda: armed(16, range(4), (0, 16), WP | MISSING), "ok"),
         (lambda: armed(16, range(0), (0, 0), WP | MISSING), "idle"),
@@ -260,7 +260,8 @@ def test_a_userfaultfd_that_nobody_holds() -> None:
 
 def test_nothing_registered() -> None:
     found = look(os.getpid())
-    assert (found["ranges"], found["userfaultfds"], found["notes"], found["verdict"]) == ([], [], [], "idle")
+    assert (found["ranges"], found["userfaultfds"], found["notes"]) == ([], [], [])
+    assert found["verdict"] == "unregistered"
     assert "None of its memory is registered" in text(found)
 
 
@@ -419,4 +420,63 @@ def test_a_kernel_thread() -> None:
 
 def test_root_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(privileges, "is_root", lambda: False)
-    assert look(os.getpid())["verdict"] == "idle"
+    assert look(os.getpid())["verdict"] == "unregistered"
+
+
+# ---- what page tables decide -----------------------------------------------------
+
+
+@pytest.mark.parametrize("scans", [True, False])
+def test_the_pages_whose_next_write_is_lost_are_listed(scans: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 pages, of which 0 to 3 and 6 to 8 were there when they were armed, and 2 and 3 were released."""
+
+    def prepare() -> list[int]:
+        fd, start = userfaultfd(0), mapping(16 * PAGE, MAP_PRIVATE | MAP_ANONYMOUS)
+        write_pages(start, range(4))
+        write_pages(start, range(6, 9))
+        register(fd, start, 16 * PAGE, WP)
+        protect(fd, start, 0, 16)
+        protect(fd, start, 2, 2, False)
+        return [start, fd]
+
+    with child(prepare) as (pid, start, _):
+        with Pagemap(pid) as pagemap:
+            pagemap.scans &= scans
+            runs = [
+                ((first - start) // PAGE, (last - start) // PAGE, kind.name)
+                for first, last, kind in pagemap.runs(start, start + 16 * PAGE)
+            ]
+        assert runs == [
+            (0, 2, "PROTECTED"),
+            (2, 4, "UNPROTECTED"),
+            (4, 6, "EMPTY"),
+            (6, 9, "PROTECTED"),
+            (9, 16, "EMPTY"),
+        ]
+        found = verb.inspect(pid, pages=True)
+        jsonschema.validate(found, SCHEMA)
+        silent = [(run["pages"], run["kind"]) for run in found["ranges"][0]["silent"]]
+        assert silent == [(2, "unprotected"), (2, "empty"), (7, "empty")]
+        assert "Silent pages in" in text(found)
+        assert uffdtrace(str(pid), "--check").returncode == 3
+        said = uffdtrace(str(pid), "--summary").stdout.splitlines()
+        assert (
+            said[0]
+            == "HOLES     9 of 16 pages will lose their next write: empty, and nothing protects them (36 KiB of 64 KiB)"
+        )
+
+
+def test_watching_ends_with_the_process() -> None:
+    with child(lambda: armed(16, range(16), (0, 16))) as (pid, _, _):
+        watch = subprocess.Popen(
+            [sys.executable, "-m", "uffdtrace", "inspect", "--summary", "--watch", "0.2", str(pid)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert watch.stdout is not None
+        lines = [watch.stdout.readline() for _ in range(4)]
+    assert [line[:2] for line in lines] == ["OK", "tr"] * 2
+    _, err = watch.communicate(timeout=60)
+    assert watch.returncode == 1
+    assert len(err.splitlines()) == 1 and str(pid) in err

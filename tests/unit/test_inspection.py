@@ -91,7 +91,8 @@ def held(pid: int, waiting: int | None = 0, unread: int | None = 0, fds: tuple[i
         (span(4, 0, 0, 0), "ok"),
         (span(4, 1, 0, 0), "unknown"),
         (span(4, 0, 1, 0), "unknown"),
-        (span(4, 0, 0, 1), "unknown"),
+        (span(4, 0, 0, 1), "holes"),
+        (span(4, 1, 1, 1), "holes"),
         (span(0, 4, 0, 0), "unprotected"),
         (span(0, 0, 4, 0), "unprotected"),
         (span(0, 0, 0, 4), "unprotected"),
@@ -216,7 +217,7 @@ def test_big_numbers_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_is_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     said = text(made(span(None, None, None, 4)), monkeypatch)
-    assert said.count("?") == 3 and "released" not in said
+    assert said.count("?") == 3 and "does not show" in said and "released" not in said
 
 
 def test_every_verdict_is_explained_in_the_readme_and_the_schema() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import select
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from itertools import islice
 from typing import Any, TextIO
 
 import click
@@ -16,20 +19,37 @@ from uffdtrace import __version__
 from uffdtrace.cli.common import PID, color_option, errors_in_one_line, format_option, write
 from uffdtrace.collect.target import open_pidfd
 from uffdtrace.kernel import offers, privileges, proc, sharing
-from uffdtrace.kernel.pagemap import Pagemap
+from uffdtrace.kernel.pagemap import Kind, Pagemap
 from uffdtrace.kernel.preflight import Refusal
 from uffdtrace.kernel.privileges import Capability
-from uffdtrace.model.diagnosis.inspection import Elsewhere, EventSleeper, Holder, Span, Userfaultfd, build
+from uffdtrace.model.diagnosis.inspection import MOST_RUNS, Elsewhere, EventSleeper, Holder, Span, Userfaultfd, build
 from uffdtrace.model.records.events import Mode
 from uffdtrace.reporters.options import Color, TextOptions
+
+# As report --check has them: lost, not known, another error.
+_STATUSES = {"holes": 3, "unknown": 4, "unprotected": 5}
 
 
 @click.command("inspect")
 @click.argument("pid", type=PID)
 @format_option("text", "json")
 @color_option
+@click.option("--summary", is_flag=True, help="Print the answer alone, in a few lines.")
+@click.option("--pages", is_flag=True, help="List the pages whose next write sends no message.")
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Look again and again, so often, until Ctrl-C or the process ends.",
+)
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Exit with status 3 if writes will be missed (holes), with 4 if that is not known, with 5 if nothing is"
+    " protected.",
+)
 @errors_in_one_line
-def command(pid: int, form: str, color: Color) -> None:
+def command(pid: int, form: str, color: Color, summary: bool, pages: bool, watch: float | None, check: bool) -> None:
     """Tell what the page tables of PID say now; needs no BPF, nor root for your own.
 
     PID is the process whose memory is tracked, or the monitor that holds the
@@ -38,24 +58,38 @@ def command(pid: int, form: str, color: Color) -> None:
     \b
     Examples:
       uffdtrace inspect 1234
+      uffdtrace inspect --watch 1 --summary 1234
       uffdtrace inspect --format json $(pidof qemu-kvm)
     """
-    found = inspect(pid)
+    if summary and (form != "text" or pages):
+        raise click.UsageError("--summary is text, and takes no --pages")
+    found = inspect(pid, pages)
 
     def as_text(stream: TextIO) -> None:
         # Only here: rich takes longer to import than all the rest.
         from uffdtrace.reporters import inspection_text
 
-        inspection_text.render(found, stream, TextOptions(color))
+        if summary:
+            inspection_text.summarize(found, stream, color)
+        else:
+            inspection_text.render(found, stream, TextOptions(color, pages))
 
     write(found, form, as_text)
+    while watch is not None:
+        time.sleep(watch)
+        found = inspect(pid, pages)
+        if form == "text":
+            click.clear()
+        write(found, form, as_text)
+    if check:
+        sys.exit(_STATUSES.get(found["verdict"], 0))
 
 
-def inspect(pid: int) -> dict[str, Any]:
+def inspect(pid: int, pages: bool = False) -> dict[str, Any]:
     process = proc.process(pid)
     pidfd = open_pidfd(pid)
     try:
-        found = _look(process)
+        found = _look(process, pages)
         # Of a process that ended meanwhile everything looks empty.
         if select.select([pidfd], [], [], 0)[0]:
             raise proc.NoProcess(proc.gone(pid))
@@ -64,11 +98,11 @@ def inspect(pid: int) -> dict[str, Any]:
     return found
 
 
-def _look(process: proc.Process) -> dict[str, Any]:
+def _look(process: proc.Process, listed: bool) -> dict[str, Any]:
     pid, thread = process.pid, proc.living_thread(process.pid)
     try:
         with Pagemap(thread) as pagemap:
-            spans = list(_spans(pagemap, thread))
+            spans = list(_spans(pagemap, thread, listed))
             method = "PAGEMAP_SCAN" if pagemap.scans else "pagemap"
     except PermissionError:
         remedy = privileges.remedy([Capability.SYS_PTRACE])
@@ -97,9 +131,20 @@ def _look(process: proc.Process) -> dict[str, Any]:
     )
 
 
-def _spans(pagemap: Pagemap, thread: int) -> Iterator[Span]:
+def _silent(pagemap: Pagemap, start: int, end: int, modes: int) -> Iterator[tuple[int, int, str]]:
+    for first, last, kind in pagemap.runs(start, end):
+        # The first access to an empty page sends a message where MISSING is registered, too.
+        if kind is not Kind.PROTECTED and not (kind is Kind.EMPTY and modes & Mode.MISSING):
+            yield first, last, kind.name.lower()
+
+
+def _spans(pagemap: Pagemap, thread: int, listed: bool) -> Iterator[Span]:
     for found in proc.registered(thread):
         pages = pagemap.pages(found.start, found.end)
+        silent = None
+        if listed and found.modes & Mode.WP and not pagemap.wp_async(found.start):
+            # How its pages lie is the target's choice: no more is looked at than is listed.
+            silent = tuple(islice(_silent(pagemap, found.start, found.end, found.modes), MOST_RUNS + 1))
         yield Span(
             found.start,
             found.end,
@@ -112,6 +157,7 @@ def _spans(pagemap: Pagemap, thread: int) -> Iterator[Span]:
             pages.swapped,
             pages.empty,
             pages.in_memory,
+            silent=silent,
         )
 
 

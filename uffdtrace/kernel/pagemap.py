@@ -13,7 +13,9 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from types import TracebackType
 
 import numpy as np
@@ -29,6 +31,15 @@ _ARGUMENT = struct.Struct("<12Q")
 _WPALLOWED, _WRITTEN, _PRESENT, _SWAPPED = 1 << 0, 1 << 1, 1 << 3, 1 << 4
 _REGIONS = 1 << 15
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Kind(IntEnum):
+    """What Pages counts, as far as each page is one of them."""
+
+    PROTECTED = 0
+    UNPROTECTED = 1
+    SWAPPED = 2
+    EMPTY = 3
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,42 @@ class Pagemap:
         empty = (end - start) // _PAGE - protected - unprotected - swapped
         return Pages(protected, unprotected, swapped, empty, in_memory)
 
+    def runs(self, start: int, end: int) -> Iterator[tuple[int, int, Kind]]:
+        """[start, end) in order, cut where the kind of page changes; neighbours of a kind are one."""
+        begin, kind = start, None
+        for first, last, found in self._parts(start, end):
+            if found is not kind:
+                if kind is not None and begin < first:
+                    yield begin, first, kind
+                begin, kind = first, found
+            end = last
+        if kind is not None and begin < end:
+            yield begin, end, kind
+
+    def _parts(self, start: int, end: int) -> Iterator[tuple[int, int, Kind]]:
+        """The same, cut more often."""
+        if not self.scans:
+            for at, entries in proc.pagemap_entries(self._pid, start, end):
+                kinds = np.select(
+                    _of_entries(entries)[:3], (Kind.PROTECTED, Kind.UNPROTECTED, Kind.SWAPPED), Kind.EMPTY
+                )
+                cuts = np.flatnonzero(np.diff(kinds)) + 1
+                bounds = [0, *cuts.tolist(), len(kinds)]
+                for first, last in zip(bounds[:-1], bounds[1:]):
+                    yield at + first * _PAGE, at + last * _PAGE, Kind(int(kinds[first]))
+            return
+        while start < end:
+            regions, stopped = self._scan(start, end, _PRESENT | _SWAPPED, _PRESENT | _SWAPPED | _WRITTEN)
+            for first, last, categories in regions.tolist():
+                if start < first:
+                    yield start, first, Kind.EMPTY
+                written, present = categories & _WRITTEN, categories & _PRESENT
+                yield first, last, Kind.PROTECTED if not written else Kind.UNPROTECTED if present else Kind.SWAPPED
+                start = last
+            if start < stopped:
+                yield start, stopped, Kind.EMPTY
+            start = stopped
+
     def _scanned(self, start: int, end: int) -> npt.NDArray[np.int64]:
         counts = np.zeros(4, dtype=np.int64)
         while start < end:
@@ -112,10 +159,14 @@ class Pagemap:
     def _read(self, start: int, end: int) -> npt.NDArray[np.int64]:
         counts = np.zeros(4, dtype=np.int64)
         for _, entries in proc.pagemap_entries(self._pid, start, end):
-            # A hugetlb marker has only the bit of protection.
-            protected, present, swapped = (
-                entries & bit != 0 for bit in (proc.PAGEMAP_UFFD_WP, proc.PAGEMAP_PRESENT, proc.PAGEMAP_SWAPPED)
-            )
-            kinds = (protected, ~protected & present, ~protected & swapped, present)
-            counts += [np.count_nonzero(kind) for kind in kinds]
+            counts += [np.count_nonzero(kind) for kind in _of_entries(entries)]
         return counts
+
+
+def _of_entries(entries: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.bool_], ...]:
+    """Which are protected, unprotected, swapped; and which are present at all."""
+    # A hugetlb marker has only the bit of protection.
+    protected, present, swapped = (
+        entries & bit != 0 for bit in (proc.PAGEMAP_UFFD_WP, proc.PAGEMAP_PRESENT, proc.PAGEMAP_SWAPPED)
+    )
+    return protected, ~protected & present, ~protected & swapped, present

@@ -11,20 +11,47 @@ from rich.text import Text
 
 from uffdtrace.model.diagnosis.inspection import VERDICTS
 from uffdtrace.reporters.harmless import printable
-from uffdtrace.reporters.options import DEFAULT, MOST_RANGES, TextOptions
+from uffdtrace.reporters.options import DEFAULT, MOST_RANGES, Color, TextOptions
 from uffdtrace.reporters.sections import command
-from uffdtrace.reporters.terminal import STYLES, console_for, fit, memory, print_line, table
-from uffdtrace.reporters.words import add, addresses, noun, number
+from uffdtrace.reporters.summary import Answer, put
+from uffdtrace.reporters.terminal import MOST_NAME, STYLES, console_for, fit, list_rows, memory, print_line, table
+from uffdtrace.reporters.words import add, addresses, name, noun, number, size
 
-_STYLES = {**STYLES, "unprotected": "red", "unknown": "yellow"}
+_STYLES = {**STYLES, "holes": "bold red", "unprotected": "red", "unknown": "yellow"}
 _MEANING = {
+    "holes": "the next write to an empty page is lost to the monitor",
     "unprotected": "registered for write protection, but no page is protected",
     "pending": "threads wait for the monitor",
     "unknown": "the page tables do not decide",
     "async": "the kernel resolves write faults itself (WP_ASYNC)",
     "idle": "nothing happened",
+    "unregistered": "nothing is registered with userfaultfd",
+}
+_POPULATE = (
+    "populate the range before UFFDIO_WRITEPROTECT (madvise MADV_POPULATE_READ, Linux 5.14, or read every page), or"
+    " register it with UFFDIO_REGISTER_MODE_MISSING too, or ask for UFFD_FEATURE_WP_UNPOPULATED (Linux 6.4)"
+)
+_REMEDIES = {
+    "holes": _POPULATE,
+    "unprotected": "call UFFDIO_WRITEPROTECT with UFFDIO_WRITEPROTECT_MODE_WP when the pages are there: registering"
+    " protects nothing",
+    "pending": "see that the monitor reads every message and answers each",
+    "unknown": "uffdtrace attach PID tells what becomes of them",
+}
+_WORDS = {
+    "holes": "HOLES",
+    "unprotected": "UNARMED",
+    "pending": "STUCK",
+    "unknown": "UNKNOWN",
+    "async": "ASYNC",
+    "ok": "OK",
+    "idle": "IDLE",
+    "unregistered": "NOTHING",
 }
 _EXPLAINED = {
+    "holes": "the range was protected, but not these pages: they had no page-table entry then, or lost it since. The"
+    " next write to each gets a new page, and sends no message. Of unprotected and swapped pages only a trace can tell"
+    " whether the monitor released them (uffdtrace attach).",
     "unprotected": "UFFDIO_WRITEPROTECT was never called, or found only empty pages, or every page was released since."
     " Writes send no message.",
     "unknown": "writes to pages that are not protected send no message. The monitor released these pages, or their"
@@ -42,6 +69,61 @@ def _meaning(verdict: str, ranges: list[dict[str, Any]]) -> str:
         return "nothing can be written without its message"
     whose = "the ranges" if len(there) == len(ranges) else "ranges without write protection"
     return f"only pages that are not there send messages in {whose}, those that are there can be written without"
+
+
+def _sentence(found: dict[str, Any]) -> str:
+    """What is so, in one line."""
+    ranges, verdict = found["ranges"], found["verdict"]
+    mine = [one for one in ranges if one["verdict"] == verdict]
+    pages = sum(one["pages"] for one in mine)
+    if verdict == "holes":
+        empty = sum(one["empty"] for one in mine)
+        will = "page will lose its" if pages == 1 else "pages will lose their"
+        of_size = f"{size(empty, mine[0]['page_size'])} of {size(pages, mine[0]['page_size'])}"
+        return f"{empty:,} of {pages:,} {will} next write: empty, and nothing protects them ({of_size})"
+    if verdict == "unprotected":
+        return f"{noun(pages, 'page')} registered for write protection, and none is protected"
+    if verdict == "pending":
+        waiting = sum(one["waiting"] or 0 for one in found["userfaultfds"]) or len(found["asleep"])
+        return f"{noun(waiting, 'fault')} waiting for the monitor" if waiting else "threads wait for the monitor"
+    if verdict == "unknown" and any(one["protected"] is None for one in mine):
+        return "this kernel does not show which pages are protected"
+    if verdict == "unknown" and mine:
+        silent = sum((one["unprotected"] or 0) + (one["swapped"] or 0) for one in mine)
+        return f"{noun(silent, 'page')} of {pages:,} not protected: released by the monitor, or missed"
+    return _meaning(verdict, ranges)
+
+
+def summarize(found: dict[str, Any], stream: TextIO, color: Color = Color.AUTO) -> None:
+    """The answer alone, as `report --summary` has it."""
+    console = console_for(stream, color)
+    put(_answer(found), "", found["verdict"], console, console.width if console.is_terminal else None)
+
+
+def _answer(found: dict[str, Any]) -> Answer:
+    verdict = found["verdict"]
+    lines = [("fix", f"{_REMEDIES[verdict]}.")] if verdict in _REMEDIES else []
+    mine = [one for one in found["ranges"] if one["verdict"] == verdict]
+    if mine:
+        where = f"{addresses(mine[0])} {name(mine[0], MOST_NAME)}".rstrip()
+        rest = f", and {noun(len(mine) - 1, 'more range')}" if len(mine) > 1 else ""
+        lines.append(("where", where + rest))
+    lines.append(("trust", "the page tables at this moment: what happened before and what comes, only a trace tells"))
+    return Answer(_WORDS[verdict], _sentence(found), lines)
+
+
+def _silent(console: Console, found: dict[str, Any]) -> None:
+    """The pages of a range whose next write sends no message."""
+    runs = found["silent"]
+    if not runs:
+        return
+    where = f"{addresses(found)} {name(found, MOST_NAME)}".rstrip()
+    console.print(Text.assemble(("Silent pages", "bold"), f" in {where}: {noun(len(runs), 'run')}"))
+    rows = [(addresses(run), f"{run['pages']:,}", run["kind"]) for run in runs]
+    list_rows(console, ["Addresses", "Pages", "Kind"], rows, {"Pages"})
+    if found["more_silent"]:
+        console.print("and more, which are not listed")
+    console.print()
 
 
 def _table(ranges: list[dict[str, Any]]) -> Table:
@@ -105,6 +187,8 @@ def render(found: dict[str, Any], stream: TextIO, options: TextOptions = DEFAULT
     print_line(console, command(found["process"]))
     console.print(Text(printable(f"Linux {inspection['kernel']} {inspection['arch']}, {inspection['method']}")))
     console.print()
+    put(_answer(found), "", found["verdict"], console, console.width)
+    console.print()
     ranges = sorted(found["ranges"], key=lambda one: VERDICTS.index(one["verdict"]))
     if ranges:
         console.print(fit(console, _table(ranges[:MOST_RANGES])))
@@ -113,6 +197,8 @@ def render(found: dict[str, Any], stream: TextIO, options: TextOptions = DEFAULT
             console.print(_rest(ranges[MOST_RANGES:]))
         _explain(console, ranges)
         _elsewhere(console, ranges[:MOST_RANGES])
+        for one in ranges:
+            _silent(console, one)
     else:
         console.print("None of its memory is registered with userfaultfd.\n")
     for one in found["userfaultfds"]:

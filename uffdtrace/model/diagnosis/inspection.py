@@ -2,7 +2,9 @@
 
 Pagemap tells which pages are protected now. It cannot tell why one is not: a
 page that the monitor released looks like one whose protection was missed or
-lost. So there is no lost-writes here, and never-armed is `unprotected`.
+lost. So there is no lost-writes here, and never-armed is `unprotected`. What it
+decides is that an empty page in a range of WP alone sends no message for its next
+write: where others are protected, these are `holes`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from uffdtrace.model.records.events import PAGE_SIZE, Feature, Mode
 
 SCHEMA = "uffdtrace-inspect/1"
 # The worst first.
-VERDICTS = ("unprotected", "pending", "unknown", "async", "ok", "idle")
+VERDICTS = ("holes", "unprotected", "pending", "unknown", "async", "ok", "idle", "unregistered")
+# Runs of pages that a range lists.
+MOST_RUNS = 10_000
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Span:
     in_memory: int
     # Writable mappings of its memory that no userfaultfd watches.
     elsewhere: tuple[Elsewhere, ...] = ()
+    # [start, end) and what it is, of pages whose next write sends no message; None if nobody asked for them.
+    silent: tuple[tuple[int, int, str], ...] | None = None
 
     def joined(self, other: Span) -> Span:
         return replace(
@@ -57,6 +63,7 @@ class Span:
             empty=self.empty + other.empty,
             in_memory=self.in_memory + other.in_memory,
             elsewhere=tuple(dict.fromkeys(self.elsewhere + other.elsewhere)),
+            silent=None if self.silent is None or other.silent is None else self.silent + other.silent,
         )
 
 
@@ -125,7 +132,22 @@ def verdict(span: Span) -> str:
     silent = span.unprotected + span.swapped + (0 if span.modes & Mode.MISSING else span.empty)
     if not span.protected:
         return "unprotected" if silent else "idle"
-    return "unknown" if silent else "ok"
+    return "holes" if holes(span) else "unknown" if silent else "ok"
+
+
+def holes(span: Span) -> int:
+    """Its empty pages, where nothing tells of their next write: MISSING would, and MINOR may."""
+    watched_otherwise = span.modes & (Mode.MISSING | Mode.MINOR) or span.wp_async or span.protected is None
+    return 0 if watched_otherwise or not span.modes & Mode.WP else span.empty
+
+
+def _runs(span: Span) -> list[dict[str, Any]] | None:
+    if span.silent is None:
+        return None
+    return [
+        {"start": hex(start), "end": hex(end), "pages": (end - start) // PAGE_SIZE, "kind": kind}
+        for start, end, kind in span.silent[:MOST_RUNS]
+    ]
 
 
 def _range(span: Span) -> dict[str, Any]:
@@ -143,6 +165,8 @@ def _range(span: Span) -> dict[str, Any]:
         "swapped": span.swapped,
         "empty": span.empty,
         "in_memory": span.in_memory,
+        "silent": _runs(span),
+        "more_silent": len(span.silent or ()) > MOST_RUNS,
         "mapped_elsewhere": [
             {"pid": other.pid, "comm": other.comm, "start": hex(other.start), "end": hex(other.end)}
             for other in span.elsewhere
@@ -235,5 +259,5 @@ def build(
         "asleep_in_events": [asdict(sleeper) for sleeper in in_events],
         "ranges": [_range(span) for span in ranges],
         "notes": [*notes, *_notes(ranges, own, elsewhere, pid, whole)],
-        "verdict": min(verdicts, key=VERDICTS.index) if verdicts else "idle",
+        "verdict": min(verdicts, key=VERDICTS.index) if verdicts else "unregistered",
     }
