@@ -475,8 +475,8 @@ def test_watching_ends_with_the_process() -> None:
             text=True,
         )
         assert watch.stdout is not None
-        lines = [watch.stdout.readline() for _ in range(4)]
-    assert [line[:2] for line in lines] == ["OK", "tr"] * 2
+        lines = [watch.stdout.readline() for _ in range(6)]
+    assert [line[:2] for line in lines] == ["OK", "wh", "tr"] * 2
     _, err = watch.communicate(timeout=60)
     assert watch.returncode == 1
     assert len(err.splitlines()) == 1 and str(pid) in err
