@@ -20,6 +20,7 @@ LINES, LINE = 4, 300
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("uffdtrace")
     group.addoption("--suite", action="append", choices=SUITES, help="only this guest kernel (may be repeated)")
+    group.addoption("--all", action="store_true", help="what takes minutes as long as it takes, on every kernel")
     kinds = [backend.value for backend in Backend]
     group.addoption("--backend", action="append", choices=kinds, help="only this backend (may be repeated)")
 
@@ -36,7 +37,12 @@ def boots(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
     chosen = {str(item.callspec.params.get("suite")) for item in items if hasattr(item, "callspec")}
     backends = request.config.getoption("--backend") or []
-    boots = Boots([suite for suite in SUITES if suite in chosen], backends, tmp_path_factory.mktemp("guests"))
+    boots = Boots(
+        [suite for suite in SUITES if suite in chosen],
+        backends,
+        tmp_path_factory.mktemp("guests"),
+        request.config.getoption("--all"),
+    )
     try:
         yield boots
     finally:

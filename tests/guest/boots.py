@@ -36,12 +36,14 @@ LOOK_SECONDS = 5.0
 class Boots:
     """All guests of a run. Each has one thread, which waits for scripts/guests."""
 
-    def __init__(self, suites: Sequence[str], backends: Sequence[str], parent: Path) -> None:
+    def __init__(self, suites: Sequence[str], backends: Sequence[str], parent: Path, long: bool) -> None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         # With fewer CPUs than all guests have, each waits in loops for CPUs of its own that do not run.
         at_once = max(1, min((os.cpu_count() or 1) // GUEST_CPUS, memory // (2 * GUEST_BYTES)))
         self._parent = parent
         self._backends = backends
+        # With --all.
+        self._long = long
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._closed = False
         self._read: dict[Path, int] = {}
@@ -101,17 +103,22 @@ class Boots:
         for backend in self._backends or BACKENDS[suite]:
             command += ["--backend", backend]
         status, output = self._run(suite, command, folder)
+        if not status and (self._long or suite == ONCE):
+            # Where collectors are killed, the kernel's code is patched while others run it.
+            survive = [*command, "--survival", *(["--long"] if self._long else [])]
+            status, more = self._run(suite, survive, folder, "--in-turn")
+            output += more
         error = None
         if status:
             error = f"{suite}: scripts/guests boot ended with exit status {status}; its last lines:\n{tail(output)}"
         return Guest(suite, folder, output, error)
 
-    def _run(self, suite: str, command: list[str], folder: Path) -> tuple[int, str]:
+    def _run(self, suite: str, command: list[str], folder: Path, *machine: str) -> tuple[int, str]:
         """scripts/guests with all it says, and its exit status."""
         log = folder.parent / f"{suite}.log"
         boot = [str(ROOT / "scripts" / "guests"), "boot", suite, "--rwdir", str(folder), "--boots", str(BOOTS)]
-        boot += ["--timeout", str(HANGS_SECONDS), "--silent", str(SILENT_SECONDS), "--", shlex.join(command)]
-        with log.open("w") as out:
+        boot += [*machine, "--timeout", str(HANGS_SECONDS), "--silent", str(SILENT_SECONDS), "--", shlex.join(command)]
+        with log.open("a") as out:
             process = subprocess.Popen(
                 boot, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )

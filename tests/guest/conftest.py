@@ -29,16 +29,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.guest)
-    elsewhere = [item for item in items if is_elsewhere(item)]
+    every = config.getoption("--all")
+    elsewhere = [item for item in items if is_elsewhere(item, every)]
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if item not in elsewhere]
 
 
-def is_elsewhere(item: pytest.Item) -> bool:
-    """Whether it is about a step that its suite's guest does not take."""
+def is_elsewhere(item: pytest.Item, every: bool) -> bool:
+    """Whether it is about a step that its suite's guest does not take; `every` kernel with --all."""
     suite = str(parameters_of(item).get("suite", ""))
     step = item.get_closest_marker("step")
-    once = item.get_closest_marker("once") is not None and suite != ONCE
+    once = item.get_closest_marker("once") is not None or (item.get_closest_marker("survival") and not every)
+    once = bool(once) and suite != ONCE
     return once or (step is not None and step.args[0] in ABSENT_STEPS.get(suite, ()))
 
 

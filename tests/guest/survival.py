@@ -44,7 +44,7 @@ SOAK_SECONDS = (600.0, 15.0)
 DYING_THREADS = 4096
 CHURNED_RANGES = 10_000
 # A trace has begun and is not yet killed, at most.
-MOST_KILL_SECONDS = 3.0
+MOST_KILL_SECONDS = 6.0
 LOOK_SECONDS = 2.0
 # bpf(2)'s commands that go through all programs, maps and links (include/uapi/linux/bpf.h), and its number.
 NEXT_IDS = {"programs": 11, "maps": 12, "links": 31}

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from guest.results import Guest, Json, read_json
 
-from uffdtrace.model.records.events import Array, Type
+from uffdtrace.model.records.events import EVENT, Array, Type, joined
 from uffdtrace.trace.reader import Reader
 
 # tests/programs/soak.c, struct entry.
 ENTRY = np.dtype([("time", "<u8"), ("address", "<u8")])
-# What a killed collector may not have written; machines that emulate are slow.
-LAST_NS = 2e9
+# What a killed collector may not have written: on an emulated CPU that six threads share.
+LAST_NS = 5e9
 # KiB by which the kernel's memory may differ between the first attaches and the last: other things run, too.
 DRIFT_KB = 16 << 10
 # A collector's memory in the second half of a trace, by that at the end of the first.
@@ -31,10 +31,11 @@ def messages(report: Json) -> int:
 def traced(guest: Guest, name: str) -> Array:
     """The messages in a trace file, in the order of time."""
     parts = [events[events["type"] == Type.MESSAGE] for events in Reader(guest.trace(name).data).events()]
-    found = np.concatenate(parts)
+    found = joined(parts) if parts else np.empty(0, dtype=EVENT)
     return found[np.argsort(found["time"], kind="stable")]
 
 
+@pytest.mark.survival
 def test_a_collector_killed_at_any_moment_leaves_what_happened_up_to_its_last_second(guest: Guest) -> None:
     """Message by message what the target had read: none too many, none missing before the end."""
     step = guest.step("kills")
@@ -53,6 +54,7 @@ def test_a_collector_killed_at_any_moment_leaves_what_happened_up_to_its_last_se
         assert found["time"][-1] > killed["at"] - LAST_NS, f"kill {number}"
 
 
+@pytest.mark.survival
 def test_a_killed_collector_leaves_no_probe_and_its_target_runs_on(guest: Guest) -> None:
     step = guest.step("kills")
     assert all(killed["gone"] and killed["runs"] for killed in step["killed"]), step["killed"]
