@@ -102,27 +102,27 @@ class Boots:
             command.append("--once")
         for backend in self._backends or BACKENDS[suite]:
             command += ["--backend", backend]
-        status, output = self._run(suite, command, folder)
+        status, output = self._run(suite, suite, command, folder)
         if not status and (self._long or suite == ONCE):
             # Where collectors are killed, the kernel's code is patched while others run it.
             survive = [*command, "--survival", *(["--long"] if self._long else [])]
-            status, more = self._run(suite, survive, folder, "--in-turn")
+            status, more = self._run(f"{suite}-survival", suite, survive, folder, "--in-turn")
             output += more
         error = None
         if status:
             error = f"{suite}: scripts/guests boot ended with exit status {status}; its last lines:\n{tail(output)}"
         return Guest(suite, folder, output, error)
 
-    def _run(self, suite: str, command: list[str], folder: Path, *machine: str) -> tuple[int, str]:
+    def _run(self, name: str, suite: str, command: list[str], folder: Path, *machine: str) -> tuple[int, str]:
         """scripts/guests with all it says, and its exit status."""
-        log = folder.parent / f"{suite}.log"
+        log = folder.parent / f"{name}.log"
         boot = [str(ROOT / "scripts" / "guests"), "boot", suite, "--rwdir", str(folder), "--boots", str(BOOTS)]
         boot += [*machine, "--timeout", str(HANGS_SECONDS), "--silent", str(SILENT_SECONDS), "--", shlex.join(command)]
-        with log.open("a") as out:
+        with log.open("w") as out:
             process = subprocess.Popen(
                 boot, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
-            self._processes[suite] = process
+            self._processes[name] = process
             if self._closed:
                 process.terminate()
             status = process.wait()

@@ -266,6 +266,7 @@ def main() -> None:
     parser.add_argument("--backend", action="append", required=True)
     parser.add_argument("--without", action="append", default=[], metavar="STEP")
     parser.add_argument("--once", action="store_true", help="what the kernel has no part in, too")
+    parser.add_argument("--survival", action="store_true", help="only what collectors survive, and their targets")
     parser.add_argument("--long", action="store_true", help="what takes minutes, as long as it takes")
     arguments = parser.parse_args()
     built = str(arguments.workload.parent)
@@ -291,7 +292,6 @@ def main() -> None:
         **programs.STEPS,
         **criu.STEPS,
         **foreign.STEPS,
-        **survival.STEPS,
     }.items():
         steps[name] = lambda program=program: program(guest)  # type: ignore[misc]
     if arguments.once:
@@ -305,8 +305,12 @@ def main() -> None:
         steps["silenced"] = lambda: silenced(guest)
         steps["refused-pid"] = lambda: refuse_no_such_process(guest)
         steps["refused-command"] = lambda: refuse_no_such_command(guest)
-        for name, program in {**containers.STEPS, **hangs.ONCE, **survival.ONCE, **unprivileged.ONCE}.items():
+        for name, program in {**containers.STEPS, **hangs.ONCE, **unprivileged.ONCE}.items():
             steps[name] = lambda program=program: program(guest)  # type: ignore[misc]
+
+    if arguments.survival:
+        chosen = {**survival.STEPS, **(survival.ONCE if arguments.once else {})}
+        steps = {name: lambda program=program: program(guest) for name, program in chosen.items()}  # type: ignore[misc]
 
     for name, step in steps.items():
         if name not in arguments.without and to_do(guest, name):
