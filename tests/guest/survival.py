@@ -88,6 +88,13 @@ def stop(target: subprocess.Popen[str]) -> int:
     return int(first_line(target, FINISH_SECONDS))
 
 
+def ended(target: subprocess.Popen[str], collector: subprocess.Popen[str]) -> Result:
+    """Both have stopped, first the target: how many messages it read, and the collector's exit status."""
+    messages = stop(target)
+    collector.send_signal(signal.SIGINT)
+    return {"messages": messages, "exit_status": finish(collector, FINISH_SECONDS)}
+
+
 def ticks(pid: int) -> int:
     """The CPU time of a process: it grows while it runs."""
     return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
@@ -156,10 +163,7 @@ def stopped(guest: Guest) -> Result:
         time.sleep(seconds(guest, STOPPED_SECONDS))
         collector.send_signal(signal.SIGCONT)
         time.sleep(1)
-        messages = stop(target)
-        collector.send_signal(signal.SIGINT)
-        status = finish(collector, FINISH_SECONDS)
-    return {"exit_status": status, "messages": messages}
+        return ended(target, collector)
 
 
 def two(guest: Guest) -> Result:
@@ -204,10 +208,7 @@ def small_ring(guest: Guest) -> Result:
                 until_ready(collector, stderr)
                 say(target)
                 time.sleep(5)
-                messages = stop(target)
-                collector.send_signal(signal.SIGINT)
-                status = finish(collector, FINISH_SECONDS)
-    return {"exit_status": status, "messages": messages}
+                return ended(target, collector)
 
 
 def soak(guest: Guest) -> Result:
@@ -219,10 +220,7 @@ def soak(guest: Guest) -> Result:
         while time.monotonic() < end:
             time.sleep(LOOK_SECONDS)
             memory.append(resident(collector.pid))
-        messages = stop(target)
-        collector.send_signal(signal.SIGINT)
-        status = finish(collector, FINISH_SECONDS)
-    return {"exit_status": status, "messages": messages, "memory": memory}
+        return {**ended(target, collector), "memory": memory}
 
 
 def run(guest: Guest, name: str, *arguments: object) -> Result:

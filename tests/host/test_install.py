@@ -71,8 +71,8 @@ def test_inspect(installed: Installed) -> None:
         found = json.loads(installed.out("uffdtrace", "inspect", "--format", "json", str(pid)))
         text = installed.out("uffdtrace", "inspect", str(pid))
     (one,) = found["ranges"]
-    assert (one["pages"], one["protected"], one["empty"], found["verdict"]) == (16, 4, 12, "unknown")
-    assert text.splitlines()[-1].startswith("Verdict: unknown")
+    assert (one["pages"], one["protected"], one["empty"], found["verdict"]) == (16, 4, 12, "holes")
+    assert text.splitlines()[-1].startswith("Verdict: holes")
 
 
 def test_doctor_answers(installed: Installed) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
 
 from uffdtrace.cli.common import color_option, errors_in_one_line, format_option, show, write
+from uffdtrace.cli.messages import fail
 from uffdtrace.model.diagnosis.case import LOST
 from uffdtrace.model.diagnosis.report import MOST_RUNS, MOST_WAITING
 from uffdtrace.reporters.compare import compare as compare_reports
-from uffdtrace.reporters.offline import read
+from uffdtrace.reporters.offline import MOST_CELLS, Picture, read
 from uffdtrace.reporters.options import MOST_PROCESSES, MOST_RANGES, Color, TextOptions
 from uffdtrace.reporters.relative import relative as with_offsets
 from uffdtrace.reporters.words import doubt
@@ -23,8 +26,15 @@ _FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
 
 @click.command("report")
 @click.argument("file", type=_FILE, required=False, metavar="[FILE]")
-@format_option("text", "json")
+@format_option("text", "json", "html")
 @color_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the report there; html is one page that needs nothing else.",
+)
 @click.option(
     "--summary",
     is_flag=True,
@@ -56,6 +66,7 @@ def command(
     file: Path | None,
     form: str,
     color: Color,
+    output: Path | None,
     summary: bool,
     all_ranges: bool,
     pages: bool,
@@ -74,11 +85,16 @@ def command(
       uffdtrace report --summary
       uffdtrace report --pages --relative migration.data
       uffdtrace report --format json migration.data
+      uffdtrace report --format html -o migration.html migration.data
       uffdtrace report --compare uffdtrace.data.old uffdtrace.data
     """
     options = TextOptions(color, pages, histogram, all_ranges)
     if summary and (form != "text" or compare or pages or relative or histogram or all_ranges):
         raise click.UsageError("--summary is text of one trace, and takes none of the options that show more")
+    if form == "html" and (compare or pages or relative or histogram or all_ranges):
+        raise click.UsageError("--format html is a page of one trace, with all that the other options show")
+    if output is not None and (form != "html"):
+        raise click.UsageError("-o takes --format html: other reports go to standard output")
     if compare:
         if file or pages or relative or histogram:
             raise click.UsageError(
@@ -88,8 +104,11 @@ def command(
     else:
         if relative and not pages and form == "text":
             raise click.UsageError("--relative changes what --pages and --format json list: give one of them")
-        judged = read(file or DEFAULT, None if pages else MOST_RUNS)
-        if summary:
+        picture = Picture(MOST_CELLS) if form == "html" else None
+        judged = read(file or DEFAULT, None if pages else MOST_RUNS, picture)
+        if picture is not None:
+            _page(judged, picture, output)
+        elif summary:
             _summary(judged, color)
         else:
             show(with_offsets(judged) if relative else judged, form, options)
@@ -104,6 +123,35 @@ def _status(report: dict[str, Any]) -> int:
         return 4
     findings = [one for found in (*report["ranges"], *report["userfaultfds"]) for one in found["findings"]]
     return 5 if any(finding["severity"] == "error" for finding in findings) else 0
+
+
+def _page(report: dict[str, Any], picture: Picture, output: Path | None) -> None:
+    # Only here: nothing else needs jinja2.
+    from uffdtrace.reporters.html import page
+
+    made = page(report, picture)
+    if output is None:
+        write(report, "html", lambda stream: print(made, file=stream))
+        return
+    try:
+        _replace(output, made.encode("utf-8", "replace"))
+    except OSError as error:
+        fail(f"cannot write {output}: {error.strerror}: name another file")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put it into a file, whole or not at all; a symbolic link is replaced and not followed."""
+    if path.exists() and not path.is_symlink() and not path.is_file():
+        path.write_bytes(content)
+        return
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 def _summary(report: dict[str, Any], color: Color) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from uffdtrace.model.account.model import Model
+from uffdtrace.model.account.timeline import Timeline
+from uffdtrace.model.diagnosis.page_map import PageMap, page_maps
 from uffdtrace.model.diagnosis.report import FROM_EVENTS, MOST_RUNS, build
 from uffdtrace.model.records.events import Array, joined
 from uffdtrace.trace.file import TraceError
@@ -14,6 +17,10 @@ from uffdtrace.trace.reader import Reader
 
 # As many events as are accounted for at once: each batch has a price of its own.
 _BATCH = 1 << 16
+# All maps of a picture together, so that it stays small.
+MOST_CELLS = 20_000
+# Of a range in a picture.
+_FEWEST_CELLS, _MOST_CELLS = 16, 1024
 
 CUT_SHORT = "cut short: the collector was killed, what came before is whole"
 DAMAGED = "damaged: what comes after this point is lost, what came before is whole"
@@ -33,20 +40,30 @@ def batches(chunks: Iterable[Array]) -> Iterator[Array]:
         yield joined(held)
 
 
-def read(path: Path, most_runs: int | None = MOST_RUNS) -> dict[str, Any]:
-    """The report of a trace file, with all runs of lost pages if `most_runs` is None.
+@dataclass
+class Picture:
+    """What a page shows beside the report: when things happened, from `began` (ns) on, and each range's pages."""
+
+    most_cells: int
+    timeline: Timeline = field(default_factory=Timeline)
+    maps: list[PageMap] = field(default_factory=list)
+    began: int = 0
+
+
+def read(path: Path, most_runs: int | None = MOST_RUNS, picture: Picture | None = None) -> dict[str, Any]:
+    """The report of a trace file, with all runs of lost pages if `most_runs` is None; fills the picture.
 
     TraceError or ModelError (of model.account.ranges) where it cannot be made.
     """
     try:
-        return _read(path, most_runs)
+        return _read(path, most_runs, picture)
     except MemoryError:
         raise TraceError(f"{path} claims more than this machine's memory holds: it is broken or foreign") from None
 
 
-def _read(path: Path, most_runs: int | None) -> dict[str, Any]:
+def _read(path: Path, most_runs: int | None, picture: Picture | None) -> dict[str, Any]:
     reader = Reader(path)
-    model = Model()
+    model = Model(None if picture is None else picture.timeline)
     model.sees_page_scans = any(probe["row"] == "page-scans" for probe in reader.meta["probes"])
     first = last = 0
     for events in batches(reader.events()):
@@ -67,4 +84,9 @@ def _read(path: Path, most_runs: int | None) -> dict[str, Any]:
         trace["duration_s"] = round(max(0, last - first) / 1e9, 3)
         trace["stop_reason"] = DAMAGED if reader.damaged else CUT_SHORT
     began = reader.meta["began"]
-    return build(model, trace, process, ending, reader.names, reader.processes, began, most_runs, reader.looks)
+    report = build(model, trace, process, ending, reader.names, reader.processes, began, most_runs, reader.looks)
+    if picture is not None:
+        cells = max(_FEWEST_CELLS, picture.most_cells // max(1, len(report["ranges"])))
+        picture.maps = page_maps(model, report["ranges"], min(cells, _MOST_CELLS))
+        picture.began = began
+    return report

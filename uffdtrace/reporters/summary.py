@@ -10,6 +10,7 @@ from rich.text import Text
 
 from uffdtrace.model.diagnosis.case import LOST
 from uffdtrace.model.diagnosis.rules import RULES, SEVERITIES
+from uffdtrace.reporters.grouped import grouped
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.options import Color
 from uffdtrace.reporters.terminal import STYLES, console_for, plain
@@ -107,13 +108,9 @@ def _lost(ranges: list[dict[str, Any]]) -> str:
 
 def _findings(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Errors, each once, with its pages added up, the most first; warnings where there is no error."""
-    together: dict[str, dict[str, Any]] = {}
-    for found in (*report["ranges"], *report["userfaultfds"]):
-        for finding in found["findings"]:
-            known = together.setdefault(finding["id"], {**finding, "pages": 0})
-            known["pages"] += finding["pages"]
+    found = grouped([*report["ranges"], *report["userfaultfds"]])
     for severity in SEVERITIES[:2]:
-        if chosen := [finding for finding in together.values() if finding["severity"] == severity]:
+        if chosen := [{**one.worst, "pages": one.total} for one in found if one.severity == severity]:
             return sorted(chosen, key=lambda finding: -int(finding["pages"]))
     return []
 

@@ -9,7 +9,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from uffdtrace.model.diagnosis.rules import SEVERITIES
 from uffdtrace.reporters import summary
+from uffdtrace.reporters.grouped import grouped
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.latency import latency_table, render_histogram
 from uffdtrace.reporters.options import DEFAULT, MOST_RANGES, TextOptions
@@ -89,21 +91,16 @@ def _finding(console: Console, finding: dict[str, Any], fix: str | None) -> None
 
 def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool, file: str, fix: str | None) -> None:
     """Each finding once, with the ranges it holds for; its pages, faults or calls added up."""
-    together: dict[str, list[dict[str, Any]]] = {}
-    for found in ranges:
-        for finding in found["findings"]:
-            together.setdefault(finding["id"], []).append({**finding, "range": found})
-    for severity in ("error", "warning", "note"):
-        for alike in together.values():
-            if alike[0]["severity"] != severity:
+    found = grouped(ranges)
+    for severity in SEVERITIES:
+        for one in found:
+            if one.severity != severity:
                 continue
-            worst = max(alike, key=lambda finding: int(finding["pages"]))
-            where = addresses(worst["range"])
-            if len(alike) > 1:
-                total = sum(int(finding["pages"]) for finding in alike)
-                where += f" and {len(alike) - 1:,} more, {total:,} {worst['unit']} in all"
-            console.print(Text.assemble((severity, STYLES.get(severity, "")), f" [{worst['id']}] in {where}"))
-            _finding(console, worst, fix)
+            where = addresses(one.place)
+            if one.places > 1:
+                where += f" and {one.places - 1:,} more, {one.total:,} {one.worst['unit']} in all"
+            console.print(Text.assemble((severity, STYLES.get(severity, "")), f" [{one.id}] in {where}"))
+            _finding(console, one.worst, fix)
         if severity == "error" and not pages and any(found["lost"]["runs"] for found in ranges):
             console.print(Text(f"`{reading(file, '--pages')}` lists the addresses of the lost pages.\n"))
 

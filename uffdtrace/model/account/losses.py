@@ -116,6 +116,11 @@ class Losses:
         """What was lost, as runs sorted by code and place (dtype with place, pages, time, tid, code)."""
         return merged(self._standing())
 
+    def times(self) -> tuple[Array, Array]:
+        """When pages were lost (ns), and how many."""
+        records = self._standing()
+        return records["time"], records["pages"]
+
     def rename(self, places: list[tuple[int, int]], old: Cause, new: Cause, pages: int) -> None:
         """Give the latest observed losses by `old` another cause: so many pages of those at `places` (first, pages)."""
         records = self._standing()

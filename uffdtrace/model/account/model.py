@@ -11,9 +11,10 @@ from uffdtrace.model.account.operations import Operations
 from uffdtrace.model.account.overlap import Overlaps
 from uffdtrace.model.account.pages import COUNTS, Cause, Op
 from uffdtrace.model.account.ranges import ModelError, Range
-from uffdtrace.model.account.sleep import Sleepers
+from uffdtrace.model.account.sleep import TOTAL, Sleepers
 from uffdtrace.model.account.states import exposed
 from uffdtrace.model.account.structure import Structure
+from uffdtrace.model.account.timeline import Timeline
 from uffdtrace.model.account.waits import Waits
 from uffdtrace.model.account.watched import Userfaultfd, Watched
 from uffdtrace.model.account.work import EVIDENCE, EXPAND_PAGES, Work
@@ -44,8 +45,10 @@ _MODE_OF = {Kind.MISSING: Mode.MISSING, Kind.WP: Mode.WP, Kind.MINOR: Mode.MINOR
 class Model:
     """Feed it events in the order of the ring, finish, then read `rows()`."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeline: Timeline | None = None) -> None:
+        """`timeline` is told what happens when, if somebody wants to know."""
         self.watched = Watched()
+        self._timeline = timeline
         self.ranges = self.watched.ranges
         self.lost_returns = 0
         self.unattributed_messages = 0
@@ -82,6 +85,15 @@ class Model:
         for row in {id(row): row for row, piece in self.ranges.pieces() if self.ranges.lacks(piece)}.values():
             row.forget_pages()
         self._expose()
+        if self._timeline is not None:
+            self._finish(self._timeline)
+
+    def _finish(self, timeline: Timeline) -> None:
+        """What is known at the end only: which losses were none after all, and who still waits."""
+        times, pages = self.losses.times()
+        timeline.add("lost", times, pages)
+        since = [fault.since for row in self.ranges.rows() for fault in row.waiting if fault.since is not None]
+        timeline.add("began", np.array(since, dtype=np.int64))
 
     def _expose(self) -> None:
         """What stands unprotected at the end, by why."""
@@ -166,13 +178,18 @@ class Model:
         self._sleep(work.events, work.numbers)
 
     def _sleep(self, events: Batch, numbers: Array) -> None:
+        if self._timeline is not None:
+            self._timeline.feed(events)
         seen = events[events["type"] == Type.ASLEEP]
         self._asleep.update(seen["tid"].tolist())
         self._waits.feed(events)
         self._looked_at.update(seen["tgid"].tolist())
         self._served(*self._sleepers.feed(events, numbers))
 
-    def _served(self, served: Array, waits: Array) -> None:
+    def _served(self, served: Array, waits: Array, began: Array) -> None:
+        if self._timeline is not None:
+            self._timeline.add("began", began)
+            self._timeline.add("ended", began + waits[:, TOTAL].astype(np.int64))
         for number, index in by_value(served):
             if number >= 0:
                 self.ranges.all[number].root().latencies.add(waits[index])

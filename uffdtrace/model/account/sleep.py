@@ -133,8 +133,8 @@ class Sleepers:
         # Range number of each fault from before the trace that was served in it.
         self.served_later: list[int] = []
 
-    def feed(self, events: Batch, ranges: Array, final: bool = False) -> tuple[Array, Array]:
-        """Take a batch; (range number, [queue, service, total, wake-up] in ns) of each fault served.
+    def feed(self, events: Batch, ranges: Array, final: bool = False) -> tuple[Array, Array, Array]:
+        """Take a batch; (range number, [queue, service, total, wake-up] in ns, time of begin) of each fault served.
 
         `ranges` has the range number of every event of the batch.
         """
@@ -194,7 +194,7 @@ class Sleepers:
         self.served_later += numbers[faults][before & done & (woken != 0)].tolist()
         wakeup = np.where((returned >= woken) & (woken > 0), returned - woken, np.nan)
         waits = np.stack([read - began, woken - read, woken - began, wakeup], axis=1)[served].astype(np.float32)
-        return numbers[faults][served], waits
+        return numbers[faults][served], waits, began[served]
 
     def _compare(self, faults: Batch, numbers: Array, until: Array, before: Array) -> None:
         """Which of the faults slept when a registration of theirs ended: of those all events before that are here.
