@@ -170,7 +170,7 @@ def test_the_kernel_is_collected_with_the_scenario(tree: Path) -> None:
 
 def test_the_example_has_the_form(tree: Path) -> None:
     tools = Path(sys.executable).parent
-    changed = {name for block in BLOCKS for name, _ in hunks(block)}
+    changed = {name for block in BLOCKS for name, _ in hunks(block) if not name.endswith(".txt")}
     sources = sorted(name for name in changed if name.endswith((".c", ".h")))
     for command in (
         ["ruff", "check", "--quiet", "--no-cache", *sorted(changed - set(sources))],

@@ -50,11 +50,13 @@ def _parts(text: str) -> dict[str, str]:
 
 
 def everything() -> dict[str, Explained]:
-    """By id, in the order of the rules; KeyError where one is not explained."""
+    """By id, in the order of the rules; UnknownFinding where one is not explained."""
     found = re.split(r"^\[([a-z-]+)\]$", SOURCE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     texts = dict(zip(found[1::2], found[2::2]))
     made = {}
     for rule in RULES:
+        if rule.id not in texts:
+            raise UnknownFinding(f"{rule.id} is not explained: write what it is into {SOURCE.name}")
         parts = _parts(texts[rule.id])
         wrong, right = (textwrap.dedent(parts[name].strip("\n")).rstrip() for name in ("wrong", "right"))
         mechanism, kernels = (" ".join(parts[name].split()) for name in ("mechanism", "kernels"))
