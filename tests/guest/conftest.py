@@ -40,7 +40,7 @@ def is_elsewhere(item: pytest.Item, every: bool) -> bool:
     suite = str(parameters_of(item).get("suite", ""))
     step = item.get_closest_marker("step")
     once = item.get_closest_marker("once") is not None or (item.get_closest_marker("survival") and not every)
-    once = bool(once) and suite != ONCE
+    once = (bool(once) and suite != ONCE) or (item.get_closest_marker("long") is not None and not every)
     return once or (step is not None and step.args[0] in ABSENT_STEPS.get(suite, ()))
 
 

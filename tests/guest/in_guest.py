@@ -310,6 +310,7 @@ def main() -> None:
 
     if arguments.survival:
         chosen = {**survival.STEPS, **(survival.ONCE if arguments.once else {})}
+        chosen.update(survival.LONG if arguments.once and arguments.long else {})
         steps = {name: lambda program=program: program(guest) for name, program in chosen.items()}  # type: ignore[misc]
 
     for name, step in steps.items():

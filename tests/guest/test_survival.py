@@ -88,6 +88,7 @@ def test_two_traces_of_one_target_count_the_same(guest: Guest, name: str) -> Non
 
 
 @pytest.mark.once
+@pytest.mark.long
 def test_attaching_again_and_again_leaves_nothing(guest: Guest) -> None:
     step = guest.step("attaches")
     assert set(step["exit_statuses"]) == {0}
@@ -112,6 +113,7 @@ def test_threads_that_die_in_faults_are_all_counted(guest: Guest) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.long
 def test_a_soak_counts_all_and_its_memory_is_flat(guest: Guest) -> None:
     step = guest.step("soak")
     assert messages(guest.trace("soak").report) == step["messages"]
