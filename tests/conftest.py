@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from guest.features import SUITES
 
+from uffdtrace.kernel import privileges
 from uffdtrace.kernel.probes import Backend
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ def boots(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield boots
     finally:
         boots.close()
+
+
+@pytest.fixture(autouse=True)
+def privileges_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace in this process would take them from all tests after it."""
+    monkeypatch.setattr(privileges, "drop", lambda: None)
 
 
 @pytest.hookimpl(trylast=True)

@@ -42,7 +42,7 @@ WAVES = (16, 1)
 ATTACHES = 100
 SOAK_SECONDS = 600.0
 DYING_THREADS = 4096
-CHURNED_RANGES = 10_000
+CHURNED_RANGES = (10_000, 2000)
 # A trace has begun and is not yet killed, at most.
 MOST_KILL_SECONDS = 6.0
 LOOK_SECONDS = 2.0
@@ -241,7 +241,7 @@ def run(guest: Guest, name: str, *arguments: object) -> Result:
 
 def churn(guest: Guest) -> Result:
     """Ranges that come and go by the thousand."""
-    return run(guest, "churn", "churn", CHURNED_RANGES)
+    return {**run(guest, "churn", "churn", often(guest, CHURNED_RANGES)), "ranges": often(guest, CHURNED_RANGES)}
 
 
 def dying(guest: Guest) -> Result:

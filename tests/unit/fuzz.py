@@ -30,7 +30,20 @@ from uffdtrace.model.records.events import EVENT, Array, Kind, Type
 from uffdtrace.reporters import offline, text
 from uffdtrace.reporters.options import TextOptions
 from uffdtrace.trace import packing
-from uffdtrace.trace.file import DONE, EVENTS, HEADER, LOOKS, LOSS, MAGIC, META, NAMES, PACKED, PROCESSES, SCHEMA
+from uffdtrace.trace.file import (
+    DONE,
+    EVENTS,
+    HEADER,
+    LOOKS,
+    LOSS,
+    MAGIC,
+    META,
+    NAMES,
+    PACKED,
+    PROCESSES,
+    SCHEMA,
+    THREADS,
+)
 
 MOST_SECONDS = 20
 MOST_BYTES = 300 << 20
@@ -116,6 +129,7 @@ def _chunks(rng: random.Random) -> list[Chunk]:
         (META, {"schema": SCHEMA, **WHAT}),
         (NAMES, [name]),
         (PROCESSES, [{"pid": 1, "comm": "a", "cmdline": None}]),
+        (THREADS, [{"tid": 200, "comm": "\x1b[2Jwriter"}]),
         (LOOKS, [{"unreadable": 0, "elsewhere": [{**other, "comm": "b"}]}]),
         (PACKED if packed else EVENTS, packing.pack(events) if packed else events.tobytes()),
         (LOSS, {"events_dropped": 0}),

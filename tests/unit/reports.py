@@ -52,12 +52,20 @@ def run(page: int, pages: int, start: int = BASE, **changes: Any) -> dict[str, A
         "cause": "hole",
         "first_s": 0.123456,
         "tid": 4711,
+        "thread": "writer",
     }
     return {**made, **changes}
 
 
 def waits(page: int, start: int = BASE, **changes: Any) -> dict[str, Any]:
-    made = {"address": hex(start + page * 4096 + 8), "tid": 4712, "kind": "wp", "for_s": 1.5, "read": False}
+    made = {
+        "address": hex(start + page * 4096 + 8),
+        "tid": 4712,
+        "thread": None,
+        "kind": "wp",
+        "for_s": 1.5,
+        "read": False,
+    }
     return {**made, **changes}
 
 

@@ -37,7 +37,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """How many runs each report was to hold."""
     asked: list[int | None] = []
 
-    def read(path: Path, most_runs: int | None = MOST_RUNS) -> dict[str, Any]:
+    def read(path: Path, most_runs: int | None = MOST_RUNS, picture: object = None) -> dict[str, Any]:
         asked.append(most_runs)
         return REPORTS[str(path)]
 

@@ -38,10 +38,10 @@ def test_runs() -> None:
     out = rendered(a_report(with_runs(run(0, 2), run(5, 1000, how="blind", cause="huge-page", first_s=1234.5))))
     assert "Lost pages in 7f0000000000-7f0001000000: 1,002 pages in 2 runs\n" in out
     assert out[out.index("Addresses") :].splitlines()[:4] == [
-        "Addresses                  Pages   First s  Thread  How       Cause",
-        "─" * 71,
-        "7f0000000000-7f0000002000      2     0.123    4711  observed  hole",
-        "7f0000005000-7f00003ed000  1,000  1234.500    4711  blind     huge-page",
+        "Addresses                  Pages   First s  Thread         How       Cause",
+        "─" * 78,
+        '7f0000000000-7f0000002000      2     0.123  4711 "writer"  observed  hole',
+        '7f0000005000-7f00003ed000  1,000  1234.500  4711 "writer"  blind     huge-page',
     ]
 
 
@@ -56,8 +56,8 @@ def test_what_waits() -> None:
     assert out[out.index("Address ") :].splitlines()[:4] == [
         "Address       Kind     Thread  Waiting for  Message",
         "─" * 52,
-        "7f0000003008  wp         4712        1.5 s  not read",
-        "7f0000004008  missing    4712            ?  read",
+        "7f0000003008  wp       4712          1.5 s  not read",
+        "7f0000004008  missing  4712              ?  read",
     ]
     assert "7f0000010000: 2\n" in rendered(a_report(a_range(pending=2, waiting=waiting)))
 

@@ -219,6 +219,7 @@ def test_the_whole_report_of_a_small_trace() -> None:
                             "cause": "hole",
                             "first_s": 8e-06,
                             "tid": 200,
+                            "thread": None,
                         }
                     ],
                     "runs_left_off": 0,

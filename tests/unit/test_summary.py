@@ -107,7 +107,7 @@ def test_where_is_the_longest_run() -> None:
     assert line("where", lost) == [
         "offset 0x4000-0xa000 of /memfd:guest-ram (64 KiB shmem at 7f0000000000), and 4 more places"
     ]
-    assert line("who", lost) == ["thread 4711, first 0.123 s into the trace, and 1 more thread"]
+    assert line("who", lost) == ['thread 4711 "writer", first 0.123 s into the trace, and 1 more thread']
     assert line("where", a_range(**BARE, findings=[finding("never-armed", 16)])) == ["64 KiB anon at 7f0000000000"]
     assert line("where", a_range()) == line("who", a_range()) == []
 

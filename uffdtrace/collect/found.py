@@ -24,6 +24,8 @@ from uffdtrace.model.account.watched import Userfaultfd
 from uffdtrace.model.diagnosis.report import Name
 from uffdtrace.model.records.events import EVENT, Array, Ioctl, Mode, Type, UffdEvent, name_in
 
+# Threads whose names are kept.
+MOST_THREADS = 10_000
 # Who waits in the queues of a userfaultfd that is looked at.
 _QUEUED = (Type.FAULT_FOUND, Type.EVENT_FOUND)
 # Events whose tgid acts on a userfaultfd, or is its memory's.
@@ -258,6 +260,20 @@ class Processes:
         self._unknown -= named
         processes += [{"pid": pid, "comm": self._called[pid], "cmdline": None} for pid in sorted(named)]
         return processes
+
+
+class Threads:
+    """What threads are called that lost pages or wait: `tid` and `comm` of each, asked once while it lives."""
+
+    def __init__(self) -> None:
+        self._asked: set[int] = set()
+
+    def named(self, tids: Iterable[int]) -> list[dict[str, Any]]:
+        """Those that are asked for the first time, and live; how many threads there are is the target's choice."""
+        fresh = [tid for tid in dict.fromkeys(tids) if tid and tid not in self._asked]
+        fresh = fresh[: max(0, MOST_THREADS - len(self._asked))]
+        self._asked.update(fresh)
+        return [{"tid": tid, "comm": comm} for tid in fresh if (comm := proc.comm(tid))]
 
 
 def asleep(owners: list[int]) -> list[Array]:

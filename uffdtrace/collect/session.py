@@ -7,6 +7,7 @@ import select
 import signal
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -134,6 +135,8 @@ class Session:
         self._proof = proof.Proof()
         self._registrations = found.Registrations()
         self._processes = found.Processes()
+        self._threads = found.Threads()
+        self._thread_names: dict[int, str] = {}
         self._sharing = Sharing()
         self._names: list[Name] = []
         self._who: list[dict[str, Any]] = []
@@ -256,6 +259,7 @@ class Session:
                 self._progress(self._show, began)
         stream.push(self._readers.look(self._model.watched.current.values()))
         asleep = found.asleep(sorted(self._registrations.owners | ({pid} if pid else set())))
+        self._name((int(event["tid"][0]) for event in asleep), writer)
         waiting_for = self._registrations.watching({int(one["tgid"][0]) for one in asleep if one["tid"][0]})
         stream.push(asleep + found.holders(stream, waiting_for))
         writer.looks(self._sharing.look(self._model, last=True))
@@ -280,7 +284,17 @@ class Session:
         if complete and writer.ended is not None:
             self._say(f"cannot write the end of {writer.path}: {writer.ended}: read again, it will look cut short")
         self._model.finish()
-        return build(self._model, trace, process, ending, self._names, self._who, began_ns, looks=self._sharing.looks)
+        return build(
+            self._model,
+            trace,
+            process,
+            ending,
+            self._names,
+            self._who,
+            began_ns,
+            looks=self._sharing.looks,
+            threads=self._thread_names,
+        )
 
     def _look_at_file(self, writer: Writer, trace: dict[str, Any], began: float) -> None:
         """Say it once if the file takes no more events: this trace goes on, and what it counts stays exact."""
@@ -319,6 +333,12 @@ class Session:
             )
         )
 
+    def _name(self, tids: Iterable[int], writer: Writer) -> None:
+        """What these threads are called: those that the answer names, who wrote and who waits."""
+        named = self._threads.named(tids)
+        self._thread_names.update({one["tid"]: one["comm"] for one in named})
+        writer.threads(named)
+
     def _call(self, names: list[Name], writer: Writer) -> None:
         self._names += names
         writer.names(names)
@@ -339,6 +359,7 @@ class Session:
         due = everything or self._waiting >= _BATCH or time.monotonic() >= self._next_account
         if self._backlog and due:
             self._model.feed(self._behind(None if everything else _BATCH))
+            self._name(self._model.losses.fresh_threads(), writer)
             self._next_account = time.monotonic() + _ACCOUNT_S
         dropped = sum(self._program.losses().values())
         if dropped != self._dropped:

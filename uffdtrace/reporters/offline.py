@@ -84,7 +84,18 @@ def _read(path: Path, most_runs: int | None, picture: Picture | None) -> dict[st
         trace["duration_s"] = round(max(0, last - first) / 1e9, 3)
         trace["stop_reason"] = DAMAGED if reader.damaged else CUT_SHORT
     began = reader.meta["began"]
-    report = build(model, trace, process, ending, reader.names, reader.processes, began, most_runs, reader.looks)
+    report = build(
+        model,
+        trace,
+        process,
+        ending,
+        reader.names,
+        reader.processes,
+        began,
+        most_runs,
+        reader.looks,
+        reader.threads,
+    )
     if picture is not None:
         cells = max(_FEWEST_CELLS, picture.most_cells // max(1, len(report["ranges"])))
         picture.maps = page_maps(model, report["ranges"], min(cells, _MOST_CELLS))

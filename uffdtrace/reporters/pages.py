@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from uffdtrace.reporters.terminal import duration, list_rows
-from uffdtrace.reporters.words import addresses, name, noun
+from uffdtrace.reporters.words import addresses, name, noun, thread
 
 MOST_HEADING_NAME = 200
 
@@ -34,13 +34,13 @@ def render_lost(console: Console, found: dict[str, Any], offsets: bool) -> None:
             addresses(run),
             f"{run['pages']:,}",
             f"{run['first_s']:.3f}",
-            str(run["tid"]),
+            thread(run),
             run["how"],
             run["cause"],
         )
         for run in lost["runs"]
     ]
-    list_rows(console, headers, rows, {"Pages", "First s", "Thread"})
+    list_rows(console, headers, rows, {"Pages", "First s"})
     if lost["runs_left_off"]:
         console.print(f"and {noun(lost['runs_left_off'], 'more run')}, which this report leaves off")
     console.print()
@@ -62,11 +62,11 @@ def render_waiting(console: Console, found: dict[str, Any], offsets: bool) -> No
         (
             fault["address"][2:],
             fault["kind"],
-            str(fault["tid"]),
+            thread(fault),
             duration(None if fault["for_s"] is None else fault["for_s"] * 1e6, console),
             "read" if fault["read"] else "not read",
         )
         for fault in waiting
     ]
-    list_rows(console, headers, rows, {"Thread", "Waiting for"})
+    list_rows(console, headers, rows, {"Waiting for"})
     console.print()

@@ -14,7 +14,7 @@ from uffdtrace.reporters.grouped import grouped
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.options import Color
 from uffdtrace.reporters.terminal import STYLES, console_for, plain
-from uffdtrace.reporters.words import doubt, lost_pages, name, noun, size
+from uffdtrace.reporters.words import doubt, lost_pages, name, noun, size, thread
 
 _MOST_WHY = 3
 _MOST_NAME = 40
@@ -153,14 +153,14 @@ def _who(report: dict[str, Any]) -> str:
         _, first = min(runs, key=lambda one: float(one[1]["first_s"]))
         threads = len({run["tid"] for _, run in runs})
         rest = f", and {noun(threads - 1, 'more thread')}" if threads > 1 else ""
-        return f"thread {first['tid']}, first {first['first_s']:.3f} s into the trace{rest}"
+        return f"thread {thread(first)}, first {first['first_s']:.3f} s into the trace{rest}"
     waits = [wait for found in report["ranges"] for wait in found["waiting"] or []]
     if not waits:
         return ""
     longest = max(waits, key=lambda wait: float("inf") if wait["for_s"] is None else float(wait["for_s"]))
     since = "since before the trace" if longest["for_s"] is None else f"for {longest['for_s']:.3f} s"
     rest = f", and {len(waits) - 1:,} more" if len(waits) > 1 else ""
-    return f"thread {longest['tid']} waits {since}{rest}"
+    return f"thread {thread(longest)} waits {since}{rest}"
 
 
 def _trust(report: dict[str, Any]) -> str:

@@ -24,6 +24,11 @@ def name(found: dict[str, Any], width: int) -> str:
     return shorten(printable(found["name"] or "").removesuffix(" (deleted)"), width)
 
 
+def thread(found: dict[str, Any]) -> str:
+    """`255 "CPU 2/KVM"`: the thread of a run of lost pages, or of a fault that waits."""
+    return f"{found['tid']}" + (f' "{shorten(printable(found["thread"]), 16)}"' if found["thread"] else "")
+
+
 def size(pages: int, page_size: int) -> str:
     """Bytes to three digits in a unit that fits: `16 MiB`."""
     amount, units = float(pages * page_size), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]

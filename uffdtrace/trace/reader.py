@@ -31,6 +31,7 @@ from uffdtrace.trace.file import (
     PACKED,
     PROCESSES,
     SCHEMA,
+    THREADS,
     TraceError,
 )
 from uffdtrace.trace.packing import PackingError, unpack
@@ -52,13 +53,18 @@ def _opened(path: Path) -> BinaryIO:
 
 
 class Reader:
-    """`meta` at once; then iterate over `events()`; then the rest is known: `names`, `processes`, `looks`, `ending`."""
+    """`meta` at once; then iterate over `events()`; then the rest is known.
+
+    That is `names`, `processes`, `threads`, `looks`, `ending`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ending: dict[str, Any] = {}
         self.names: list[Name] = []
         self.processes: list[dict[str, Any]] = []
+        # What threads are called, by tid.
+        self.threads: dict[int, str] = {}
         self.looks: list[Look] = []
         self.complete = False
         # Some event has an earlier time than one before it.
@@ -118,6 +124,9 @@ class Reader:
                 self.names += [Name(**name) for name in self._checked(self._json(payload), shape.NAMES)]
             elif tag == PROCESSES:
                 self.processes += self._checked(self._json(payload), shape.PROCESSES)
+            elif tag == THREADS:
+                told = self._checked(self._json(payload), shape.THREADS)
+                self.threads.update({one["tid"]: one["comm"] for one in told})
             elif tag == LOOKS:
                 for look in self._checked(self._json(payload), shape.LOOKS):
                     others = tuple(Elsewhere(**other) for other in look["elsewhere"])

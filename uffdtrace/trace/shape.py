@@ -55,6 +55,7 @@ META = {
 NAMES = [{"time": int, "ctx": int, "start": int, "end": int, "name": str}]
 # No cmdline where it was gone before it could be asked.
 PROCESSES = [{**_PROCESS, "cmdline": ([str], _NONE)}]
+THREADS = [{"tid": Within((int,), 1, (1 << 31) - 1), "comm": str}]
 LOOKS = [
     {
         "unreadable": int,

@@ -28,6 +28,7 @@ from uffdtrace.trace.file import (
     PACKED,
     PROCESSES,
     SCHEMA,
+    THREADS,
     TraceError,
 )
 from uffdtrace.trace.output import Output
@@ -84,6 +85,10 @@ class Writer:
     def processes(self, processes: list[dict[str, Any]]) -> None:
         if processes:
             self._chunk(PROCESSES, json.dumps(processes).encode())
+
+    def threads(self, threads: list[dict[str, Any]]) -> None:
+        if threads:
+            self._chunk(THREADS, json.dumps(threads).encode())
 
     def looks(self, looks: list[Look]) -> None:
         if looks:

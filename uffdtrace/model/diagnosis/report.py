@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ def _name(row: Range, uffd: Userfaultfd, names: Sequence[Name]) -> str | None:
     return None
 
 
-def _waiting(row: Range, end: int) -> list[dict[str, Any]] | None:
+def _waiting(row: Range, end: int, called: Mapping[int, str]) -> list[dict[str, Any]] | None:
     if row.pending is None:
         return None
     longest = longest_first(row.waiting)[:MOST_WAITING]
@@ -64,6 +64,7 @@ def _waiting(row: Range, end: int) -> list[dict[str, Any]] | None:
         {
             "address": hex(fault.address),
             "tid": fault.tid,
+            "thread": called.get(fault.tid),
             "kind": fault.kind.name.lower(),
             "for_s": None if fault.since is None else round((end - fault.since) / 1e9, 6),
             "read": fault.read,
@@ -76,7 +77,9 @@ def _kinds(counts: list[int]) -> dict[str, int]:
     return {kind.name.lower(): counts[kind] for kind in Kind}
 
 
-def _range(case: Case, name: str | None, runs: list[dict[str, Any]], left_off: int) -> dict[str, Any]:
+def _range(
+    case: Case, name: str | None, runs: list[dict[str, Any]], left_off: int, called: Mapping[int, str]
+) -> dict[str, Any]:
     row = case.row
     # Populated without protection here, but perhaps armed before the trace; or more than can be kept.
     unknown = case.unknown
@@ -101,7 +104,7 @@ def _range(case: Case, name: str | None, runs: list[dict[str, Any]], left_off: i
         "notified_pages": None if row.untracked else row.count("notified_pages"),
         "faults": _kinds(row.faults),
         "pending": row.pending,
-        "waiting": _waiting(row, case.end),
+        "waiting": _waiting(row, case.end, called),
         "killed": len(row.killed),
         "skipped": {name: known(row.count(name)) for name in _SKIPPED},
         "lost": {
@@ -246,6 +249,7 @@ def build(
     began: int = 0,
     most_runs: int | None = MOST_RUNS,
     looks: Sequence[Look] = (),
+    threads: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
     """The report of a finished model.
 
@@ -253,7 +257,8 @@ def build(
     word, empty if it has none): `events_dropped`, `probes_missed` (probe to
     count), `doubtful` (fields that rest on missed probes), `counters`,
     `features_offered`, and `file_ended` where events are missing in the file.
-    `processes` are those that own or watch memory. `began` is the time (ns,
+    `processes` are those that own or watch memory, `threads` what those are called (by tid) that lost pages
+    or wait, as far as they lived when they were asked. `began` is the time (ns,
     CLOCK_MONOTONIC) from which the report counts seconds; a range lists
     `most_runs` of its lost pages' runs, or all.
     """
@@ -277,6 +282,7 @@ def build(
     seen = not cut and _calls_seen(trace, ending)
     lost = lost_pages(model.losses.runs(), model.ranges, began, most_runs)
     ranges = []
+    called = threads or {}
     for row in model.rows():
         uffd = model.uffd_of(row)
         others = of_range(row, uffd, looks)
@@ -284,7 +290,10 @@ def build(
         arms_seen = seen and not (model.lost_returns and row.modes & (Mode.MISSING | Mode.MINOR))
         offered = ending.get("features_offered")
         case = Case(row, uffd, offered, whole, arms_seen, model.last, others, model.sees_page_scans)
-        ranges.append(_range(case, _name(row, uffd, names), *lost.get(row.number, ([], 0))))
+        runs, left_off = lost.get(row.number, ([], 0))
+        for run in runs:
+            run["thread"] = called.get(run["tid"])
+        ranges.append(_range(case, _name(row, uffd, names), runs, left_off, called))
     pending = [row for row in model.rows() if row.pending]
     verdicts = [found["verdict"] for found in ranges]
     if any(uffd.event_waits or uffd.still_asleep for uffd in model.userfaultfds):
