@@ -14,6 +14,7 @@ from uffdtrace.cli.common import color_option, errors_in_one_line, format_option
 from uffdtrace.cli.messages import fail
 from uffdtrace.model.diagnosis.case import LOST
 from uffdtrace.model.diagnosis.report import MOST_RUNS, MOST_WAITING
+from uffdtrace.reporters.chosen import bounds, chosen
 from uffdtrace.reporters.compare import compare as compare_reports
 from uffdtrace.reporters.offline import MOST_CELLS, Picture, read
 from uffdtrace.reporters.options import MOST_PROCESSES, MOST_RANGES, Color, TextOptions
@@ -22,6 +23,16 @@ from uffdtrace.reporters.words import doubt
 from uffdtrace.trace.file import DEFAULT
 
 _FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
+
+
+class _Addresses(click.ParamType):
+    name = "addresses"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        try:
+            return bounds(value)
+        except ValueError:
+            self.fail(f"{value} is no address, and no START-END: write 7f0000000000 or 7f0000000000-7f0000010000")
 
 
 @click.command("report")
@@ -50,6 +61,14 @@ _FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
     is_flag=True,
     help=f"List all lost pages, and the faults that wait (the {MOST_WAITING} longest of a range).",
 )
+@click.option(
+    "--range",
+    "addresses",
+    type=_Addresses(),
+    metavar="START[-END]",
+    help="Only ranges that have these addresses (hexadecimal, as /proc/PID/maps has them).",
+)
+@click.option("--name", "pattern", metavar="PATTERN", help="Only ranges whose mapping's name has this in it (* and ?).")
 @click.option("--relative", is_flag=True, help="Count their addresses from the range's start.")
 @click.option("--histogram", is_flag=True, help="Draw how long faults took.")
 @click.option(
@@ -70,6 +89,8 @@ def command(
     summary: bool,
     all_ranges: bool,
     pages: bool,
+    addresses: tuple[int, int] | None,
+    pattern: str | None,
     relative: bool,
     histogram: bool,
     compare: tuple[Path, Path] | None,
@@ -84,6 +105,7 @@ def command(
       uffdtrace report
       uffdtrace report --summary
       uffdtrace report --pages --relative migration.data
+      uffdtrace report --range 7f0000000000 migration.data
       uffdtrace report --format json migration.data
       uffdtrace report --format html -o migration.html migration.data
       uffdtrace report --compare uffdtrace.data.old uffdtrace.data
@@ -96,9 +118,9 @@ def command(
     if output is not None and (form != "html"):
         raise click.UsageError("-o takes --format html: other reports go to standard output")
     if compare:
-        if file or pages or relative or histogram:
+        if file or pages or relative or histogram or addresses or pattern:
             raise click.UsageError(
-                "--compare takes BEFORE and AFTER, and neither FILE nor --pages, --relative, --histogram"
+                "--compare takes BEFORE and AFTER, and neither FILE nor what chooses pages or ranges of one trace"
             )
         judged = _compare(*compare, form, options)
     else:
@@ -106,6 +128,10 @@ def command(
             raise click.UsageError("--relative changes what --pages and --format json list: give one of them")
         picture = Picture(MOST_CELLS) if form == "html" else None
         judged = read(file or DEFAULT, None if pages else MOST_RUNS, picture)
+        if addresses or pattern is not None:
+            judged, kept = chosen(judged, addresses, pattern)
+            if picture is not None:
+                picture.maps = [picture.maps[at] for at in kept]
         if picture is not None:
             _page(judged, picture, output)
         elif summary:
