@@ -12,7 +12,7 @@ from uffdtrace.cli.messages import say
 from uffdtrace.cli.status import StatusLine
 from uffdtrace.collect.program import Follow
 from uffdtrace.collect.session import Options, Session, load
-from uffdtrace.collect.target import open_pidfd
+from uffdtrace.collect.target import find, open_pidfd
 from uffdtrace.kernel import preflight, proc
 from uffdtrace.kernel.probes import Backend
 from uffdtrace.reporters.options import Color, TextOptions
@@ -20,6 +20,9 @@ from uffdtrace.reporters.options import Color, TextOptions
 
 @click.command("attach")
 @click.argument("pid", type=PID, required=False)
+@click.option("-p", "--pid", "also", type=PID, metavar="PID", help="The process, as an option.")
+@click.option("--comm", metavar="NAME", help="The one process of that name (ps -o comm).")
+@click.option("--exe", metavar="PATH", help="The one process that runs that program.")
 @click.option("--all", "everybody", is_flag=True, help="Trace every userfaultfd on the machine instead of one PID's.")
 @click.option(
     "--follow-forks",
@@ -30,6 +33,9 @@ from uffdtrace.reporters.options import Color, TextOptions
 @errors_in_one_line
 def command(
     pid: int | None,
+    also: int | None,
+    comm: str | None,
+    exe: str | None,
     everybody: bool,
     follow_forks: bool,
     output: Path,
@@ -48,13 +54,19 @@ def command(
     Examples:
       uffdtrace attach 1234
       uffdtrace attach -d 10 -o vm.data $(pidof qemu-kvm)
+      uffdtrace attach --comm qemu-kvm
       uffdtrace attach --all -d 60
     """
-    if everybody and pid is not None:
+    by_name = comm is not None or exe is not None
+    ways = [pid is not None, also is not None, by_name, everybody]
+    if everybody and sum(ways) > 1:
         raise click.UsageError("--all traces every process: give a PID or --all, not both.")
-    if not everybody and pid is None:
+    if sum(ways) > 1:
+        raise click.UsageError("One process is traced: give PID, -p PID, or --comm and --exe.")
+    if not any(ways):
         raise click.UsageError("Missing argument 'PID': give a process, or --all for every userfaultfd.")
     preflight.check_privileges()
+    pid = find(comm, exe) if by_name else also if pid is None else pid
     # Its PIDs would be others than ours.
     preflight.check_namespaces()
     follow = Follow.ALL if everybody else Follow.FORKS if follow_forks else Follow.NOBODY

@@ -99,6 +99,44 @@ def who_called_sudo() -> str | None:
     return caller if caller and caller != "root" and os.geteuid() == 0 else None
 
 
+# As many processes as an error names.
+_MOST_NAMED = 8
+
+
+def find(comm: str | None, exe: str | None) -> int:
+    """The one process that is called `comm`, or runs the file `exe`, or both; NoProcess says which there are.
+
+    `comm` is what the kernel keeps of a name, 15 bytes.
+    """
+    wanted = None if comm is None else comm.encode()[:15].decode(errors="replace")
+    found = [
+        pid
+        for pid in proc.pids()
+        if pid != os.getpid() and (wanted is None or proc.comm(pid) == wanted) and (exe is None or _runs(pid, exe))
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise proc.NoProcess(f"{len(found):,} processes match: {_named(found)}: give one's PID, or --all")
+    holders = [pid for pid in proc.pids() if proc.userfaultfds(pid)]
+    who = f"userfaultfds are held by {_named(holders)}" if holders else "no process that may be looked at holds one"
+    raise proc.NoProcess(f"no process is called so: {who}: give a PID")
+
+
+def _runs(pid: int, exe: str) -> bool:
+    """Whether that is its program, by its whole path."""
+    try:
+        return os.path.samefile(proc.PROC / str(pid) / "exe", exe)
+    except OSError:
+        # A kernel thread, somebody else's, gone, or a path that is nowhere.
+        return False
+
+
+def _named(pids: list[int]) -> str:
+    some = ", ".join(f"{pid} ({proc.comm(pid)})" for pid in pids[:_MOST_NAMED])
+    return some + (f" and {len(pids) - _MOST_NAMED:,} more" if len(pids) > _MOST_NAMED else "")
+
+
 def open_pidfd(pid: int) -> int:
     """A descriptor that becomes readable when the process ends."""
     try:
