@@ -22,8 +22,9 @@ from unit.reports import PROCESS, TRACE
 from uffdtrace.cli.status import StatusLine, describe
 from uffdtrace.collect import session
 from uffdtrace.collect.program import Program
+from uffdtrace.collect.progress import Progress
 from uffdtrace.collect.proof import Proof
-from uffdtrace.collect.session import Options, Progress, Session
+from uffdtrace.collect.session import Options, Session
 from uffdtrace.kernel.proc import Process
 from uffdtrace.model.records.events import EVENT, Array
 from uffdtrace.reporters import offline
@@ -37,7 +38,7 @@ ERASE = "\r\x1b[K"
 ATTACH = """
 import sys
 from uffdtrace.cli import attach, main
-from uffdtrace.collect.session import Progress
+from uffdtrace.collect.progress import Progress
 from uffdtrace.kernel.preflight import Refusal
 from unit.reports import a_range, a_report
 from unit.test_terminal import PROGRESS

@@ -74,9 +74,9 @@ def _a_number(_context: click.Context, _parameter: click.Parameter, value: float
     return value
 
 
-def trace_options(function: Function) -> Function:
+def trace_options(*formats: str) -> Callable[[Function], Function]:
     """The options that attach and run have in common."""
-    for option in (
+    options = (
         click.option(
             "-o",
             "--output",
@@ -102,11 +102,16 @@ def trace_options(function: Function) -> Function:
             help="Write no more events to FILE than that (bytes, or 500M, 2G); the trace and its counts go on.",
         ),
         backend_option,
-        format_option("text", "json"),
+        format_option(*formats),
         color_option,
-    ):
-        function = option(function)
-    return function
+    )
+
+    def with_all(function: Function) -> Function:
+        for option in options:
+            function = option(function)
+        return function
+
+    return with_all
 
 
 def backend_option(function: Function) -> Function:
@@ -140,9 +145,9 @@ def write(data: dict[str, Any], form: str, as_text: Callable[[TextIO], None], er
     """Print data to stdout, or to stderr where stdout is another program's."""
     stream = sys.stderr if err else sys.stdout
     try:
-        if form == "json":
+        if form in ("json", "jsonl"):
             # At once: standard error would write every line by itself.
-            stream.write(json.dumps(data, indent=2, allow_nan=False) + "\n")
+            stream.write(json.dumps(data, indent=2 if form == "json" else None, allow_nan=False) + "\n")
         else:
             as_text(stream)
         stream.flush()

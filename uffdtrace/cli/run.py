@@ -19,7 +19,7 @@ from uffdtrace.reporters.options import Color, TextOptions
 
 
 @click.command("run", context_settings={"allow_interspersed_args": False})
-@trace_options
+@trace_options("text", "json")
 @click.option(
     "-u",
     "--user",

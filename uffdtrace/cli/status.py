@@ -1,4 +1,4 @@
-"""The line at the bottom of a terminal that says how a trace is going."""
+"""The lines at the bottom of a terminal that say how a trace is going."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from types import TracebackType
 from typing import TextIO
 
 from uffdtrace.cli.messages import say
-from uffdtrace.collect.session import Progress
-from uffdtrace.reporters.words import known_part
+from uffdtrace.collect.progress import Progress, RangeProgress
+from uffdtrace.model.diagnosis.latency import readable
+from uffdtrace.model.records.events import PAGE_SIZE
+from uffdtrace.reporters.words import known_part, number, size
 
 _ERASE = "\r\x1b[K"
 _NO_WIDTH = 80
+# Ranges on a screen, and lines beside them: totals, head, "and more", and one that stays free.
+_MOST_RANGES = 10
+_OTHER_LINES = 4
+_HEADS = ["Range", "Memory", "Armed", "Msg/s", "p99", "Lost", "Verdict", "Losses"]
+_LEFT = (0, 1, 6, 7)
+_BARS = " ▁▂▃▄▅▆▇█"
+_PLAIN_BARS = " .:-=+*#@"
 
 
 def describe(progress: Progress, width: int) -> str:
@@ -28,12 +37,61 @@ def describe(progress: Progress, width: int) -> str:
     return hint if len(hint) < width else said[: width - 1]
 
 
+def screen(progress: Progress, width: int, height: int, plain: bool) -> list[str]:
+    """As many lines as a terminal has room for: the totals, the ranges that are worst off, what came last."""
+    lines = [describe(progress, width)]
+    foot = _foot(progress)
+    room = min(_MOST_RANGES, height - _OTHER_LINES - len(foot))
+    if progress.ranges and room > 0:
+        shown = progress.ranges[:room]
+        more = progress.more + len(progress.ranges) - len(shown)
+        lines += _table([_HEADS, *(_cells(one, plain) for one in shown)])
+        lines += [f"and {more:,} more ranges"] * bool(more)
+    return [line[: width - 1] for line in [*lines, *foot]]
+
+
+def _foot(progress: Progress) -> list[str]:
+    if not progress.ranges:
+        return []
+    kept = f"{progress.written / 1e6:,.1f} MB written, {progress.dropped:,} events dropped"
+    return [f"newest: {progress.newest}"] * bool(progress.newest) + [kept]
+
+
+def _cells(one: RangeProgress, plain: bool) -> list[str]:
+    bars = _PLAIN_BARS if plain else _BARS
+    most = max(one.history, default=0)
+    # Whatever was lost shows.
+    history = "".join(bars[-(-lost * (len(bars) - 1) // most) if most else 0] for lost in one.history)
+    return [
+        f"{one.start:x}",
+        f"{size(one.pages, PAGE_SIZE)} {one.memory}",
+        f"{one.armed:,}",
+        f"{one.per_second:,.0f}",
+        "" if one.p99_us is None else readable(one.p99_us).replace("µ", "u" if plain else "µ"),
+        number(one.lost),
+        one.verdict,
+        history if most else "",
+    ]
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADS))]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, range(len(row)))
+        said = "  ".join(cell.ljust(width) if at in _LEFT else cell.rjust(width) for cell, width, at in cells)
+        lines.append(said.rstrip())
+    return lines
+
+
 class StatusLine:
     """Shown on a terminal that can erase it, while we have the foreground; erased on exit."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._shown = False
+        # Lines that stand there.
+        self._shown = 0
+        self._plain = (stream.encoding or "ascii").lower().replace("-", "") != "utf8"
         self.live = stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
     def __enter__(self) -> StatusLine:
@@ -61,13 +119,17 @@ class StatusLine:
             if not _foreground(terminal):
                 return
             # Not COLUMNS, which may be another terminal's.
-            width = os.get_terminal_size(terminal).columns or _NO_WIDTH
-            self._stream.write(_ERASE + (describe(progress, width) if progress else ""))
+            columns, lines = os.get_terminal_size(terminal)
+            told = screen(progress, columns or _NO_WIDTH, lines, self._plain) if progress else [""]
+            up = f"\x1b[{self._shown - 1}A" if self._shown > 1 else ""
+            # Line by line over what stands there: a screen that is cleared first flickers.
+            rest = "\x1b[J" if self._shown > len(told) else ""
+            self._stream.write(up + "\n".join(_ERASE + line for line in told) + rest)
             self._stream.flush()
-            self._shown = progress is not None
+            self._shown = len(told) if progress else 0
         except OSError:
             # The terminal was closed: SIGHUP ends the trace, and its file must be finished.
-            self.live = self._shown = False
+            self._shown, self.live = 0, False
 
 
 def _foreground(terminal: int) -> bool:

@@ -19,13 +19,13 @@ import numpy as np
 from uffdtrace import __version__
 from uffdtrace.collect import bcc, found, proof
 from uffdtrace.collect.program import Follow, Program, Say
+from uffdtrace.collect.progress import Progress, Watch
 from uffdtrace.collect.ring import Stream
 from uffdtrace.collect.sharing import Sharing
 from uffdtrace.kernel import layout, offers, preflight, privileges, probes, proc
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
 from uffdtrace.model.account.model import Model
-from uffdtrace.model.diagnosis.case import Case
 from uffdtrace.model.diagnosis.report import FROM_EVENTS, Name, build
 from uffdtrace.model.records.events import PAGE_SIZE, Array, joined
 from uffdtrace.trace.output import Output, check_path
@@ -44,19 +44,6 @@ _ACCOUNT_S = 0.25
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a trace has come: totals so far, and whether events come faster than they are accounted for."""
-
-    elapsed_s: float
-    faults: int
-    messages: int
-    lost: int
-    # Some pages may have been lost that were armed before the trace, or not.
-    lost_unknown: bool
-    behind: bool
-
-
-@dataclass(frozen=True)
 class Options:
     output: Path
     backend: probes.Backend = probes.Backend.AUTO
@@ -64,6 +51,8 @@ class Options:
     follow: Follow = Follow.NOBODY
     # Of the trace file, without its last word.
     most_bytes: int | None = None
+    # Between two calls of `show`.
+    interval_s: float | None = None
 
 
 @dataclass
@@ -119,13 +108,14 @@ class Session:
         say: Say,
         show: Callable[[Progress], None] | None = None,
     ) -> None:
-        """`process` is None where all userfaultfds are traced; `show` is called twice a second while they are."""
+        """`process` is None where all userfaultfds are traced; `show` is called twice a second, or each interval."""
         self._program = program
         self._options = options
         self._process = process
         self._say = say
         self._show = show
         self._next_show = 0.0
+        self._watch = Watch()
         self._readers = found.Readers()
         self._next_readers = 0.0
         self._caught_up = 0.0
@@ -256,7 +246,7 @@ class Session:
                 self._next_readers = time.monotonic() + _READERS_S
                 stream.push(self._readers.look(self._model.watched.current.values()))
             if self._show is not None:
-                self._progress(self._show, began)
+                self._progress(self._show, writer, began)
         stream.push(self._readers.look(self._model.watched.current.values()))
         asleep = found.asleep(sorted(self._registrations.owners | ({pid} if pid else set())))
         self._name((int(event["tid"][0]) for event in asleep), writer)
@@ -314,24 +304,15 @@ class Session:
             exits = [wait_fd] if wait_fd is not None and not self._exited else []
             self._exited |= bool(select.select(exits, [], [], _POLL_S)[0])
 
-    def _progress(self, show: Callable[[Progress], None], began: float) -> None:
+    def _progress(self, show: Callable[[Progress], None], writer: Writer, began: float) -> None:
         now = time.monotonic()
         if self._waiting < _BATCH:
             self._caught_up = now
         if now < self._next_show:
             return
-        self._next_show = now + _PROGRESS_S
-        rows = self._model.ranges.rows()
-        show(
-            Progress(
-                elapsed_s=now - began,
-                faults=sum(sum(row.faults) for row in rows),
-                messages=sum(sum(row.messages) for row in rows),
-                lost=sum(row.count("observed") + row.count("blind") for row in rows),
-                lost_unknown=any(Case(row, self._model.uffd_of(row)).unknown for row in rows),
-                behind=now - max(began, self._caught_up) > _BEHIND_S,
-            )
-        )
+        self._next_show = now + (self._options.interval_s or _PROGRESS_S)
+        behind = now - max(began, self._caught_up) > _BEHIND_S
+        show(self._watch.look(self._model, now - began, behind, self._dropped, writer.written))
 
     def _name(self, tids: Iterable[int], writer: Writer) -> None:
         """What these threads are called: those that the answer names, who wrote and who waits."""

@@ -62,6 +62,11 @@ class Writer:
         finally:
             output.abandon()
 
+    @property
+    def written(self) -> int:
+        """Bytes in the file."""
+        return self._size
+
     def events(self, events: Array) -> None:
         for first in range(0, len(events), packing.MOST):
             part = events[first : first + packing.MOST]

@@ -1,0 +1,115 @@
+"""How a trace goes while it goes: totals, and the ranges that are worst off."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from uffdtrace.model.account.model import Model
+from uffdtrace.model.account.ranges import Range
+from uffdtrace.model.diagnosis.case import VERDICTS, Case, verdict
+from uffdtrace.model.diagnosis.rules import RULES, findings
+
+# Ranges that are looked at closely, and looks that a range's history goes back.
+MOST_RANGES = 20
+HISTORY = 16
+_MEANINGS = {rule.id: rule.meaning for rule in RULES}
+
+
+@dataclass(frozen=True)
+class RangeProgress:
+    """A range so far. Pages, but for messages (per second since the last look) and `p99_us`."""
+
+    start: int
+    end: int
+    pages: int
+    memory: str
+    armed: int
+    messages: int
+    per_second: float
+    p99_us: float | None
+    # None where it is not known.
+    lost: int | None
+    verdict: str
+    # Pages lost between the last looks, the newest last.
+    history: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a trace has come: totals so far, and whether events come faster than they are accounted for."""
+
+    elapsed_s: float
+    faults: int
+    messages: int
+    lost: int
+    # Some pages may have been lost that were armed before the trace, or not.
+    lost_unknown: bool
+    behind: bool
+    # The worst first; `more` are not among them.
+    ranges: tuple[RangeProgress, ...] = ()
+    more: int = 0
+    # Events that found no room, and bytes in the file.
+    dropped: int = 0
+    written: int = 0
+    # `[unpopulated] pages that were empty ...`: the finding that came last.
+    newest: str | None = None
+
+
+class Watch:
+    """Looks at a model again and again, and remembers what it saw."""
+
+    def __init__(self) -> None:
+        self._time: float | None = None
+        # By number of the range: messages and lost pages at the last look.
+        self._last: dict[int, tuple[int, int]] = {}
+        self._history: dict[int, deque[int]] = {}
+        self._findings: set[str] = set()
+        self._newest: str | None = None
+
+    def look(self, model: Model, elapsed_s: float, behind: bool, dropped: int, written: int) -> Progress:
+        since = None if self._time is None else elapsed_s - self._time
+        rows = model.ranges.rows()
+        counts = {row.number: (sum(row.messages), row.count("observed") + row.count("blind")) for row in rows}
+        worst = sorted(rows, key=lambda row: (-counts[row.number][1], -counts[row.number][0], row.number))
+        shown = [self._range(model, row, *counts[row.number], since) for row in worst[:MOST_RANGES]]
+        shown.sort(key=lambda one: (VERDICTS.index(one.verdict), -(one.lost or 0), -one.messages))
+        self._time, self._last = elapsed_s, counts
+        return Progress(
+            elapsed_s=elapsed_s,
+            faults=sum(sum(row.faults) for row in rows),
+            messages=sum(messages for messages, _ in counts.values()),
+            lost=sum(lost for _, lost in counts.values()),
+            lost_unknown=any(Case(row, model.uffd_of(row)).unknown for row in rows),
+            behind=behind,
+            ranges=tuple(shown),
+            more=len(rows) - len(shown),
+            dropped=dropped,
+            written=written,
+            newest=self._newest,
+        )
+
+    def _range(self, model: Model, row: Range, messages: int, lost: int, since: float | None) -> RangeProgress:
+        case = Case(row, model.uffd_of(row))
+        for finding in findings(case):
+            name = str(finding["id"])
+            if name not in self._findings:
+                self._findings.add(name)
+                self._newest = f"[{name}] {_MEANINGS[name]}"
+        before, lost_before = self._last.get(row.number, (0, 0))
+        history = self._history.setdefault(row.number, deque(maxlen=HISTORY))
+        history.append(max(0, lost - lost_before))
+        waited = case.waited
+        return RangeProgress(
+            start=row.start,
+            end=row.end,
+            pages=row.pages,
+            memory=row.memory.name.lower() if row.memory.name else "?",
+            armed=row.count("armed_pages"),
+            messages=messages,
+            per_second=(messages - before) / since if since else 0.0,
+            p99_us=waited["p99"] if waited else None,
+            lost=None if case.unknown else lost,
+            verdict=verdict(case),
+            history=tuple(history),
+        )
