@@ -456,7 +456,8 @@ class Watched:
         """UNREGISTER or close; whether anything was registered there."""
         space = self.ranges.space(ctx)
         rows = {row.number: row for row in map(self.ranges.row_of, self.ranges.end(space, start, end))}
-        standing = {self.ranges.row_of(piece).number for piece in space.pieces}
-        for number in rows.keys() - standing:
-            rows[number].withdrawn = time
+        for row in rows.values():
+            # All pieces of a range lie within it.
+            if not any(self.ranges.row_of(piece) is row for piece in space.overlapping(row.start, row.end)):
+                row.withdrawn = time
         return bool(rows)
