@@ -292,6 +292,7 @@ def main() -> None:
         **programs.STEPS,
         **criu.STEPS,
         **foreign.STEPS,
+        **unprivileged.STEPS,
     }.items():
         steps[name] = lambda program=program: program(guest)  # type: ignore[misc]
     if arguments.once:

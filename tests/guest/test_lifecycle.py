@@ -232,6 +232,14 @@ def test_the_missing_capability_is_named(guest: Guest, missing: Capability) -> N
     assert len(said["stderr"].splitlines()) == 1
 
 
+@pytest.mark.once
+def test_what_a_kernel_asks_for_beyond_is_told(guest: Guest) -> None:
+    said = guest.step("refused-paranoid")
+    assert said["exit_status"] == 1
+    assert "(kernel.perf_event_paranoid is 3): set it to 2 " in said["stderr"], said["stderr"]
+    assert len(said["stderr"].splitlines()) == 1
+
+
 def reachable(path: Path) -> bool:
     """Whether another user may enter every folder on the way."""
     return all(folder.stat().st_mode & 0o1 for folder in (path, *path.parents))

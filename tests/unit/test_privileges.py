@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -74,3 +75,20 @@ def test_what_is_not_needed_is_given_up() -> None:
     before = privileges._sets()["Eff"]
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
     assert done.stdout.split() == [str(before & bits(*KEPT))] * 2
+
+
+def test_a_kernel_that_asks_for_more_is_told_of(status: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Debian's, at kernel.perf_event_paranoid=3."""
+    say(status, bits(*NEEDED))
+    paranoid = tmp_path / "paranoid"
+    paranoid.write_text("3\n")
+    monkeypatch.setattr(preflight, "_PARANOID", paranoid)
+    monkeypatch.setattr(preflight, "_KPROBE_PMU", paranoid)
+    monkeypatch.setattr(privileges, "is_root", lambda: False)
+    preflight.check_kprobes()
+    monkeypatch.setattr(preflight, "try_event", lambda: errno.EACCES)
+    with pytest.raises(preflight.Refusal, match=r"\(kernel.perf_event_paranoid is 3\): set it to 2 .*, or use sudo$"):
+        preflight.check_kprobes()
+    # Who has no CAP_PERFMON hears of that first.
+    say(status, 0)
+    preflight.check_kprobes()

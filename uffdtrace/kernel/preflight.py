@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import platform
 import re
+import struct
 from pathlib import Path
 
 from uffdtrace.errors import UffdtraceError
@@ -16,6 +18,7 @@ from uffdtrace.kernel.btf import Btf
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
 _PREEMPT = Path("/sys/kernel/debug/sched/preempt")
+_PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
 
 _CMDLINE = Path("/proc/cmdline")
 _CONFIG = "/boot/config-{release}"
@@ -107,6 +110,24 @@ def try_program() -> int:
     return 0
 
 
+# The head of struct perf_event_attr (include/uapi/linux/perf_event.h): a software event that counts nothing.
+_EVENT = struct.pack("<IIQQQQQ", 1, 112, 9, 0, 0, 0, 1 | 1 << 5 | 1 << 6).ljust(112, b"\0")
+_SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
+
+
+def try_event() -> int:
+    """Open a perf event of our own, and close it: 0, or the errno."""
+    number = _SYS_PERF_EVENT_OPEN.get(platform.machine())
+    if number is None:
+        return 0
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = libc.syscall(number, ctypes.c_char_p(_EVENT), 0, -1, -1, 0)
+    if descriptor < 0:
+        return ctypes.get_errno()
+    os.close(descriptor)
+    return 0
+
+
 def check_privileges() -> None:
     lacks = privileges.missing()
     if lacks:
@@ -114,6 +135,24 @@ def check_privileges() -> None:
         needs = f"{named}, too" if len(lacks) < len(privileges.NEEDED) else f"root, or {named}"
         remedy = privileges.remedy(lacks)
         raise Refusal(f"tracing needs {needs}: {remedy} (uffdtrace report and inspect work without)")
+
+
+def check_perf() -> None:
+    """Raise Refusal where this user may open no perf event, which a kprobe is: Debian's kernels ask for more.
+
+    Theirs have kernel.perf_event_paranoid=3, where CAP_PERFMON is not enough; upstream knows no such level.
+    """
+    failure = try_event()
+    if failure in (errno.EACCES, errno.EPERM):
+        try:
+            level = _PARANOID.read_text().strip()
+        except OSError:
+            level = "?"
+        raise Refusal(
+            f"this kernel lets nobody without CAP_SYS_ADMIN use perf events, which kprobes are"
+            f" (kernel.perf_event_paranoid is {level}): set it to 2 (sysctl kernel.perf_event_paranoid=2), or"
+            f" {privileges.remedy([privileges.Capability.SYS_ADMIN])}"
+        )
 
 
 def check_namespaces() -> None:
@@ -160,6 +199,9 @@ def check_programs() -> None:
 def check_kprobes() -> None:
     if not _KPROBE_PMU.exists():
         raise Refusal("the kernel has no kprobes: it needs CONFIG_KPROBES=y and CONFIG_KPROBE_EVENTS=y")
+    # Who lacks even that is told so already.
+    if privileges.has(privileges.Capability.PERFMON):
+        check_perf()
 
 
 def check_tracing() -> None:
