@@ -142,6 +142,7 @@ def a_report(*ranges: dict[str, Any], verdict: str | None = None, **loss: Any) -
             "schema": "uffdtrace-report/1",
             "trace": TRACE,
             "process": PROCESS,
+            "also_traced": [],
             "processes": [PROCESS],
             "processes_not_searched": None,
             "loss": {"events_dropped": 0, "probes_missed": 0, "unattributed_messages": 0, "lower_bounds": [], **loss},

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from unit.reports import HOSTILE, a_report
 from unit.traces import history, write
 
-from uffdtrace.cli import attach, main, run
+from uffdtrace.cli import attach, common, main, run
 from uffdtrace.cli.common import errors_in_one_line, where
 from uffdtrace.cli.messages import say
 from uffdtrace.kernel.preflight import Refusal
@@ -97,7 +97,7 @@ def test_a_report_that_nobody_can_take_is_one_line(tmp_path: Path, form: str) ->
     [
         (["attach", "qemu"], "'qemu' is no process number: find it with pidof or ps"),
         (["inspect", "0"], "'0' is no process number: find it with pidof or ps"),
-        (["attach", "-d", "nan", "1"], "give a number of seconds"),
+        (["attach", "-d", "nan", "1"], "is no time: give seconds, or a number with s, m or h"),
     ],
 )
 def test_a_word_where_a_number_belongs_is_a_usage_error(arguments: list[str], words: str) -> None:
@@ -178,6 +178,18 @@ def test_a_size(monkeypatch: pytest.MonkeyPatch, size: str, wanted: int) -> None
     monkeypatch.setattr(attach, "load", refuse)
     CliRunner().invoke(main, ["attach", str(os.getpid()), "--max-size", size])
     assert found == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("10", 10.0), ("10s", 10.0), ("0.5", 0.5), (".5s", 0.5), ("2m", 120.0), ("1.5h", 5400.0)]
+)
+def test_a_duration(text: str, seconds: float) -> None:
+    assert common._Duration().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "-1", "1d", "1e3", "inf", "1_0", "s", ".", "1 s", "\u0661", "9" * 10])
+def test_no_duration(text: str) -> None:
+    assert CliRunner().invoke(main, ["attach", "-d", text, "1"]).exit_code == 2
 
 
 @pytest.mark.parametrize("size", ["", "0", "0G", "-1", "1.5G", "1_0", "1GB", "G", "\u0661", "9" * 16])

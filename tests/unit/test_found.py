@@ -43,20 +43,20 @@ def watched(machine: Machine) -> Uffd:
 
 @pytest.mark.parametrize("pid", [OWNER, MONITOR])
 def test_the_process_owns_the_memory_or_holds_the_descriptor(machine: Machine, watched: Uffd, pid: int) -> None:
-    assert machine.look_back.start(pid) == []
+    assert machine.look_back.start([pid] if pid else []) == []
     assert machine.traced == [(CTX, OWNERS_MM)]
     assert machine.ranges() == [(CTX, OWNER, 0, 8)]
     assert ("smaps", STRANGER) not in machine.asked
 
 
 def test_all(machine: Machine, watched: Uffd) -> None:
-    machine.look_back.start(None)
+    machine.look_back.start([])
     assert machine.traced == [(CTX, OWNERS_MM), (CTX + 0x1000, STRANGERS_MM)]
     assert machine.ranges() == [(CTX, OWNER, 0, 8), (CTX + 0x1000, STRANGER, 100, 4)]
 
 
 def test_nobody(machine: Machine, watched: Uffd) -> None:
-    machine.look_back.start(999)
+    machine.look_back.start([999])
     assert (machine.traced, machine.ranges(), machine.waiters()) == ([], [], [])
 
 
@@ -65,7 +65,7 @@ def test_several_holders_of_one(machine: Machine, watched: Uffd, pid: int | None
     """Inherited, duplicated, sent: one userfaultfd all the same."""
     machine.holds = {MONITOR - 1: {5: watched}, MONITOR: {7: watched, 8: watched}, OWNER: {3: watched}}
     watched.waiting = 2
-    machine.look_back.start(pid)
+    machine.look_back.start([pid] if pid else [])
     assert machine.traced == [(CTX, OWNERS_MM)]
     assert machine.ranges() == [(CTX, OWNER, 0, 8)]
     assert machine.waiters() == [(CTX, 0, 2)]
@@ -75,14 +75,14 @@ def test_several_of_one_process(machine: Machine, watched: Uffd) -> None:
     second = Uffd(CTX + 0x2000, OWNERS_MM, OWNER, 1, 1)
     machine.holds[OWNER] = {4: second}
     machine.mappings[OWNER].append(Mapping(20, 2, second, Mode.MISSING))
-    machine.look_back.start(OWNER)
+    machine.look_back.start([OWNER])
     assert machine.ranges() == [(CTX, OWNER, 0, 8), (CTX + 0x2000, OWNER, 20, 2)]
     assert sorted(machine.waiters()) == [(CTX, 0, 0), (CTX + 0x2000, 1, 1)]
 
 
 def test_who_waits(machine: Machine, watched: Uffd) -> None:
     watched.unread, watched.waiting = 3, 5
-    machine.look_back.start(OWNER)
+    machine.look_back.start([OWNER])
     assert machine.waiters() == [(CTX, 3, 5)]
 
 
@@ -92,7 +92,7 @@ def test_who_waits_in_the_queues_is_told_once(machine: Machine, watched: Uffd, p
     watched.queue = [301, 302]
     machine.holds[MONITOR][8] = watched
     machine.holds[STRANGER][3].queue = [501]
-    machine.look_back.start(pid)
+    machine.look_back.start([pid] if pid else [])
     waiting = machine.told(Type.FAULT_FOUND)
     assert waiting["tid"].tolist() == [301, 302] + [501] * (pid is None)
     # Their range stands before them.
@@ -102,46 +102,46 @@ def test_who_waits_in_the_queues_is_told_once(machine: Machine, watched: Uffd, p
 def test_a_descriptor_of_which_fdinfo_says_nothing(machine: Machine, watched: Uffd, monkeypatch: Any) -> None:
     """Closed once the kernel had begun to show it."""
     monkeypatch.setattr(proc, "fdinfo", lambda pid, fd: machine.fdinfo(pid, fd) and None)
-    machine.look_back.start(OWNER)
+    machine.look_back.start([OWNER])
     assert (machine.ranges(), machine.waiters()) == ([(CTX, OWNER, 0, 8)], [])
 
 
 def test_a_descriptor_that_is_gone(machine: Machine, watched: Uffd, monkeypatch: Any) -> None:
     monkeypatch.setattr(proc, "fdinfo", lambda pid, fd: None)
-    machine.look_back.start(None)
+    machine.look_back.start([])
     assert (machine.traced, machine.ranges()) == ([], [])
 
 
 def test_a_process_that_is_gone(machine: Machine, watched: Uffd) -> None:
     machine.mappings.pop(OWNER)
-    assert machine.look_back.start(MONITOR) == []
+    assert machine.look_back.start([MONITOR]) == []
     assert (machine.traced, machine.ranges()) == ([(CTX, OWNERS_MM)], [])
 
 
 def test_memory_whose_owner_the_kernel_does_not_tell(machine: Machine, watched: Uffd) -> None:
     """Without CONFIG_MEMCG."""
     watched.owner = 0
-    machine.look_back.start(MONITOR)
+    machine.look_back.start([MONITOR])
     assert (machine.traced, machine.ranges()) == ([(CTX, OWNERS_MM)], [])
 
 
 def test_what_another_process_looks_at_is_not_our_look(machine: Machine, watched: Uffd) -> None:
     machine.send(Type.USERFAULTFD, ctx=CTX + 0x7000, start=1, aux=OWNER, tgid=STRANGER)
-    machine.look_back.start(OWNER)
+    machine.look_back.start([OWNER])
     assert machine.traced == [(CTX, OWNERS_MM)]
 
 
 def test_names(machine: Machine, watched: Uffd) -> None:
     machine.mappings[OWNER][0].name = "/memfd:guest (deleted)"
     machine.mappings[OWNER].append(Mapping(20, 2, watched))
-    names = machine.look_back.start(OWNER)
+    names = machine.look_back.start([OWNER])
     shown = int(machine.told(Type.USERFAULTFD)["time"][0])
     assert names == [Name(shown, CTX, page(0), page(8), "/memfd:guest (deleted)")]
 
 
 def test_a_range_is_as_old_as_the_first_event_that_is_recorded(machine: Machine, watched: Uffd) -> None:
     machine.mappings[OWNER][0].modes = Mode.WP | Mode.MISSING
-    machine.look_back.start(OWNER)
+    machine.look_back.start([OWNER])
     shown = machine.told(Type.USERFAULTFD)
     (one,) = machine.told(Type.RANGE_FOUND)
     assert one["time"] == shown["time"][shown["ctx"] == CTX][0]
@@ -166,7 +166,7 @@ def test_mappings_that_changed_while_they_were_looked_at(
         return machine.areas(pid)
 
     monkeypatch.setattr(proc, "areas", areas)
-    machine.look_back.start(OWNER)
+    machine.look_back.start([OWNER])
     assert machine.ranges() == ([(CTX, OWNER, 0, 8)] if why == "shown twice" else [])
 
 
@@ -175,7 +175,7 @@ def test_protected_pages(machine: Machine, watched: Uffd) -> None:
         Mapping(0, 8, watched, protected=[(1, 3), (5, 6)]),
         Mapping(20, 4, watched, Mode.MISSING, protected=[(20, 24)]),
     ]
-    machine.look_back.start(OWNER)
+    machine.look_back.start([OWNER])
     pages = machine.told(Type.PAGES_FOUND)
     assert [(int(one["ctx"]), *span(one)) for one in pages] == [(CTX, 1, 2), (CTX, 5, 1)]
     assert set(pages["tgid"].tolist()) == {OWNER}
@@ -186,7 +186,7 @@ def test_protected_pages(machine: Machine, watched: Uffd) -> None:
 def test_a_kernel_that_does_not_show_protection(machine: Machine, watched: Uffd, monkeypatch: Any) -> None:
     monkeypatch.setattr(offers, "pagemap_tells_protection", lambda: False)
     machine.mappings[OWNER][0].protected = [(1, 3)]
-    machine.look_back.start(OWNER)
+    machine.look_back.start([OWNER])
     assert ("pagemap", OWNER) not in machine.asked
     assert machine.told(Type.RANGE_FOUND)["kind"].tolist() == [0]
     assert len(machine.told(Type.PAGES_FOUND)) == 0
@@ -211,13 +211,13 @@ def test_what_is_armed_during_the_look_was_not_found(
         yield page(1), page(8)
 
     monkeypatch.setattr(proc, "protected_runs", protected_runs)
-    machine.look_back.start(OWNER)
+    machine.look_back.start([OWNER])
     assert [span(one) for one in machine.told(Type.PAGES_FOUND)] == [(1, 1), (4, 4)]
 
 
 def test_what_was_found_makes_a_report(machine: Machine, watched: Uffd) -> None:
     machine.mappings[OWNER][0].protected = [(1, 3)]
-    machine.look_back.start(OWNER)
+    machine.look_back.start([OWNER])
     model = Model()
     model.feed(machine.stream.drain(None))
     model.finish()
@@ -232,7 +232,7 @@ def test_what_was_found_makes_a_report(machine: Machine, watched: Uffd) -> None:
 @pytest.fixture
 def late(machine: Machine, watched: Uffd) -> Uffd:
     """One that STRANGER made for itself and handed to MONITOR, that is followed."""
-    machine.look_back.start(MONITOR)
+    machine.look_back.start([MONITOR])
     strange = machine.holds[STRANGER][3]
     machine.holds[MONITOR][9] = strange
     machine.stream.drain(None)
@@ -568,7 +568,7 @@ def test_a_followed_child_is_asked_who_sleeps() -> None:
 
 
 def test_strangers_stay_out_of_the_report(machine: Machine, watched: Uffd) -> None:
-    machine.look_back.start(OWNER)
+    machine.look_back.start([OWNER])
     model = Model()
     model.feed(machine.stream.drain(None))
     model.finish()

@@ -183,6 +183,7 @@ def test_the_whole_report_of_a_small_trace() -> None:
         "schema": "uffdtrace-report/1",
         "trace": TRACE,
         "process": PROCESS,
+        "also_traced": [],
         "processes": [],
         "processes_not_searched": None,
         "loss": {"events_dropped": 0, "probes_missed": 0, "unattributed_messages": 0, "lower_bounds": []},

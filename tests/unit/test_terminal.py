@@ -224,7 +224,7 @@ def traced(
     made = Session(
         cast(Program, FakeProgram(*batches)),
         Options(tmp_path / "trace", most_bytes=most_bytes),
-        process,
+        [process],
         said.append,
         shown.append,
     )

@@ -31,6 +31,7 @@ WHAT: dict[str, Any] = {
         "unproven_probes": {},
     },
     "process": {"pid": 7, "comm": "tracker", "cmdline": ["tracker"]},
+    "also_traced": [],
     "began": 0,
     "page_size": 4096,
     "features_offered": None,

@@ -21,10 +21,12 @@ from uffdtrace.reporters.options import Color, TextOptions
 
 
 @click.command("attach")
-@click.argument("pid", type=PID, required=False)
-@click.option("-p", "--pid", "also", type=PID, metavar="PID", help="The process, as an option.")
-@click.option("--comm", metavar="NAME", help="The one process of that name (ps -o comm).")
-@click.option("--exe", metavar="PATH", help="The one process that runs that program.")
+@click.argument("pids", type=PID, nargs=-1, metavar="[PID]...")
+@click.option(
+    "-p", "--pid", "also", type=PID, multiple=True, metavar="PID", help="A process, as an option (repeatable)."
+)
+@click.option("--comm", metavar="NAME", help="All processes of that name (ps -o comm).")
+@click.option("--exe", metavar="PATH", help="All processes that run that program.")
 @click.option("--all", "everybody", is_flag=True, help="Trace every userfaultfd on the machine instead of one PID's.")
 @click.option(
     "--follow-forks",
@@ -40,8 +42,8 @@ from uffdtrace.reporters.options import Color, TextOptions
 @trace_options("text", "json", "jsonl")
 @errors_in_one_line
 def command(
-    pid: int | None,
-    also: int | None,
+    pids: tuple[int, ...],
+    also: tuple[int, ...],
     comm: str | None,
     exe: str | None,
     everybody: bool,
@@ -54,15 +56,15 @@ def command(
     form: str,
     color: Color,
 ) -> None:
-    """Trace the running process PID until Ctrl-C, its exit, or the duration.
+    """Trace running processes until Ctrl-C, their exit, or the duration.
 
-    PID is the process whose memory is tracked, or the monitor that holds the
+    PID is a process whose memory is tracked, or the monitor that holds the
     userfaultfd. What was registered and protected before is found and told apart.
 
     \b
     Examples:
       uffdtrace attach 1234
-      uffdtrace attach -d 10 -o vm.data $(pidof qemu-kvm)
+      uffdtrace attach -d 10s -o vm.data $(pidof qemu-kvm)
       uffdtrace attach --comm qemu-kvm
       uffdtrace attach --all -d 60
       uffdtrace attach --format jsonl --interval 5 1234
@@ -70,24 +72,26 @@ def command(
     if (interval is None) != (form != "jsonl"):
         raise click.UsageError("--interval SECONDS and --format jsonl go together.")
     by_name = comm is not None or exe is not None
-    ways = [pid is not None, also is not None, by_name, everybody]
-    if everybody and sum(ways) > 1:
+    pids = (*pids, *also)
+    if everybody and (pids or by_name):
         raise click.UsageError("--all traces every process: give a PID or --all, not both.")
-    if sum(ways) > 1:
-        raise click.UsageError("One process is traced: give PID, -p PID, or --comm and --exe.")
-    if not any(ways):
+    if not everybody and not pids and not by_name:
         raise click.UsageError("Missing argument 'PID': give a process, or --all for every userfaultfd.")
     preflight.check_privileges()
-    pid = find(comm, exe) if by_name else also if pid is None else pid
+    # One that is named twice is one.
+    wanted = list(dict.fromkeys([*pids, *(find(comm, exe) if by_name else [])]))
     # Its PIDs would be others than ours.
     preflight.check_namespaces()
     follow = Follow.ALL if everybody else Follow.FORKS if follow_forks else Follow.NOBODY
     options = Options(output, Backend(backend), duration, follow, most_bytes, interval)
-    process = None if pid is None else proc.process(pid)
-    wait_fd = None if pid is None else open_pidfd(pid)
+    processes = [proc.process(pid) for pid in wanted]
+    # A thread's number is refused.
+    descriptors = [open_pidfd(pid) for pid in wanted]
+    # Of several, the end of each is looked for between two looks at the events.
+    wait_fd = descriptors[0] if len(descriptors) == 1 else None
 
     def ended() -> bool:
-        if pid is None or proc.is_alive(pid):
+        if not wanted or any(map(proc.is_alive, wanted)):
             return False
         return follow is not Follow.FORKS or not any(map(proc.is_alive, session.followed))
 
@@ -96,7 +100,7 @@ def command(
 
     with StatusLine(sys.stderr) as status:
         shows = tell if form == "jsonl" else status.show if status.live else None
-        session = Session(load(options, say), options, process, status.say, shows)
+        session = Session(load(options, say), options, processes, status.say, shows)
         report = session.run(release=None, ended=ended, wait_fd=wait_fd)
     say(where(report, output))
     show(report, form, TextOptions(color))

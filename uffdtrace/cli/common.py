@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import re
 import sys
 from pathlib import Path
@@ -68,10 +67,17 @@ class _Size(click.ParamType):
         return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
 
 
-def _a_number(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
-    if value is not None and math.isnan(value):
-        raise click.BadParameter("give a number of seconds")
-    return value
+class _Duration(click.ParamType):
+    """Seconds, or with s, m or h seconds, minutes or hours; more than none."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})([smh]?)", str(value), re.ASCII)
+        seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+        if not seconds:
+            self.fail(f"{value!r} is no time: give seconds, or a number with s, m or h", param, ctx)
+        return seconds
 
 
 def trace_options(*formats: str) -> Callable[[Function], Function]:
@@ -89,10 +95,9 @@ def trace_options(*formats: str) -> Callable[[Function], Function]:
         click.option(
             "-d",
             "--duration",
-            type=click.FloatRange(min=0, min_open=True),
+            type=_Duration(),
             metavar="SECONDS",
-            callback=_a_number,
-            help="Stop after that time.",
+            help="Stop after that time (10, 10s, 2m, 1h).",
         ),
         click.option(
             "--max-size",

@@ -58,7 +58,7 @@ def command(
     try:
         options = Options(output, Backend(backend), duration, Follow.FORKS, most_bytes)
         # No status line: the terminal is the command's, whose output it would garble.
-        session = Session(load(options, say), options, target.process(), say)
+        session = Session(load(options, say), options, [target.process()], say)
         report = session.run(release=target.release, ended=target.ended, wait_fd=open_pidfd(target.pid))
     finally:
         target.abandon()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,8 +70,8 @@ class LookBack:
         # Who waited when the trace began: FAULT_FOUND and EVENT_FOUND.
         self._queued: list[Array] = []
 
-    def start(self, pid: int | None) -> list[Name]:
-        """Have every userfaultfd that `pid` holds, or that watches its memory, traced; or every one there is.
+    def start(self, pids: Sequence[int]) -> list[Name]:
+        """Have every userfaultfd that one of `pids` holds, or that watches its memory, traced; all if there are none.
 
         Puts events into the stream; what they cannot carry, the names of mappings, is returned.
         """
@@ -81,7 +81,7 @@ class LookBack:
                 continue
             for fd in proc.userfaultfds(holder):
                 proc.fdinfo(holder, fd)
-                new = [event for event in self._shown() if self._wanted(event, pid, holder)]
+                new = [event for event in self._shown() if self._wanted(event, pids, holder)]
                 for event in new[:1]:
                     self._program.trace(int(event["ctx"]), int(event["start"]))
                     found += self._look(holder, fd, event)
@@ -95,9 +95,9 @@ class LookBack:
             self._stream.push([_event(Type.SLEEPER_FOUND, tid=tid, tgid=owner) for tid in sleepers])
         return self._ranges(found)
 
-    def _wanted(self, event: Array, pid: int | None, holder: int) -> bool:
+    def _wanted(self, event: Array, pids: Sequence[int], holder: int) -> bool:
         """Whether what a descriptor of `holder` told of is to be traced, and not yet."""
-        return int(event["ctx"]) not in self._looked and pid in (None, holder, int(event["aux"]))
+        return int(event["ctx"]) not in self._looked and (not pids or holder in pids or int(event["aux"]) in pids)
 
     def _look(self, holder: int, fd: int, first: Array) -> list[Array]:
         """Its USERFAULTFD event, from when on its events are recorded; who waits in its queues then is kept."""

@@ -7,7 +7,7 @@ import select
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -104,14 +104,14 @@ class Session:
         self,
         program: Program,
         options: Options,
-        process: proc.Process | None,
+        processes: Sequence[proc.Process],
         say: Say,
         show: Callable[[Progress], None] | None = None,
     ) -> None:
-        """`process` is None where all userfaultfds are traced; `show` is called twice a second, or each interval."""
+        """No `processes` are all userfaultfds; `show` is called twice a second, or each interval."""
         self._program = program
         self._options = options
-        self._process = process
+        self._targets = processes
         self._say = say
         self._show = show
         self._next_show = 0.0
@@ -196,14 +196,16 @@ class Session:
             "uffdtrace": __version__,
             "unproven_probes": proof.unproven(self._program.attachments, self._proof),
         }
-        process = asdict(self._process) if self._process else None
-        pid = self._process.pid if self._process else None
+        targets = [asdict(target) for target in self._targets]
+        pids = [target.pid for target in self._targets]
+        process, also = (targets[0], targets[1:]) if targets else (None, [])
         offered = offers.features()
         writer = Writer(
             output,
             {
                 "trace": trace,
                 "process": process,
+                "also_traced": also,
                 "began": began_ns,
                 "page_size": PAGE_SIZE,
                 "features_offered": offered,
@@ -215,12 +217,12 @@ class Session:
         )
         # Of the report only: the file's head does not know it.
         trace["file_ended"] = None
-        if pid is not None:
+        for pid in pids:
             self._program.follow(pid)
         look_back = found.LookBack(self._program, stream)
         if release is None:
-            self._call(look_back.start(pid), writer)
-        who = f"{self._process.comm} ({pid})" if self._process else "all userfaultfds"
+            self._call(look_back.start(pids), writer)
+        who = ", ".join(f"{target.comm} ({target.pid})" for target in self._targets) or "all userfaultfds"
         self._say(f"tracing {who}: Ctrl-C to end")
         # All that is opened by its path is open. What a target makes us do, we do with less.
         try:
@@ -248,7 +250,7 @@ class Session:
             if self._show is not None:
                 self._progress(self._show, writer, began)
         stream.push(self._readers.look(self._model.watched.current.values()))
-        asleep = found.asleep(sorted(self._registrations.owners | ({pid} if pid else set())))
+        asleep = found.asleep(sorted(self._registrations.owners | set(pids)))
         self._name((int(event["tid"][0]) for event in asleep), writer)
         waiting_for = self._registrations.watching({int(one["tgid"][0]) for one in asleep if one["tid"][0]})
         stream.push(asleep + found.holders(stream, waiting_for))
@@ -284,6 +286,7 @@ class Session:
             began_ns,
             looks=self._sharing.looks,
             threads=self._thread_names,
+            also_traced=also,
         )
 
     def _look_at_file(self, writer: Writer, trace: dict[str, Any], began: float) -> None:

@@ -103,8 +103,8 @@ def who_called_sudo() -> str | None:
 _MOST_NAMED = 8
 
 
-def find(comm: str | None, exe: str | None) -> int:
-    """The one process that is called `comm`, or runs the file `exe`, or both; NoProcess says which there are.
+def find(comm: str | None, exe: str | None) -> list[int]:
+    """The processes that are called `comm`, or run the file `exe`, or both; NoProcess says who holds a userfaultfd.
 
     `comm` is what the kernel keeps of a name, 15 bytes.
     """
@@ -114,10 +114,8 @@ def find(comm: str | None, exe: str | None) -> int:
         for pid in proc.pids()
         if pid != os.getpid() and (wanted is None or proc.comm(pid) == wanted) and (exe is None or _runs(pid, exe))
     ]
-    if len(found) == 1:
-        return found[0]
     if found:
-        raise proc.NoProcess(f"{len(found):,} processes match: {_named(found)}: give one's PID, or --all")
+        return found
     holders = [pid for pid in proc.pids() if proc.userfaultfds(pid)]
     who = f"userfaultfds are held by {_named(holders)}" if holders else "no process that may be looked at holds one"
     raise proc.NoProcess(f"no process is called so: {who}: give a PID")

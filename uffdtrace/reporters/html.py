@@ -252,7 +252,7 @@ def page(report: dict[str, Any], picture: Picture) -> str:
     trace = report["trace"]
     environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        command=command(report["process"]),
+        command=command(report["process"], report["also_traced"]),
         trace={key: printable(value) for key, value in trace.items() if value is not None},
         word=told.word,
         sentence=printable(told.sentence),

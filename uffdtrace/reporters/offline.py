@@ -95,6 +95,7 @@ def _read(path: Path, most_runs: int | None, picture: Picture | None) -> dict[st
         most_runs,
         reader.looks,
         reader.threads,
+        reader.meta["also_traced"],
     )
     if picture is not None:
         cells = max(_FEWEST_CELLS, picture.most_cells // max(1, len(report["ranges"])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,12 @@ class Section:
     ranges: list[dict[str, Any]]
 
 
-def command(process: dict[str, Any] | None) -> str:
+def command(process: dict[str, Any] | None, also: Sequence[dict[str, Any]] = ()) -> str:
     """What was traced, as a line."""
     if process is None:
         return "every userfaultfd"
-    return printable(f"{' '.join(process['cmdline'] or [process['comm']])} ({process['pid']})")
+    called = [printable(f"{' '.join(one['cmdline'] or [one['comm']])} ({one['pid']})") for one in (process, *also)]
+    return ", ".join(called)
 
 
 def badness(found: dict[str, Any]) -> tuple[int, int]:

@@ -236,7 +236,7 @@ def render(report: dict[str, Any], stream: TextIO, options: TextOptions = DEFAUL
     """Write the report to a stream."""
     console = console_for(stream, options.color)
     trace = report["trace"]
-    print_line(console, command(report["process"]))
+    print_line(console, command(report["process"], report["also_traced"]))
     console.print(
         Text(
             printable(

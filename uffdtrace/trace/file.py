@@ -27,7 +27,7 @@ from uffdtrace.errors import UffdtraceError
 # Where a trace goes unless told otherwise, as perf.data.
 DEFAULT = Path("uffdtrace.data")
 MAGIC = b"uffdtrc\n"
-SCHEMA = "uffdtrace-trace/7"
+SCHEMA = "uffdtrace-trace/8"
 HEADER = struct.Struct("<4sIQ")
 META = b"META"
 EVENTS = b"EVNT"

@@ -46,6 +46,8 @@ META = {
     },
     # None where all userfaultfds were traced.
     "process": (_PROCESS, _NONE),
+    # The others that were attached to together with it.
+    "also_traced": [_PROCESS],
     # CLOCK_MONOTONIC, ns, when the trace began.
     "began": Within((int,), 0, (1 << 63) - 1),
     "page_size": Within((int,), 1, 1 << 30),

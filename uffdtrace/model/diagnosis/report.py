@@ -129,13 +129,13 @@ def _range(
 
 
 def _processes(
-    model: Model, process: dict[str, Any] | None, processes: Sequence[dict[str, Any]]
+    model: Model, targets: Sequence[dict[str, Any]], processes: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Those that own or watch memory, by number; the traced one as it was when the trace began."""
     wanted = {uffd.owner for uffd in model.userfaultfds} | {
         pid for uffd in model.userfaultfds for pid in uffd.readers | uffd.callers
     }
-    found = {one["pid"]: one for one in [*processes, *([process] if process else [])]}
+    found = {one["pid"]: one for one in [*processes, *targets]}
     return [found[pid] for pid in sorted(found) if pid in wanted]
 
 
@@ -250,10 +250,11 @@ def build(
     most_runs: int | None = MOST_RUNS,
     looks: Sequence[Look] = (),
     threads: Mapping[int, str] | None = None,
+    also_traced: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """The report of a finished model.
 
-    `trace` and `process` go in as they are. `ending` (the trace file's last
+    `trace`, `process` and `also_traced` go in as they are. `ending` (the trace file's last
     word, empty if it has none): `events_dropped`, `probes_missed` (probe to
     count), `doubtful` (fields that rest on missed probes), `counters`,
     `features_offered`, and `file_ended` where events are missing in the file.
@@ -302,7 +303,8 @@ def build(
         "schema": SCHEMA,
         "trace": trace,
         "process": process,
-        "processes": _processes(model, process, processes),
+        "also_traced": list(also_traced),
+        "processes": _processes(model, [*([process] if process else []), *also_traced], processes),
         "loss": {
             "events_dropped": dropped,
             "probes_missed": missed,
