@@ -7,12 +7,12 @@ import threading
 import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
+from unit.events import Events
 from unit.traces import history, write
 
 from uffdtrace.collect import found
-from uffdtrace.model.account.losses import CODES, Losses
+from uffdtrace.model.records.events import Type
 from uffdtrace.reporters import offline
 from uffdtrace.trace.file import HEADER
 
@@ -33,13 +33,16 @@ def test_no_more_are_asked_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> Non
     assert asked.named(range(10, 20)) == []
 
 
-def test_who_lost_pages_since_the_last_time() -> None:
-    losses = Losses()
-    effect = int(np.flatnonzero(CODES)[0])
-    for tid in (7, 8, 8):
-        losses.add(np.array([tid]), np.array([effect]), 1, np.array([tid], dtype=np.uint32))
-    assert losses.fresh_threads() == [7, 8]
-    assert losses.fresh_threads() == []
+def test_who_wrote_is_asked_for_and_not_who_waits() -> None:
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 8)
+    events.served(0)
+    events.fresh(1)
+    made = events.array()
+    (wrote,) = {int(tid) for tid in made["tid"][made["type"] == Type.FRESH_PAGE]}
+    assert found.writers(made) == [wrote]
+    assert found.writers(made[:2]) == []
 
 
 def test_a_report_from_a_file_has_them(tmp_path: Path) -> None:

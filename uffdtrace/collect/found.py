@@ -21,6 +21,7 @@ from uffdtrace.collect.program import Program
 from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import offers, proc
 from uffdtrace.model.account.watched import Userfaultfd
+from uffdtrace.model.account.work import EVIDENCE
 from uffdtrace.model.diagnosis.report import Name
 from uffdtrace.model.records.events import EVENT, Array, Ioctl, Mode, Type, UffdEvent, name_in
 
@@ -262,8 +263,14 @@ class Processes:
         return processes
 
 
+def writers(events: Array) -> list[int]:
+    """The threads that populated pages, or wrote where nothing protected them."""
+    found: list[int] = np.unique(events["tid"][EVIDENCE[events["type"]]]).tolist()
+    return found
+
+
 class Threads:
-    """What threads are called that lost pages or wait: `tid` and `comm` of each, asked once while it lives."""
+    """What threads are called that may have lost pages, or wait: `tid` and `comm` of each, asked once while it lives."""
 
     def __init__(self) -> None:
         self._asked: set[int] = set()

@@ -334,6 +334,7 @@ class Session:
         who = self._processes.new(stream.held)
         self._who += who
         writer.processes(who)
+        self._name(found.writers(stream.held), writer)
         events = stream.drain(horizon)
         if len(events):
             self._call(self._registrations.names(events), writer)
@@ -343,7 +344,6 @@ class Session:
         due = everything or self._waiting >= _BATCH or time.monotonic() >= self._next_account
         if self._backlog and due:
             self._model.feed(self._behind(None if everything else _BATCH))
-            self._name(self._model.losses.fresh_threads(), writer)
             self._next_account = time.monotonic() + _ACCOUNT_S
         dropped = sum(self._program.losses().values())
         if dropped != self._dropped:

@@ -88,14 +88,6 @@ class Losses:
 
     def __init__(self) -> None:
         self._records: list[Array] = []
-        # As many of these were there when their threads were asked for.
-        self._asked = 0
-
-    def fresh_threads(self) -> list[int]:
-        """Threads (tids) that lost pages since this was asked the last time."""
-        fresh = self._records[self._asked :]
-        self._asked = len(self._records)
-        return sorted({tid for records in fresh for tid in np.unique(records["tid"]).tolist()})
 
     def add(self, places: Array, effects: Array, times: Array | int, tids: Array | int, pages: Array | int = 1) -> None:
         """Note the losses among the effects (rows of CHANGES) of operations, in their order.
