@@ -270,7 +270,7 @@ def writers(events: Array) -> list[int]:
 
 
 class Threads:
-    """What threads are called that may have lost pages, or wait: `tid` and `comm` of each, asked once while it lives."""
+    """What threads are called that wrote or wait: `tid` and `comm` of each, asked once while it lives."""
 
     def __init__(self) -> None:
         self._asked: set[int] = set()
