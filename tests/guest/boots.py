@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRuns
 from pathlib import Path
 
-from guest.features import ABSENT_STEPS, BACKENDS, ONCE
+from guest.features import ABSENT_STEPS, ONCE, backends
 from guest.results import Guest, tail
 from installed import build_deb, from_deb, from_wheel
 
@@ -100,7 +100,7 @@ class Boots:
             command += ["--without", name]
         if suite == ONCE:
             command.append("--once")
-        for backend in self._backends or BACKENDS[suite]:
+        for backend in self._backends or backends(suite, self._long):
             command += ["--backend", backend]
         status, output = self._run(suite, suite, command, folder)
         if not status and (self._long or suite == ONCE):

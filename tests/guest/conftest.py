@@ -11,7 +11,7 @@ from typing import Callable
 
 import pytest
 from guest.boots import Boots
-from guest.features import ABSENT_STEPS, BACKENDS, ONCE, SCENARIOS, SUITES, expected
+from guest.features import ABSENT_STEPS, ONCE, SCENARIOS, SUITES, backends, expected
 from guest.results import Guest, Trace
 
 HERE = Path(__file__).resolve().parent
@@ -57,7 +57,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     rows: list[tuple[str, ...]] = [(suite,) for suite in suites]
     if "backend" in names:
-        rows = [(suite, backend) for suite in suites for backend in option("--backend") or BACKENDS[suite]]
+        every = option("--all")
+        rows = [(suite, one) for suite in suites for one in option("--backend") or backends(suite, every)]
     if "scenario" in names:
         rows = [(*row, scenario) for row in rows for scenario in expected(row[0])]
     # One boot after the other, however the tests are spread over files.

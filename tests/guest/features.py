@@ -312,12 +312,20 @@ SUITES = tuple(ABSENT)
 # auto attaches the same as the third kind, which test_plans.py holds it to: fentry
 # where kernel code is not preempted, kprobes where it is (lazily, since 7.0).
 BACKENDS = {
-    "bullseye": ("auto", "kprobe"),
-    # Both of its neighbours are traced with both.
+    # With both on every change where the kernels differ most, and with --all everywhere.
+    "bullseye": ("auto",),
     "bookworm": ("auto",),
     "trixie": ("auto", "kprobe"),
     "sid": ("auto", "fentry"),
 }
+_WITH_ALL = {"bullseye": ("kprobe",), "bookworm": ("kprobe",)}
+
+
+def backends(suite: str, every: bool) -> tuple[str, ...]:
+    """Those that a suite is traced with; `every` with --all."""
+    return BACKENDS[suite] + (_WITH_ALL.get(suite, ()) if every else ())
+
+
 SAME_AS_AUTO = {"bullseye": "fentry", "bookworm": "fentry", "trixie": "fentry", "sid": "kprobe"}
 # Programs that do not run on a kernel, with or without uffdtrace: CRIU 3.17.1's restorer
 # ends with SIGSEGV in a lazy restore on 5.10, and its dump refuses 7.2's vDSO ("Unexpected
