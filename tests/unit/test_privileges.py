@@ -89,6 +89,9 @@ def test_a_kernel_that_asks_for_more_is_told_of(status: Path, monkeypatch: pytes
     monkeypatch.setattr(preflight, "try_event", lambda: errno.EACCES)
     with pytest.raises(preflight.Refusal, match=r"\(kernel.perf_event_paranoid is 3\): set it to 2 .*, or use sudo$"):
         preflight.check_kprobes()
+    say(status, bits(*NEEDED, Capability.SYS_ADMIN))
+    with pytest.raises(preflight.Refusal, match=r"seccomp profile"):
+        preflight.check_kprobes()
     # Who has no CAP_PERFMON hears of that first.
     say(status, 0)
     preflight.check_kprobes()

@@ -144,6 +144,11 @@ def check_perf() -> None:
     """
     failure = try_event()
     if failure in (errno.EACCES, errno.EPERM):
+        if privileges.has(privileges.Capability.SYS_ADMIN):
+            raise Refusal(
+                f"perf_event_open(2), which makes kprobes, is refused ({os.strerror(failure)}): allow it in the"
+                " container's seccomp profile, or in the security module"
+            )
         try:
             level = _PARANOID.read_text().strip()
         except OSError:
