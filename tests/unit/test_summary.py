@@ -142,3 +142,10 @@ def test_the_command(tmp_path: Path) -> None:
         assert refused.exit_code == 2 and "--summary is text of one trace" in refused.output
     quiet = write(tmp_path / "quiet", Events().array())
     assert CliRunner().invoke(main, ["report", "--summary", str(quiet)]).output.startswith("IDLE")
+
+
+def test_losses_of_which_nobody_knows_how_many() -> None:
+    """In a range that may have been armed before the trace, or of which not all is kept."""
+    lost = a_range(lost=None, verdict="lost-writes")
+    told = answer(a_report(lost, verdict="lost-writes"))
+    assert (told.word, told.sentence) == ("CORRUPT", "writes to armed pages were lost; how many is not known")

@@ -94,6 +94,9 @@ def _unknown(ranges: list[dict[str, Any]]) -> str:
 
 
 def _lost(ranges: list[dict[str, Any]]) -> str:
+    if not ranges:
+        # Seen, in memory of which not all is known.
+        return "writes to armed pages were lost; how many is not known"
     lost = sum(lost_pages(found) or 0 for found in ranges)
     armed = [found["armed_pages"] for found in ranges]
     # A page that is armed again can be lost again.
