@@ -27,7 +27,7 @@ from unit.traces import ENDING, WHAT, history
 
 from uffdtrace.errors import UffdtraceError
 from uffdtrace.model.records.events import EVENT, Array, Kind, Type
-from uffdtrace.reporters import offline, text
+from uffdtrace.reporters import html, offline, text
 from uffdtrace.reporters.options import TextOptions
 from uffdtrace.trace import packing
 from uffdtrace.trace.file import (
@@ -172,16 +172,20 @@ def _bytes(rng: random.Random, data: bytes) -> bytes:
 
 
 def read(path: Path, as_text: bool = True) -> str:
-    """What uffdtrace says of a file: its report as JSON, and as text, too, or its one line."""
+    """What uffdtrace says of a file: its report as JSON, and as text and as a page, too, or its one line."""
+    picture = offline.Picture(offline.MOST_CELLS) if as_text else None
     try:
-        report = offline.read(path)
+        report = offline.read(path, picture=picture)
     except UffdtraceError as error:
         said = str(error)
         assert said and "\n" not in said, said
         return said
     as_json = json.dumps(report, allow_nan=False)
-    if not as_text:
+    if picture is None:
         return as_json
+    page = html.page(report, picture)
+    assert page.count("<script") == page.count("</script") == 2
+    assert not [one for one in page if not one.isprintable() and one not in "\n\t"]
     stream = io.StringIO()
     text.render(report, stream, TextOptions())
     hostile = [one for one in stream.getvalue() if not one.isprintable() and one != "\n"]
