@@ -72,7 +72,7 @@ def attach(guest: Guest, name: str, capabilities: Iterable[str]) -> Result:
     data, out = Path("/tmp") / f"trace-{name}.data", guest.path(f"report-{name}.json")
     command = [*as_nobody(guest, capabilities), "attach", "-o", str(data), "--format", "json"]
     stderr = guest.path(f"stderr-{name}.txt")
-    with standing(guest, "seed", "registered", guest.path(f"truth-{name}.jsonl")) as (workload, pid):
+    with standing(guest, "seed", "armed", guest.path(f"truth-{name}.jsonl")) as (workload, pid):
         with open(out, "w") as report, open(stderr, "w") as err:
             with subprocess.Popen(
                 [*command, str(pid)],
