@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unit.events import Events
 from unit.reports import BASE, HOSTILE, a_range, a_report, latency
 from unit.traces import history, write
 
@@ -135,6 +136,18 @@ def test_a_cell_shows_the_worst_of_its_pages() -> None:
     """The history's four pages: one was told, one lost."""
     _, picture = one()
     assert [(count, KINDS[kind]) for count, kind in picture.maps[0].runs][1] == (1, "lost")
+
+
+def test_what_is_not_known_to_be_armed_is_not_said_to_be_unarmed(tmp_path: Path) -> None:
+    events = Events()
+    events.userfaultfd()
+    # Registered before the trace.
+    events.range_found(0, 8)
+    events.fresh(1)
+    picture = Picture(MOST_CELLS)
+    report = offline.read(write(tmp_path / "trace", events.array()), picture=picture)
+    assert report["ranges"][0]["armed_pages"] is None
+    assert {KINDS[kind] for _, kind in picture.maps[0].runs} == {"undecided"}
 
 
 # ---- time --------------------------------------------------------------------------

@@ -51,13 +51,10 @@ def page_maps(model: Model, ranges: Sequence[dict[str, Any]], most: int) -> list
     pieces: dict[int, list[Piece]] = {}
     for row, piece in model.ranges.pieces():
         pieces.setdefault(row.number, []).append(piece)
-    return [
-        _page_map(model, row, pieces.get(row.number, []), found["lost"]["runs"] or [], most)
-        for row, found in zip(model.rows(), ranges)
-    ]
+    return [_page_map(model, row, pieces.get(row.number, []), found, most) for row, found in zip(model.rows(), ranges)]
 
 
-def _page_map(model: Model, row: Range, pieces: Sequence[Piece], lost: Sequence[dict[str, Any]], most: int) -> PageMap:
+def _page_map(model: Model, row: Range, pieces: Sequence[Piece], found: dict[str, Any], most: int) -> PageMap:
     size = max(1, -(-row.pages // most))
     cells = -(-row.pages // size)
     counts = np.zeros((cells, len(KINDS)), dtype=np.int64)
@@ -65,7 +62,7 @@ def _page_map(model: Model, row: Range, pieces: Sequence[Piece], lost: Sequence[
         states = model.ranges.states(piece)
         first = (piece.start - row.start) // PAGE_SIZE
         _spread(counts, size, first + states.ends - states.sizes, states.sizes, _KIND[states.states])
-    for run in lost:
+    for run in found["lost"]["runs"] or []:
         # Also those of an earlier arming, which the page's state does not tell any more.
         begin = (int(run["start"], 16) - row.start) // PAGE_SIZE
         kind = KINDS.index("lost" if run["how"] == "observed" else "blind")
@@ -73,6 +70,9 @@ def _page_map(model: Model, row: Range, pieces: Sequence[Piece], lost: Sequence[
     kinds = counts[:, :_FIRST_ALARM].argmax(axis=1)
     for alarm in range(_FIRST_ALARM, len(KINDS)):
         kinds[counts[:, alarm] > 0] = alarm
+    if found["armed_pages"] is None:
+        # Armed before the trace, or not: or more than can be kept.
+        kinds[kinds == KINDS.index("untouched")] = _FIRST_ALARM
     changes = np.flatnonzero(np.diff(kinds)) + 1
     bounds = [0, *changes.tolist(), cells]
     return PageMap(size, [(last - first, int(kinds[first])) for first, last in zip(bounds[:-1], bounds[1:])])
