@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
+import pty
 import random
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,6 +216,39 @@ def small_ring(guest: Guest) -> Result:
                 return ended(target, collector)
 
 
+def screen(guest: Guest) -> Result:
+    """A trace on a terminal, which shows how it goes; all that it writes there."""
+    name = "screen"
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    command = [*guest.uffdtrace, "attach", "-o", guest.path(f"trace-{name}.data"), "--format", "json"]
+    written = b""
+    with soaking(guest, name, THREADS, PAGES) as target, open(guest.path(f"report-{name}.json"), "w") as out:
+        with subprocess.Popen(
+            [*command, str(target.pid)],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=slave,
+            env={**guest.environment, "TERM": "xterm"},
+            start_new_session=True,
+        ) as collector:
+            os.close(slave)
+            stopping = messages = 0
+            while True:
+                try:
+                    written += os.read(master, 1 << 16)
+                except OSError:
+                    # Nobody has the terminal open any more.
+                    break
+                if not stopping and b"tracing soak" in written:
+                    say(target)
+                    stopping = time.monotonic_ns() + 10**10
+                if stopping and not messages and time.monotonic_ns() > stopping:
+                    messages = stop(target)
+                    collector.send_signal(signal.SIGINT)
+    return {"exit_status": collector.returncode, "messages": messages, "written": written.decode(errors="replace")}
+
+
 def soak(guest: Guest) -> Result:
     """A long trace at full rate: its counts, and the collector's memory all along."""
     name, memory = "soak", []
@@ -255,6 +292,7 @@ ONCE: dict[str, Callable[[Guest], Result]] = {
     "stopped": stopped,
     "small-ring": small_ring,
     "two": two,
+    "screen": screen,
     "churn": churn,
     "dying": dying,
 }

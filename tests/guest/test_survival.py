@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from guest.results import Guest, Json, read_json
@@ -85,6 +87,18 @@ def test_two_traces_of_one_target_count_the_same(guest: Guest, name: str) -> Non
     report = read_json(guest.folder / f"report-{name}.json")
     assert report is not None
     assert messages(report) == step["messages"]
+
+
+@pytest.mark.once
+def test_what_a_terminal_shows(guest: Guest) -> None:
+    step = guest.step("screen")
+    assert messages(guest.trace("screen").report) == step["messages"]
+    # Drawn again and again where it stood, and gone in the end.
+    drawn = re.findall(r"Range +Memory +Armed +Msg/s +p99 +Lost +Verdict", step["written"])
+    assert len(drawn) > 3
+    assert step["written"].count("\x1b[") > len(drawn)
+    said = step["written"].rpartition("\x1b[J")[2]
+    assert "MB written" not in said and "read it again with uffdtrace report" in said
 
 
 @pytest.mark.once
