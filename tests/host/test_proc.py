@@ -415,3 +415,23 @@ def test_another_user(arguments: list[str], tmp_path: Path) -> None:
 
 def test_report_of_nothing(tmp_path: Path) -> None:
     assert "no trace file" in refused(uffdtrace("report", str(tmp_path / "none")))
+
+
+# ---- a chroot --------------------------------------------------------------------
+
+
+@need_root
+@pytest.mark.parametrize("arguments", [["attach", "1"], ["attach", "--comm", "x"], ["run", "true"], ["inspect", "1"]])
+def test_without_proc_it_is_said_that_it_is_missing(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "uffdtrace", *arguments]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", 'umount -l /proc && exec "$@"', "sh", *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "uffdtrace: there is no /proc here, which tells of processes: mount it (mount -t proc proc /proc)\n"
+    )

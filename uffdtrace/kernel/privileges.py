@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
+from uffdtrace.kernel import proc
+
 _STATUS = Path("/proc/self/status")
 _LAST = Path("/proc/sys/kernel/cap_last_cap")
 # include/uapi/linux/capability.h, _LINUX_CAPABILITY_VERSION_3.
@@ -67,7 +69,12 @@ def is_root() -> bool:
 
 def _sets() -> dict[str, int]:
     """The kernel's `CapEff` and its kin, as bits."""
-    found = re.findall(rb"^Cap(\w+):\t([0-9a-f]+)$", _STATUS.read_bytes(), re.MULTILINE)
+    try:
+        status = _STATUS.read_bytes()
+    except FileNotFoundError:
+        proc.check_mounted()
+        raise
+    found = re.findall(rb"^Cap(\w+):\t([0-9a-f]+)$", status, re.MULTILINE)
     return {name.decode(): int(bits, 16) for name, bits in found}
 
 

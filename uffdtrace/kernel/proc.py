@@ -29,6 +29,17 @@ class NoProcess(UffdtraceError):
     """There is no such process, or it is gone."""
 
 
+class NoProc(UffdtraceError):
+    """/proc is not mounted."""
+
+
+def check_mounted() -> None:
+    """Raise NoProc where all questions would be answered with "no such process", as in a chroot."""
+    # A name that is there for whoever asks, and for nobody without /proc.
+    if not (PROC / "self").exists():
+        raise NoProc(f"there is no {PROC} here, which tells of processes: mount it (mount -t proc proc {PROC})")
+
+
 def gone(pid: int) -> str:
     return f"process {pid} has no memory to look at: it ended, or is the kernel's; see ps for what runs"
 
@@ -59,6 +70,7 @@ def process(pid: int) -> Process:
         comm = (PROC / str(pid) / "comm").read_text(errors="replace").rstrip("\n")
         raw = (PROC / str(pid) / "cmdline").read_bytes()
     except OSError:
+        check_mounted()
         raise NoProcess(f"no process {pid}: see ps for what runs, or start it under uffdtrace run") from None
     return Process(pid, comm, [part.decode(errors="replace") for part in raw.split(b"\0")[:-1]])
 
