@@ -86,9 +86,8 @@ def _inserted(events: Array, returns: Array, instead: Array, acts: Array, before
     at = place + np.arange(len(acts))
     theirs = np.ones(len(whole), dtype=bool)
     theirs[at] = False
-    old = np.ascontiguousarray(events).view(WHOLE).copy()
-    old[returns] = instead.view(WHOLE)
-    whole[theirs] = old
+    whole[theirs] = np.ascontiguousarray(events).view(WHOLE)
+    whole[returns + np.searchsorted(place, returns, side="right")] = instead.view(WHOLE)
     whole[at] = acts.view(WHOLE)
     found: Array = whole.view(EVENT)
     return found
