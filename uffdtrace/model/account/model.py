@@ -225,6 +225,8 @@ class Model:
     def _first_unseen(self, events: Batch) -> int | None:
         """The first fault in a range whose registration was not seen."""
         faults = np.flatnonzero(events["type"] == Type.FAULT)
+        if not faults.size:
+            return None
         unseen: list[int] = []
         for ctx, index in by_value(events["ctx"][faults]):
             mine = faults[index]
@@ -257,36 +259,53 @@ class Model:
         events = work.events[chosen]
         types = events["type"]
         number = space.numbers(work.start[chosen])
+        # Between thousands of registrations runs have an event or two: what they lack is not gone through.
         calls = np.flatnonzero(types == Type.IOCTL)
-        for lost in calls[number[calls] < 0].tolist():
-            number[lost] = space.touched(int(events["start"][lost]), int(events["end"][lost]))
+        if calls.size:
+            for lost in calls[number[calls] < 0].tolist():
+                number[lost] = space.touched(int(events["start"][lost]), int(events["end"][lost]))
+            uffd.callers.update(different(events["tgid"][calls]))
         work.numbers[chosen] = number
         work.uffds[chosen] = uffd.number
-        uffd.callers.update(different(events["tgid"][calls]))
-        described = np.flatnonzero(events["flags"])
-        described = described[number[described] >= 0]
-        self.ranges.describe(events["flags"][described], number[described])
+        described = np.flatnonzero((events["flags"] != 0) & (number >= 0))
+        if described.size:
+            self.ranges.describe(events["flags"][described], number[described])
         messages = np.flatnonzero(types == Type.MESSAGE)
+        if messages.size:
+            messages = self._messages(uffd, events, messages, number)
+        tally.faults(self.ranges, uffd, events, number)
+        # On hugetlb memory, what was told before the trace was told of a whole huge page, too.
+        found = np.flatnonzero(types == Type.FAULT_FOUND)
+        named = np.concatenate([messages, found[number[found] >= 0]]) if found.size else messages
+        self._pages(work, chosen, uffd, number, named)
+
+    def _messages(self, uffd: Userfaultfd, events: Batch, messages: Array, number: Array) -> Array:
+        """Count those at these indices; the ones whose range is known."""
         uffd.read(events[messages])
         known = number[messages] >= 0
         self.unattributed_messages += len(messages) - int(known.sum())
         messages = messages[known]
         tally.by_kind(self.ranges, "messages", number[messages], events["kind"][messages])
-        tally.faults(self.ranges, uffd, events, number)
+        return messages
 
-        start, pages, ops = work.start[chosen], work.pages[chosen], work.op[chosen]
-        # On hugetlb memory, what was told before the trace was told of a whole huge page, too.
-        found = np.flatnonzero(types == Type.FAULT_FOUND)
-        named = np.concatenate([messages, found[number[found] >= 0]])
+    def _pages(self, work: Work, chosen: Array | slice, uffd: Userfaultfd, number: Array, named: Array) -> None:
+        """What these events did to pages; `named` are messages, which name all of a huge page."""
+        events, start, pages, ops = work.events[chosen], work.start[chosen], work.pages[chosen], work.op[chosen]
         self._whole_pages(events, start, pages, number, named)
         small = pages <= EXPAND_PAGES
         small[named] = True
         active = np.flatnonzero((ops != Op.NOTHING) & small)
         if uffd.has(Feature.WP_ASYNC):
             # The kernel notes writes by itself.
-            active = active[~EVIDENCE[types[active]]]
+            active = active[~EVIDENCE[events["type"][active]]]
+        if not active.size:
+            return
         # A trace may claim more than fits in memory at once.
-        for part in np.split(active, np.flatnonzero(np.diff(np.cumsum(pages[active]) // _MOST_EXPANDED)) + 1):
+        expanded = np.cumsum(pages[active])
+        parts = [active]
+        if expanded[-1] > _MOST_EXPANDED:
+            parts = np.split(active, np.flatnonzero(np.diff(expanded // _MOST_EXPANDED)) + 1)
+        for part in parts:
             if part.size:
                 self._operations.page_by_page(uffd, events[part], start[part], pages[part], ops[part])
 

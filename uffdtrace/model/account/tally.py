@@ -32,6 +32,8 @@ def faults(ranges: Ranges, uffd: Userfaultfd, events: Batch, numbers: Array) -> 
     """
     index = np.flatnonzero(events["type"] == Type.FAULT)
     index = index[numbers[index] >= 0]
+    if not index.size:
+        return
     asleep = events["ret"][index] == 0
     slept = index if asleep.all() else index[asleep]
     by_kind(ranges, "faults", numbers[slept], events["kind"][slept])

@@ -13,6 +13,7 @@ from uffdtrace.model.diagnosis.rules_monitor import FASTER, MONITOR_RULES, NO_RE
 
 SEVERITIES = ("error", "warning", "note")
 RULES: tuple[Rule, ...] = (*LOSS_RULES, *CALL_RULES, *MONITOR_RULES, *MEMORY_RULES)
+_WORST_FIRST = sorted(RULES, key=lambda rule: SEVERITIES.index(rule.severity))
 
 
 def _count(number: int, unit: str) -> str:
@@ -37,20 +38,18 @@ def _written(template: str, rule: Rule, number: int, case: Case) -> str:
 def findings(case: Case) -> list[dict[str, object]]:
     """The findings that apply, worst first, in the form of the report (design.md section 4)."""
     found: list[dict[str, object]] = []
-    for severity in SEVERITIES:
-        for rule in RULES:
-            number = rule.count(case) if rule.severity == severity else 0
-            if number:
-                found.append(
-                    {
-                        "id": rule.id,
-                        "severity": severity,
-                        "pages": number,
-                        "unit": rule.unit,
-                        "message": _written(rule.message, rule, number, case),
-                        "remedy": _written(rule.remedy, rule, number, case) + ".",
-                    }
-                )
+    for rule in _WORST_FIRST:
+        if number := rule.count(case):
+            found.append(
+                {
+                    "id": rule.id,
+                    "severity": rule.severity,
+                    "pages": number,
+                    "unit": rule.unit,
+                    "message": _written(rule.message, rule, number, case),
+                    "remedy": _written(rule.remedy, rule, number, case) + ".",
+                }
+            )
     return found
 
 
