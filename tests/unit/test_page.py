@@ -23,6 +23,7 @@ from uffdtrace.cli import main
 from uffdtrace.model.account.timeline import SLOTS, Timeline
 from uffdtrace.model.diagnosis import page_map
 from uffdtrace.model.diagnosis.page_map import KINDS, PageMap
+from uffdtrace.model.records.batch import Batch
 from uffdtrace.reporters import offline
 from uffdtrace.reporters.html import page
 from uffdtrace.reporters.offline import MOST_CELLS, Picture
@@ -164,6 +165,20 @@ def test_a_timeline_counts_everything_whenever_it_comes(times: list[int]) -> Non
     assert counts.sum() == len(times) and len(counts) == SLOTS
     for slot in range(SLOTS):
         assert counts[slot] == sum(slot * timeline.width <= time < (slot + 1) * timeline.width for time in times)
+
+
+@pytest.mark.parametrize("first", [0, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_times_that_no_kernel_has_break_nothing(first: int) -> None:
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 4)
+    events.served(1)
+    made = events.array()
+    made["time"][0] = first
+    timeline = Timeline()
+    timeline.feed(Batch(made))
+    timeline.add("lost", made["time"], np.ones(len(made), dtype=np.int64))
+    assert timeline.counts("messages").sum() == 1 and timeline.counts("lost").sum() == len(made)
 
 
 def test_faults_wait_between_their_begin_and_their_end() -> None:

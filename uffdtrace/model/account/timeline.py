@@ -11,6 +11,7 @@ from uffdtrace.model.records.events import Array, Type
 SLOTS = 256
 # A slot begins so short, and doubles when the trace is longer than all slots.
 _FIRST_WIDTH_NS = 1_000_000
+_LATEST = int(np.iinfo(np.int64).max)
 SERIES = ("messages", "lost", "arms", "discards", "began", "ended")
 
 
@@ -29,7 +30,8 @@ class Timeline:
         """The next events, in their order."""
         times, types = events["time"], events["type"]
         if self.start is None and len(events):
-            self.start = int(times[0])
+            # A trace may claim any time: beyond this, numpy would count in doubles.
+            self.start = min(int(times[0]), _LATEST)
         self.add("messages", times[types == Type.MESSAGE])
         self.add("arms", times[(types == Type.PROTECT) & (events["kind"] == 1)])
         self.add("discards", times[DISCARDS[types]])
