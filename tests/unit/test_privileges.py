@@ -95,3 +95,36 @@ def test_a_kernel_that_asks_for_more_is_told_of(status: Path, monkeypatch: pytes
     # Who has no CAP_PERFMON hears of that first.
     say(status, 0)
     preflight.check_kprobes()
+
+
+class Kernel:
+    """Only whether its maps count as locked memory."""
+
+    def __init__(self, counts: bool) -> None:
+        self._counts = counts
+
+    def member_type(self, structure: str, member: str) -> str | None:
+        return "bpf_map_memory" if self._counts and (structure, member) == ("bpf_map", "memory") else None
+
+
+@pytest.mark.parametrize(
+    ("counts", "most", "capable", "refused"),
+    [
+        (True, 65536, False, True),
+        (True, 65536, True, False),
+        (True, -1, False, False),
+        (True, 1 << 40, False, False),
+        (False, 65536, False, False),
+    ],
+)
+def test_where_maps_are_locked_memory(
+    status: Path, monkeypatch: pytest.MonkeyPatch, counts: bool, most: int, capable: bool, refused: bool
+) -> None:
+    """Up to 5.10."""
+    say(status, bits(*NEEDED) | (bits(Capability.SYS_RESOURCE) if capable else 0))
+    monkeypatch.setattr(preflight.resource, "getrlimit", lambda _: (0, most))
+    if refused:
+        with pytest.raises(preflight.Refusal, match=r"65,536 bytes: raise it \(ulimit -l unlimited\)"):
+            preflight.check_memory(Kernel(counts))  # type: ignore[arg-type]
+    else:
+        preflight.check_memory(Kernel(counts))  # type: ignore[arg-type]

@@ -79,6 +79,7 @@ def load(options: Options, say: Say) -> Program:
     symbols = Symbols()
     with Btf() as btf:
         preflight.check_ring(btf)
+        preflight.check_memory(btf)
         attachments = probes.plan(btf, symbols, options.backend, preflight.preemptible())
         defines = layout.defines(btf, symbols)
     if options.follow is not Follow.NOBODY:

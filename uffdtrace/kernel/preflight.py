@@ -7,6 +7,7 @@ import errno
 import os
 import platform
 import re
+import resource
 import struct
 from pathlib import Path
 
@@ -20,6 +21,8 @@ _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
 _PREEMPT = Path("/sys/kernel/debug/sched/preempt")
 _PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
 
+# More than all maps of a trace take.
+_LOCKED_BYTES = 512 << 20
 _CMDLINE = Path("/proc/cmdline")
 _CONFIG = "/boot/config-{release}"
 _NAMESPACES = Path("/proc/self/ns")
@@ -182,6 +185,22 @@ def check_ring(btf: Btf) -> None:
         raise Refusal(
             "this real-time kernel may sleep in the BPF ring buffer's lock, where it must not: boot Linux 6.12 or"
             " newer, or a kernel without PREEMPT_RT"
+        )
+
+
+def check_memory(btf: Btf) -> None:
+    """Raise Refusal where maps count as locked memory, of which this user may have too little.
+
+    They do before the series "bpf: Eliminate rlimit-based memory accounting" (5.11).
+    """
+    if btf.member_type("bpf_map", "memory") is None or privileges.has(privileges.Capability.SYS_RESOURCE):
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if most != resource.RLIM_INFINITY and most < _LOCKED_BYTES:
+        remedy = privileges.remedy([privileges.Capability.SYS_RESOURCE])
+        raise Refusal(
+            f"this kernel counts BPF maps as locked memory, of which this user may have {most:,} bytes: raise it"
+            f" (ulimit -l unlimited), add CAP_SYS_RESOURCE, or {remedy}"
         )
 
 
