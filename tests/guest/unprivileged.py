@@ -12,8 +12,8 @@ from typing import Callable
 from steps import FINISH_SECONDS, READY_SECONDS, Guest, Result, answered, finish, go_on, standing, until_ready
 
 NOBODY = 65534
+# As in kernel/privileges.py (tests/unit/test_privileges.py compares them).
 NEEDED = ("bpf", "perfmon", "sys_ptrace", "syslog", "dac_read_search")
-# What tests/unit holds against kernel/privileges.py.
 HELPFUL = ("sys_rawio", "sys_resource")
 # Another user may not be let through the folders above these two.
 SEEN = Path("/run/uffdtrace-test")

@@ -480,3 +480,8 @@ def test_watching_ends_with_the_process() -> None:
     _, err = watch.communicate(timeout=60)
     assert watch.returncode == 1
     assert len(err.splitlines()) == 1 and str(pid) in err
+
+
+def test_watching_has_no_status_to_tell() -> None:
+    assert uffdtrace(str(os.getpid()), "--watch", "1", "--check").returncode == 2
+    assert uffdtrace(str(os.getpid()), "--watch", "nan").returncode == 2

@@ -45,11 +45,12 @@ axe.run(document).then((found) => {
 </script>
 """
 
-pytestmark = [pytest.mark.host, pytest.mark.skipif(BROWSER is None, reason="needs chromium")]
+pytestmark = pytest.mark.host
 
 
 def dom(page: str, folder: Path, *options: str) -> str:
     """The page as the browser has it once its scripts have run."""
+    assert BROWSER, "chromium is missing: scripts/test installs it"
     file = folder / "page.html"
     file.write_text(page, encoding="utf-8")
     command = [str(BROWSER), *OPTIONS, *options, f"--user-data-dir={folder / 'profile'}", "--dump-dom", file.as_uri()]

@@ -184,7 +184,7 @@ def test_a_size(monkeypatch: pytest.MonkeyPatch, size: str, wanted: int) -> None
     ("text", "seconds"), [("10", 10.0), ("10s", 10.0), ("0.5", 0.5), (".5s", 0.5), ("2m", 120.0), ("1.5h", 5400.0)]
 )
 def test_a_duration(text: str, seconds: float) -> None:
-    assert common._Duration().convert(text, None, None) == seconds
+    assert common.Duration().convert(text, None, None) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "0s", "-1", "1d", "1e3", "inf", "1_0", "s", ".", "1 s", "\u0661", "9" * 10])

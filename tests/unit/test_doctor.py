@@ -55,6 +55,10 @@ class FakeBtf:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def member_type(self, structure: str, member: str) -> str | None:
+        """A kernel whose maps are no locked memory."""
+        return None
+
     def function(self, name: str) -> Function | None:
         return Function(name, self.functions[name], False) if name in self.functions else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -82,7 +81,6 @@ def test_an_explanation_is_whole(name: str) -> None:
     assert CliRunner().invoke(main, ["explain", f"[{name}]"]).output == said.output
 
 
-@pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
 @pytest.mark.parametrize("which", ["wrong", "right"])
 def test_the_code_compiles(which: str, tmp_path: Path) -> None:
     for name, found in everything().items():

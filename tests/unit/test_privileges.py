@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from uffdtrace.kernel import preflight, privileges
-from uffdtrace.kernel.privileges import KEPT, NEEDED, Capability
+from uffdtrace.kernel.privileges import HELPFUL, KEPT, NEEDED, Capability
 
 ALL = (1 << 41) - 1
 
@@ -128,3 +129,11 @@ def test_where_maps_are_locked_memory(
             preflight.check_memory(Kernel(counts))  # type: ignore[arg-type]
     else:
         preflight.check_memory(Kernel(counts))  # type: ignore[arg-type]
+
+
+def test_guests_try_what_the_code_needs() -> None:
+    """What runs in a guest imports nothing of ours."""
+    text = (Path(__file__).resolve().parents[1] / "guest" / "unprivileged.py").read_text()
+    for name, wanted in (("NEEDED", NEEDED), ("HELPFUL", HELPFUL)):
+        told = re.search(rf"^{name} = \((.*)\)$", text, re.MULTILINE)
+        assert told and re.findall(r"\w+", told[1]) == [capability.name.lower() for capability in wanted]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from uffdtrace.cli.common import PID, errors_in_one_line, show, trace_options, where, write
+from uffdtrace.cli.common import PID, Duration, errors_in_one_line, show, trace_options, where, write
 from uffdtrace.cli.messages import say
 from uffdtrace.cli.status import StatusLine
 from uffdtrace.collect.program import Follow
@@ -35,7 +35,7 @@ from uffdtrace.reporters.options import Color, TextOptions
 )
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Duration(),
     metavar="SECONDS",
     help="With --format jsonl: a line of JSON on standard output so often, the report as the last.",
 )

@@ -67,7 +67,7 @@ class _Size(click.ParamType):
         return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
 
 
-class _Duration(click.ParamType):
+class Duration(click.ParamType):
     """Seconds, or with s, m or h seconds, minutes or hours; more than none."""
 
     name = "seconds"
@@ -95,7 +95,7 @@ def trace_options(*formats: str) -> Callable[[Function], Function]:
         click.option(
             "-d",
             "--duration",
-            type=_Duration(),
+            type=Duration(),
             metavar="SECONDS",
             help="Stop after that time (10, 10s, 2m, 1h).",
         ),

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import click
 
 from uffdtrace import __version__
-from uffdtrace.cli.common import PID, color_option, errors_in_one_line, format_option, write
+from uffdtrace.cli.common import PID, Duration, color_option, errors_in_one_line, format_option, write
 from uffdtrace.collect.target import open_pidfd
 from uffdtrace.kernel import offers, privileges, proc, sharing
 from uffdtrace.kernel.pagemap import Kind, Pagemap
@@ -38,7 +38,7 @@ _STATUSES = {"holes": 3, "unknown": 4, "unprotected": 5}
 @click.option("--pages", is_flag=True, help="List the pages whose next write sends no message.")
 @click.option(
     "--watch",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Duration(),
     metavar="SECONDS",
     help="Look again and again, so often, until Ctrl-C or the process ends.",
 )
@@ -63,6 +63,8 @@ def command(pid: int, form: str, color: Color, summary: bool, pages: bool, watch
     """
     if summary and (form != "text" or pages):
         raise click.UsageError("--summary is text, and takes no --pages")
+    if watch is not None and check:
+        raise click.UsageError("--check judges one look: --watch goes on until the process ends")
     found = inspect(pid, pages)
 
     def as_text(stream: TextIO) -> None:

@@ -158,6 +158,7 @@ class _Kernel:
 
     def plan(self) -> list[Attachment]:
         preflight.check_ring(self.btf)
+        preflight.check_memory(self.btf)
         return probes.plan(self.btf, self.symbols, self._backend, self._preemptible)
 
     def rows(self, planned: list[Attachment] | None) -> list[Json]:

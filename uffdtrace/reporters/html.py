@@ -20,6 +20,7 @@ from uffdtrace.model.records.events import Array
 from uffdtrace.reporters.explained import everything
 from uffdtrace.reporters.grouped import Grouped, grouped
 from uffdtrace.reporters.harmless import printable
+from uffdtrace.reporters.latency import PARTS
 from uffdtrace.reporters.offline import Picture
 from uffdtrace.reporters.sections import badness, command
 from uffdtrace.reporters.summary import answer
@@ -33,12 +34,6 @@ _COLUMNS = 64
 # What is longer is packed.
 _PLAIN_BYTES = 1 << 18
 _HEIGHT = 100.0
-_PARTS = (
-    ("queue", "fault to read"),
-    ("service", "read to wake"),
-    ("wakeup", "wake to run"),
-    ("total", "fault to wake"),
-)
 _MEANINGS = {
     "untouched": "not armed",
     "protected": "armed, not written",
@@ -192,8 +187,8 @@ def _latency(found: dict[str, Any]) -> dict[str, Any]:
         "title": name(found, 80) or addresses(found),
         "faults": f"{measured['faults']:,}",
         "parts": [
-            (part, meaning, [readable(values[key]) if values else "?" for key in ("p50", "p90", "p99", "max")])
-            for part, meaning in _PARTS
+            (word, meaning, [readable(values[key]) if values else "?" for key in ("p50", "p90", "p99", "max")])
+            for part, (word, meaning) in PARTS.items()
             for values in [measured if part == "total" else measured[part]]
         ],
         "bins": [

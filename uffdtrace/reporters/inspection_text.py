@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from uffdtrace.model.diagnosis.inspection import VERDICTS
+from uffdtrace.model.diagnosis.rules import RULES, plain_remedy
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.options import DEFAULT, MOST_RANGES, Color, TextOptions
 from uffdtrace.reporters.sections import command
@@ -27,12 +28,9 @@ _MEANING = {
     "idle": "nothing happened",
     "unregistered": "nothing is registered with userfaultfd",
 }
-_POPULATE = (
-    "populate the range before UFFDIO_WRITEPROTECT (madvise MADV_POPULATE_READ, Linux 5.14, or read every page), or"
-    " register it with UFFDIO_REGISTER_MODE_MISSING too, or ask for UFFD_FEATURE_WP_UNPOPULATED (Linux 6.4)"
-)
+_RULES = {rule.id: rule for rule in RULES}
 _REMEDIES = {
-    "holes": _POPULATE,
+    "holes": plain_remedy(_RULES["unpopulated"]),
     "unprotected": "call UFFDIO_WRITEPROTECT with UFFDIO_WRITEPROTECT_MODE_WP when the pages are there: registering"
     " protects nothing",
     "pending": "see that the monitor reads every message and answers each",

@@ -12,7 +12,7 @@ from uffdtrace.reporters.terminal import duration, fits, table
 from uffdtrace.reporters.words import addresses, noun
 
 _PERCENTILES = ("p50", "p90", "p99", "max")
-_PARTS = {
+PARTS = {
     "queue": ("queue", "fault to read"),
     "service": ("service", "read to wake"),
     "wakeup": ("wake-up", "wake to run"),
@@ -22,8 +22,8 @@ _PARTS = {
 
 def latency_table(console: Console, ranges: list[dict[str, Any]]) -> Table:
     """A row of four lines for each range; each must have latencies."""
-    explained = _table(console, ranges, [f"{part} ({meaning})" for part, meaning in _PARTS.values()])
-    return explained if fits(console, explained) else _table(console, ranges, [part for part, _ in _PARTS.values()])
+    explained = _table(console, ranges, [f"{part} ({meaning})" for part, meaning in PARTS.values()])
+    return explained if fits(console, explained) else _table(console, ranges, [part for part, _ in PARTS.values()])
 
 
 def _table(console: Console, ranges: list[dict[str, Any]], labels: list[str]) -> Table:
@@ -35,7 +35,7 @@ def _table(console: Console, ranges: list[dict[str, Any]], labels: list[str]) ->
         made.add_column(name, justify="right", overflow="fold")
     for found in ranges:
         measured = found["latency_us"]
-        parts = [measured if part == "total" else measured[part] for part in _PARTS]
+        parts = [measured if part == "total" else measured[part] for part in PARTS]
         made.add_row(
             addresses(found, "-\n"),
             f"{measured['faults']:,}",

@@ -8,7 +8,7 @@ payload, length of the payload in bytes, little-endian), then the payload.
     PACK  the same in fewer bytes (trace/packing.py)
     NAME  JSON: what mappings are called (model.diagnosis.report.Name)
     PROC  JSON: pid, comm and cmdline (or null) of processes that own or watch memory
-    THRD  JSON: tid and comm of threads that lost pages or wait
+    THRD  JSON: tid and comm of threads that wrote or wait
     MAPD  JSON: who else maps registered shared memory (model.elsewhere.Look)
     LOSS  JSON: what was dropped so far, whenever that changes
     DONE  JSON, last: why it stopped, loss, counts of faults and messages that are not in the file

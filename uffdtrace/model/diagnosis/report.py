@@ -258,7 +258,7 @@ def build(
     word, empty if it has none): `events_dropped`, `probes_missed` (probe to
     count), `doubtful` (fields that rest on missed probes), `counters`,
     `features_offered`, and `file_ended` where events are missing in the file.
-    `processes` are those that own or watch memory, `threads` what those are called (by tid) that lost pages
+    `processes` are those that own or watch memory, `threads` what those are called (by tid) that wrote
     or wait, as far as they lived when they were asked. `began` is the time (ns,
     CLOCK_MONOTONIC) from which the report counts seconds; a range lists
     `most_runs` of its lost pages' runs, or all.
