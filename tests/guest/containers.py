@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
 from typing import Callable
 
 from steps import FINISH_SECONDS, READY_SECONDS, Guest, Result, attached, finish, first_line, go_on, started
+from survival import PAGES, THREADS, ended, say
+from unprivileged import NOBODY
 
 CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc"]
+# In memory: there the target's log is, too, and its user may write.
+JAIL = Path("/dev/shm/uffdtrace-jail")
+# How it gets from a container of its own to its program and its log: another user beside the host's
+# files, and one who sees neither them nor a /proc.
+JAILS = {
+    "jailed-user": (
+        *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
+        *(f"{JAIL}/soak", str(THREADS), str(PAGES), f"{JAIL}/log"),
+    ),
+    "jailed-chroot": ("chroot", f"--userspec={NOBODY}:{NOBODY}", str(JAIL), "/soak", str(THREADS), str(PAGES), "/log"),
+}
+TRACED_SECONDS = 3
 # Too few would let a refusal come late, and still pass.
 REFUSED_SECONDS = 60
 
@@ -75,9 +90,32 @@ def refused(guest: Guest, name: str, *unshare: str) -> Result:
     return answers
 
 
+def jailed(guest: Guest, name: str) -> Result:
+    """A target of another user in namespaces of its own: how many messages it read while traced from the host."""
+    shutil.rmtree(JAIL, ignore_errors=True)
+    JAIL.mkdir()
+    JAIL.chmod(0o777)
+    shutil.copy(f"{guest.programs}/soak", JAIL)
+    # Since Linux 5.11 (d0d4730ac2e4) others than root may handle no fault of the kernel otherwise.
+    Path("/proc/sys/vm/unprivileged_userfaultfd").write_text("1")
+    try:
+        command = [*CONTAINER, *JAILS[name]]
+        with started(guest, command, subprocess.PIPE, subprocess.DEVNULL, subprocess.PIPE) as target:
+            outside = on_the_host(int(first_line(target, FINISH_SECONDS)))
+            owner = Path(f"/proc/{outside}").stat().st_uid
+            sees_proc = Path(f"/proc/{outside}/root/proc").exists()
+            with attached(guest, name, str(outside)) as collector:
+                say(target)
+                time.sleep(TRACED_SECONDS)
+                return {**ended(target, collector), "pid": outside, "user": owner, "sees_proc": sees_proc}
+    finally:
+        shutil.rmtree(JAIL)
+
+
 STEPS: dict[str, Callable[[Guest], Result]] = {
     "container-attach": attach,
     "container-run": run,
+    **{name: lambda guest, name=name: jailed(guest, name) for name in JAILS},  # type: ignore[misc]
     "refused-pid-namespace": lambda guest: refused(guest, "refused-pid-namespace", *CONTAINER[1:]),
     "refused-time-namespace": lambda guest: refused(guest, "refused-time-namespace", "--time", "--fork"),
 }

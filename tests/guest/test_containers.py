@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from guest.compare import compare, owned_ranges
 from guest.results import Guest
+from guest.test_survival import messages
 
 pytestmark = pytest.mark.once
 
@@ -28,6 +29,18 @@ def test_run_of_a_container(guest: Guest) -> None:
     assert outside != truth["pid"] and not owned_ranges(trace.report, truth["pid"])
     outcome = compare(trace.report, {**truth, "pid": outside})
     assert not outcome.differences, outcome.differences
+
+
+@pytest.mark.parametrize(("name", "sees_proc"), [("jailed-user", True), ("jailed-chroot", False)])
+def test_another_user_in_namespaces_of_its_own(guest: Guest, name: str, sees_proc: bool) -> None:
+    step, report = guest.step(name), guest.trace(name).report
+    assert step["exit_status"] == 0, guest.trace(name).stderr
+    assert step["user"] != 0 and step["sees_proc"] == sees_proc
+    assert messages(report) == step["messages"] > 0
+    assert sum(found["lost"]["observed"] for found in report["ranges"]) == 0
+    assert [(one["pid"], one["comm"]) for one in report["processes"]] == [(step["pid"], "soak")]
+    # Readable from outside, wherever its own /proc may be.
+    assert report["verdict"] == "ok" and "unreadable" not in guest.trace(name).stderr
 
 
 @pytest.mark.parametrize("verb", ["attach", "run"])
