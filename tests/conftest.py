@@ -53,7 +53,7 @@ def boots(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(autouse=True)
 def privileges_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trace in this process would take them from all tests after it."""
-    monkeypatch.setattr(privileges, "drop", lambda: None)
+    monkeypatch.setattr(privileges, "drop", lambda but=(): None)
 
 
 @pytest.hookimpl(trylast=True)

@@ -71,11 +71,13 @@ def test_root_is_not_told_to_use_sudo(status: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_what_is_not_needed_is_given_up() -> None:
-    code = "from uffdtrace.kernel import privileges as p; p.drop(); print(p._sets()['Eff'], p._sets()['Prm'])"
+@pytest.mark.parametrize("but", [(), (Capability.SYS_ADMIN,)])
+def test_what_is_not_needed_is_given_up(but: tuple[Capability, ...]) -> None:
+    code = "from uffdtrace.kernel import privileges as p; p.drop({}); print(p._sets()['Eff'], p._sets()['Prm'])"
     before = privileges._sets()["Eff"]
-    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
-    assert done.stdout.split() == [str(before & bits(*KEPT))] * 2
+    command = [sys.executable, "-c", code.format([int(one) for one in but])]
+    done = subprocess.run(command, text=True, capture_output=True, check=True)
+    assert done.stdout.split() == [str(before & bits(*KEPT, *but))] * 2
 
 
 def test_a_kernel_that_asks_for_more_is_told_of(status: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

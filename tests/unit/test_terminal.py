@@ -25,6 +25,7 @@ from uffdtrace.collect.program import Program
 from uffdtrace.collect.progress import Progress
 from uffdtrace.collect.proof import Proof
 from uffdtrace.collect.session import Options, Session
+from uffdtrace.kernel import privileges
 from uffdtrace.kernel.proc import Process
 from uffdtrace.model.records.events import EVENT, Array
 from uffdtrace.reporters import offline
@@ -182,7 +183,7 @@ class FakeStream:
         return 0
 
     def push(self, events: list[Array]) -> None:
-        pass
+        self.batches += [one for one in events if len(one)]
 
     def drain(self, horizon: int | None) -> Array:
         return self.batches.pop(0) if self.batches else Events().array()
@@ -190,6 +191,7 @@ class FakeStream:
 
 class FakeProgram:
     attachments: tuple[Any, ...] = ()
+    wchan_tells = True
 
     def __init__(self, *batches: Array) -> None:
         self.batches = list(batches)
@@ -290,6 +292,33 @@ def test_a_full_file_ends_no_trace(tmp_path: Path) -> None:
     assert later["trace"]["file_ended"] == report["trace"]["file_ended"]
     assert later["trace"]["file_ended"]["reason"] == "it would be larger than --max-size 1 bytes"
     assert later["ranges"] == [] and "lost" in later["loss"]["lower_bounds"]
+
+
+@pytest.mark.parametrize(("wchan_tells", "is_admin"), [(True, False), (False, True), (False, False)])
+def test_who_sleeps_at_the_end_is_told_by_wchan_or_by_stacks_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wchan_tells: bool, is_admin: bool
+) -> None:
+    events = Events()
+    events.owner = PROCESS["pid"]
+    events.userfaultfd()
+    events.register(0, 4)
+    events.arm(0, 4, 4)
+    events.fault(0)
+    events.message(0)
+    kept: list[list[privileges.Capability]] = []
+    monkeypatch.setattr(privileges, "drop", lambda but: kept.append(list(but)))
+    monkeypatch.setattr(privileges, "has", lambda capability: is_admin)
+    monkeypatch.setattr(FakeProgram, "wchan_tells", wchan_tells)
+    monkeypatch.setattr(session.found.proc, "is_alive", lambda pid: True)
+    # Nobody sleeps any more: the fault was resolved in a way that no event tells of.
+    monkeypatch.setattr(session.found.proc, "asleep_in_fault", lambda pid: [])
+    monkeypatch.setattr(session.found.proc, "asleep_in_event", lambda pid: [])
+    _, said, report = traced(tmp_path, 0.1, events.array())
+    assert kept == [[] if wchan_tells else [privileges.Capability.SYS_ADMIN]]
+    (found,) = report["ranges"]
+    known = wchan_tells or is_admin
+    assert found["pending"] == (0 if known else None)
+    assert any("will be unknown" in line for line in said) != known
 
 
 def test_who_a_process_is_is_asked_before_its_events_are_in_order(

@@ -137,6 +137,9 @@ class Program:
     links), so the kernel removes the probes however the process dies.
     """
 
+    # Whether /proc/PID/wchan tells of each thread where it sleeps (load() asks); else only its stack does.
+    wchan_tells: bool = False
+
     def __init__(
         self,
         bcc: ModuleType,

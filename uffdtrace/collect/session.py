@@ -90,7 +90,11 @@ def load(options: Options, say: Say) -> Program:
             say(f"{attachment.row.name}: {attachment.place}: {attachment.candidate.caveat}")
         if attachment.exception and options.backend is not probes.Backend.AUTO:
             say(f"{attachment.row.name}: kprobe on {attachment.place}: {attachment.exception}")
-    return Program(module, attachments, defines, say, options.follow)
+    program = Program(module, attachments, defines, say, options.follow)
+    # Before "x86: Fix get_wchan() to support the ORC unwinder" (bc9bbb81730e, 5.16) it is silent about most threads.
+    # "sched: Add wrapper for get_wchan() to keep task blocked" (42a20f86dc19) gave the function this name with it.
+    program.wchan_tells = symbols.has("__get_wchan")
+    return program
 
 
 def _rows(counters: dict[tuple[int, int], list[int]]) -> list[list[int]]:
@@ -225,11 +229,7 @@ class Session:
             self._call(look_back.start(pids), writer)
         who = ", ".join(f"{target.comm} ({target.pid})" for target in self._targets) or "all userfaultfds"
         self._say(f"tracing {who}: Ctrl-C to end")
-        # All that is opened by its path is open. What a target makes us do, we do with less.
-        try:
-            privileges.drop()
-        except OSError as error:
-            self._say(f"all privileges are kept: {error.strerror}")
+        tells_sleepers = self._give_up_privileges()
         if release is not None:
             release()
         deadline = None if self._options.duration_s is None else began + self._options.duration_s
@@ -251,7 +251,8 @@ class Session:
             if self._show is not None:
                 self._progress(self._show, writer, began)
         stream.push(self._readers.look(self._model.watched.current.values()))
-        asleep = found.asleep(sorted(self._registrations.owners | set(pids)))
+        # Of whom it is not known nothing is said: their faults are left undecided.
+        asleep = found.asleep(sorted(self._registrations.owners | set(pids)) if tells_sleepers else [])
         self._name((int(event["tid"][0]) for event in asleep), writer)
         waiting_for = self._registrations.watching({int(one["tgid"][0]) for one in asleep if one["tid"][0]})
         stream.push(asleep + found.holders(stream, waiting_for))
@@ -307,6 +308,22 @@ class Session:
         if self._waiting < _BATCH:
             exits = [wait_fd] if wait_fd is not None and not self._exited else []
             self._exited |= bool(select.select(exits, [], [], _POLL_S)[0])
+
+    def _give_up_privileges(self) -> bool:
+        """Whether it will be known who sleeps in a fault when the trace ends."""
+        stacks = [] if self._program.wchan_tells else [privileges.Capability.SYS_ADMIN]
+        known = all(map(privileges.has, stacks))
+        if not known:
+            self._say(
+                "who still sleeps in a fault when the trace ends will be unknown: this kernel shows it to nobody"
+                " without CAP_SYS_ADMIN"
+            )
+        # All that is opened by its path is open. What a target makes us do, we do with less.
+        try:
+            privileges.drop(stacks)
+        except OSError as error:
+            self._say(f"all privileges are kept: {error.strerror}")
+        return known
 
     def _progress(self, show: Callable[[Progress], None], writer: Writer, began: float) -> None:
         now = time.monotonic()

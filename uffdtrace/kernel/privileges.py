@@ -31,7 +31,7 @@ class Capability(IntEnum):
     SYS_RAWIO = 17
     # Another user's maps, pagemap, fdinfo and descriptors.
     SYS_PTRACE = 19
-    # What CAP_BPF and CAP_PERFMON were taken out of: it stands for both.
+    # What CAP_BPF and CAP_PERFMON were taken out of: it stands for both. Other processes' kernel stacks.
     SYS_ADMIN = 21
     # The memory of maps counts as locked before "bpf: Eliminate rlimit-based memory accounting" (5.11).
     SYS_RESOURCE = 24
@@ -110,16 +110,16 @@ def remedy(capabilities: Iterable[Capability]) -> str:
     return f"leave the container, or start it with {wanted}"
 
 
-def drop() -> None:
-    """Give up what a trace that runs does not need: who makes us misbehave shall not get it.
+def drop(but: Iterable[Capability] = ()) -> None:
+    """Give up what a trace that runs does not need, `but` these: who makes us misbehave shall not get it.
 
     Of this thread only, which is the one that reads the target's data. OSError where the kernel refuses.
     """
     sets = _sets()
-    kept = list(KEPT)
+    kept = {*KEPT, *but}
     if not sets["Eff"] >> Capability.BPF & 1:
         # Here it stands for CAP_BPF and CAP_PERFMON.
-        kept.append(Capability.SYS_ADMIN)
+        kept.add(Capability.SYS_ADMIN)
     keep = sum(1 << capability for capability in kept)
     permitted, effective = sets["Prm"] & keep, sets["Eff"] & keep
     halves = (_Half * 2)(
