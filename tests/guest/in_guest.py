@@ -75,6 +75,15 @@ def make_swap() -> str:
     return "/dev/zram0"
 
 
+def keep_images(folder: Path) -> None:
+    """What is compiled outlives this boot: a compiler takes an emulated CPU a minute or two."""
+    # Imported by preload().
+    images = sys.modules["uffdtrace.collect.cache"].FOLDER
+    for one in (folder, images):
+        one.mkdir(mode=0o700, exist_ok=True)
+    subprocess.run(["mount", "--bind", str(folder), str(images)], check=True)
+
+
 def trace_workload(guest: Guest, backend: str) -> Result:
     command = [*guest.uffdtrace, "run", "-o", guest.path(f"trace-{backend}.data"), "--format", "json"]
     command += ["--backend", backend, "--", guest.workload, "run", "--out", guest.path(f"truth-{backend}.jsonl")]
@@ -277,6 +286,7 @@ def main() -> None:
     guest.environment["UFFDTRACE_SWAP"] = make_swap()
 
     preload(guest)
+    keep_images(guest.folder / "images")
 
     steps: dict[str, Callable[[], Result]] = {"guest": lambda: {"release": platform.release()}}
     for backend in guest.backends:

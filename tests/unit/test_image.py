@@ -130,10 +130,18 @@ def test_a_file_that_others_write_is_not_used(folder: Path) -> None:
 
 def test_what_belongs_to_another_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.keep("a", IMAGE)
-    monkeypatch.setattr(cache.os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr(cache, "_ROOT", os.getuid() + 1)
+    monkeypatch.setattr(cache.os, "geteuid", lambda: os.getuid() + 2)
     assert cache.find("a") is None
     cache.keep("b", IMAGE)
     assert not (folder / "b").exists()
+
+
+def test_what_root_kept_is_used_by_whoever_may_trace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.keep("a", IMAGE)
+    monkeypatch.setattr(cache, "_ROOT", os.getuid())
+    monkeypatch.setattr(cache.os, "geteuid", lambda: os.getuid() + 1)
+    assert cache.find("a") == IMAGE
 
 
 def test_no_link_is_followed_and_nothing_waits(folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Images of BPF programs that were compiled before, so that a trace need not wait for a compiler.
 
-Who can write here decides what root loads into the kernel, so nothing is read
-that another user could have written.
+Who can write here decides what is loaded into the kernel, so nothing is read that
+anybody but its user and root could have written.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ FOLDER = Path("/var/cache/uffdtrace")
 # A kernel and a backend have one each.
 _MOST_IMAGES = 32
 _MOST_BYTES = 16 << 20
+_ROOT = 0
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -36,12 +37,12 @@ def key(source: str, flags: Iterable[str], compiler: str | None) -> str:
 def find(name: str) -> Image | None:
     """The image of this name; None where there is none that can be trusted."""
     try:
-        if not _ours(os.stat(FOLDER, follow_symlinks=False), stat.S_ISDIR):
+        if not _trusted(os.stat(FOLDER, follow_symlinks=False), stat.S_ISDIR):
             return None
         fd = os.open(FOLDER / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    if not _ours(os.fstat(fd), stat.S_ISREG):
+    if not _trusted(os.fstat(fd), stat.S_ISREG):
         os.close(fd)
         return None
     with os.fdopen(fd, "rb") as file:
@@ -59,7 +60,7 @@ def keep(name: str, image: Image) -> None:
     """Keep an image for later traces, where that is possible: a trace needs no cache."""
     with suppress(OSError):
         FOLDER.mkdir(mode=0o700, exist_ok=True)
-        if not _ours(os.stat(FOLDER, follow_symlinks=False), stat.S_ISDIR):
+        if not _trusted(os.stat(FOLDER, follow_symlinks=False), stat.S_ISDIR):
             return
         # Others may look for it while it is written.
         fd, part = tempfile.mkstemp(dir=FOLDER, prefix=".part")
@@ -69,9 +70,9 @@ def keep(name: str, image: Image) -> None:
         _forget_oldest()
 
 
-def _ours(found: os.stat_result, is_kind: Callable[[int], bool]) -> bool:
-    """Whether it is of this kind, and only we can have written it."""
-    return is_kind(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & _OTHERS_WRITE
+def _trusted(found: os.stat_result, is_kind: Callable[[int], bool]) -> bool:
+    """Whether it is of this kind, and only we can have written it, or root."""
+    return is_kind(found.st_mode) and found.st_uid in (os.geteuid(), _ROOT) and not found.st_mode & _OTHERS_WRITE
 
 
 def _forget_oldest() -> None:
