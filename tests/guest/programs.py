@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import uffd_log
-from steps import FINISH_SECONDS, Guest, Result, attached, finish, started, until
+from steps import FINISH_SECONDS, Guest, Result, answered, attached, finish, started, until
 
 # On a file system that can map files shared, which 9p cannot.
 SCRATCH = Path("/run/uffdtrace-programs")
@@ -27,6 +27,7 @@ MEMORY_MB = 32
 PRECOPY_BANDWIDTH = 256 << 10
 POSTCOPY_BANDWIDTH = 4 << 20
 SLICES = 10
+PAGE = 4096
 # Of what boot.S writes after a key, more than a sweep.
 WIDE_SLICES = 100
 # MIG_RP_MSG_REQ_PAGES_ID and MIG_RP_MSG_REQ_PAGES.
@@ -108,6 +109,8 @@ class Machine:
         self.log = folder / f"{name}.log"
         self.stderr = folder / f"{name}.stderr"
         self.qmp_path = folder / f"{name}.qmp"
+        # A socket takes one client at a time.
+        self.second_qmp_path = folder / f"{name}.qmp2"
         self.log_folder = folder / f"{name}.uffd"
         self.log_folder.mkdir()
         self.process: subprocess.Popen[str]
@@ -151,6 +154,7 @@ def machine(guest: Guest, folder: Path, name: str, trace: list[str], *options: s
     command = uffd_log.preloaded(guest.programs, made.log_folder)
     command += ["qemu-system-x86_64", "-accel", "tcg,tb-size=16", "-m", str(MEMORY_MB), "-nodefaults"]
     command += ["-display", "none", "-qmp", f"unix:{made.qmp_path},server=on,wait=off"]
+    command += ["-qmp", f"unix:{made.second_qmp_path},server=on,wait=off"]
     command += ["-drive", f"if=floppy,format=raw,readonly=on,file={guest.programs}/boot.img", "-boot", "a"]
     command += ["-debugcon", f"file:{made.slices_file}", "-D", str(made.log)]
     for event in trace:
@@ -172,6 +176,25 @@ def scratch(name: str) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+def mapped(guest: Guest, source: Machine, folder: Path) -> Result:
+    """What `uffdtrace map` says of a machine that stands still, and whether the bytes there are the machine's."""
+    source.qmp("stop")
+    said = answered(guest, [*guest.uffdtrace, "map", "--qmp", str(source.second_qmp_path)])
+    same = []
+    with open(f"/proc/{source.process.pid}/mem", "rb", buffering=0) as memory:
+        for line in said["stdout"].splitlines()[1:]:
+            name, host, length, guest_physical = line.split()
+            # The machine's word: QEMU saves what the machine has at that address.
+            saved = folder / "page"
+            source.qmp("pmemsave", val=int(guest_physical, 0), size=PAGE, filename=str(saved))
+            memory.seek(int(host, 0))
+            same.append(
+                [name, int(host, 0), int(length, 0), int(guest_physical, 0), memory.read(PAGE) == saved.read_bytes()]
+            )
+    source.qmp("cont")
+    return {"exit_status": said["exit_status"], "stderr": said["stderr"], "blocks": same}
+
+
 def qemu_snapshot(guest: Guest) -> Result:
     """Background snapshot: QEMU protects its memory and saves it while the machine goes on."""
     name = "qemu-snapshot"
@@ -190,6 +213,7 @@ def qemu_snapshot(guest: Guest) -> Result:
                 source.widen()
                 answer = source.qmp.migrated()
                 after = source.go_on()
+                memory = mapped(guest, source, folder)
                 qemu_status = source.quit()
                 status = finish(collector, FINISH_SECONDS)
             blocks = source.traced(r"ram_write_tracking_ramblock_start (\S+): page_size: \d+ addr: (\S+) length: (\d+)")
@@ -200,6 +224,7 @@ def qemu_snapshot(guest: Guest) -> Result:
                 "migrate": answer,
                 "slices": [before, after],
                 "saved_bytes": saved.stat().st_size,
+                "map": memory,
                 "blocks": [[block, start, int(length)] for block, start, length in blocks],
                 "source": source.account(),
             }

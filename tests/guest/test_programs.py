@@ -110,3 +110,15 @@ def test_qemu_postcopy_registers_its_ram_blocks(guest: Guest) -> None:
 def test_qemu_postcopy_verdict(guest: Guest) -> None:
     step = guest.step("qemu-postcopy")
     assert_nothing_is_wrong(guest.trace("qemu-postcopy").report, step["destination"]["pid"])
+
+
+def test_where_qemu_says_that_its_memory_is(guest: Guest) -> None:
+    """By the bytes there, and by the RAM blocks of its own trace."""
+    step = guest.step("qemu-snapshot")
+    told = step["map"]
+    assert told["exit_status"] == 0, told["stderr"]
+    assert all(same for *_, same in told["blocks"]), told["blocks"]
+    ram = {name: (int(start, 16), length) for name, start, length in step["blocks"]}
+    start, length = ram["pc.ram"]
+    parts = [(host, size, physical) for name, host, size, physical, _ in told["blocks"] if name == "pc.ram"]
+    assert parts and all(host - physical == start and physical + size <= length for host, size, physical in parts)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import click
 import pytest
 from click.testing import CliRunner, Result
+from unit.events import BASE
 from unit.test_readme import readme
 from unit.traces import history, write
 
 from uffdtrace.cli import doctor, inspect, main
+from uffdtrace.collect import machine
 from uffdtrace.kernel import preflight
 from uffdtrace.kernel.preflight import Refusal
 from uffdtrace.model.diagnosis.case import VERDICTS
+from uffdtrace.model.diagnosis.guest_memory import Block, written
 from uffdtrace.model.diagnosis.inspection import VERDICTS as INSPECT_VERDICTS
 from uffdtrace.model.diagnosis.rules import RULES
 
@@ -27,6 +32,7 @@ PAGES = sorted((ROOT / "man").glob("*.1"))
 GUIDES = sorted((ROOT / "man").glob("*.7"))
 VERBS = sorted(main.commands)
 SECTIONS = ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS", "EXAMPLES", "SEE ALSO", "CAVEATS"]
+MEMORY = Block(BASE, 1 << 20, 0, "pc.ram")
 NEEDS_ROOT = ("attach", "run", "doctor")
 
 
@@ -76,6 +82,10 @@ def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> NoReturn:
         raise Refusal("enough seen")
 
+    (tmp_path / "vm1.map").write_text(written([MEMORY]))
+    (tmp_path / "mappings.json").write_text('[{"base_host_virt_addr": 4096, "size": 4096, "offset": 0}]')
+    monkeypatch.setattr(machine, "Qmp", lambda socket: contextlib.nullcontext(SimpleNamespace(ask=refuse)))
+    monkeypatch.setattr(machine, "qemu", lambda ask: [MEMORY])
     for name in ("uffdtrace.data", "uffdtrace.data.old", "migration.data", "tracker.data"):
         write(tmp_path / name, history())
     monkeypatch.chdir(tmp_path)

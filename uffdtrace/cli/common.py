@@ -44,6 +44,19 @@ def errors_in_one_line(function: Function) -> Function:
     return wrapped  # type: ignore[return-value]
 
 
+# A file that a user names beside the trace, or - for standard input: click says in one line why it cannot be read.
+TEXT_FILE = click.File(encoding="utf-8", errors="replace")
+_MOST_TEXT = 4 << 20
+
+
+def text_of(file: TextIO) -> str:
+    """What is in it; UsageError where that is more than such a file can hold."""
+    text = file.read(_MOST_TEXT + 1)
+    if len(text) > _MOST_TEXT:
+        raise click.UsageError(f"{file.name} is larger than {_MOST_TEXT >> 20} MiB: it is another file")
+    return text
+
+
 class _Pid(click.IntRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:

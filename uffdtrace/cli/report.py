@@ -10,9 +10,10 @@ from typing import Any, TextIO
 
 import click
 
-from uffdtrace.cli.common import color_option, errors_in_one_line, format_option, show, write
+from uffdtrace.cli.common import TEXT_FILE, color_option, errors_in_one_line, format_option, show, text_of, write
 from uffdtrace.cli.messages import fail
 from uffdtrace.model.diagnosis.case import LOST
+from uffdtrace.model.diagnosis.guest_memory import GuestMemory, parsed
 from uffdtrace.model.diagnosis.report import MOST_RUNS, MOST_WAITING
 from uffdtrace.reporters.chosen import bounds, chosen
 from uffdtrace.reporters.compare import compare as compare_reports
@@ -69,6 +70,13 @@ class _Addresses(click.ParamType):
     help="Only ranges that have these addresses (hexadecimal, as /proc/PID/maps has them).",
 )
 @click.option("--name", "pattern", metavar="PATTERN", help="Only ranges whose mapping's name has this in it (* and ?).")
+@click.option(
+    "--map",
+    "guest",
+    type=TEXT_FILE,
+    metavar="FILE",
+    help="Give the virtual machine's own addresses, too; uffdtrace map makes FILE.",
+)
 @click.option("--relative", is_flag=True, help="Count their addresses from the range's start.")
 @click.option("--histogram", is_flag=True, help="Draw how long faults took.")
 @click.option(
@@ -91,6 +99,7 @@ def command(
     pages: bool,
     addresses: tuple[int, int] | None,
     pattern: str | None,
+    guest: TextIO | None,
     relative: bool,
     histogram: bool,
     compare: tuple[Path, Path] | None,
@@ -106,6 +115,7 @@ def command(
       uffdtrace report --summary
       uffdtrace report --pages --relative migration.data
       uffdtrace report --range 7f0000000000 migration.data
+      uffdtrace report --pages --map vm1.map migration.data
       uffdtrace report --format json migration.data
       uffdtrace report --format html -o migration.html migration.data
       uffdtrace report --compare uffdtrace.data.old uffdtrace.data
@@ -118,7 +128,7 @@ def command(
     if output is not None and (form != "html"):
         raise click.UsageError("-o takes --format html: other reports go to standard output")
     if compare:
-        if file or pages or relative or histogram or addresses or pattern:
+        if file or pages or relative or histogram or addresses or pattern or guest:
             raise click.UsageError(
                 "--compare takes BEFORE and AFTER, and neither FILE nor what chooses pages or ranges of one trace"
             )
@@ -127,11 +137,15 @@ def command(
         if relative and not pages and form == "text":
             raise click.UsageError("--relative changes what --pages and --format json list: give one of them")
         picture = Picture(MOST_CELLS) if form == "html" else None
-        judged = read(file or DEFAULT, None if pages else MOST_RUNS, picture)
+        most_runs = None if pages else MOST_RUNS
+        memory = GuestMemory(parsed(text_of(guest))) if guest else None
+        judged = read(file or DEFAULT, None if memory else most_runs, picture)
         if addresses or pattern is not None:
             judged, kept = chosen(judged, addresses, pattern)
             if picture is not None:
                 picture.maps = [picture.maps[at] for at in kept]
+        if memory:
+            judged = memory.located(judged, most_runs)
         if picture is not None:
             _page(judged, picture, output)
         elif summary:

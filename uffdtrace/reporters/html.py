@@ -24,12 +24,13 @@ from uffdtrace.reporters.latency import PARTS
 from uffdtrace.reporters.offline import Picture
 from uffdtrace.reporters.sections import badness, command
 from uffdtrace.reporters.summary import answer
-from uffdtrace.reporters.words import add, addresses, doubt, lost_pages, name, noun, number, size
+from uffdtrace.reporters.words import add, addresses, doubt, guest_blocks, lost_pages, name, noun, number, size
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MOST_RANGES = 1000
 # Ranges whose latency is drawn.
 MOST_HISTOGRAMS = 12
+MOST_BLOCKS = 100
 _COLUMNS = 64
 # What is longer is packed.
 _PLAIN_BYTES = 1 << 18
@@ -261,6 +262,10 @@ def page(report: dict[str, Any], picture: Picture) -> str:
         latencies=[_latency(found) for found in measured[:MOST_HISTOGRAMS]],
         more_latencies=max(0, len(measured) - MOST_HISTOGRAMS),
         findings=[_finding(one) for one in grouped([*report["ranges"], *report["userfaultfds"]])],
+        blocks=[
+            (printable(block["block"]), f"{block['start']}-{block['end']}", f"{block['lost_pages']:,}")
+            for block in guest_blocks(report)[:MOST_BLOCKS]
+        ],
         data=data,
         packed=packed,
     )

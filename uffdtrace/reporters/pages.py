@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from uffdtrace.reporters.terminal import duration, list_rows
-from uffdtrace.reporters.words import addresses, name, noun, thread
+from uffdtrace.reporters.words import addresses, guest_addresses, name, noun, thread
 
 MOST_HEADING_NAME = 200
 
@@ -16,6 +16,16 @@ MOST_HEADING_NAME = 200
 def _heading(console: Console, what: str, found: dict[str, Any], counted: str) -> None:
     where = f"{addresses(found)} {name(found, MOST_HEADING_NAME)}".rstrip()
     console.print(Text.assemble((what, "bold"), f" in {where}: {counted}"))
+
+
+def _has_guest(listed: list[dict[str, Any]]) -> bool:
+    """With a map of a machine's memory each has its addresses there, or none."""
+    return "guest" in listed[0]
+
+
+def _guest(one: dict[str, Any]) -> list[str]:
+    """`pc.ram 0x400000-0x500000`: the column's cell, where there is that column."""
+    return [guest_addresses(one["guest"]) or "outside"] if "guest" in one else []
 
 
 def render_lost(console: Console, found: dict[str, Any], offsets: bool) -> None:
@@ -29,6 +39,7 @@ def render_lost(console: Console, found: dict[str, Any], offsets: bool) -> None:
     pages = noun(sum(run["pages"] for run in lost["runs"]), "page")
     _heading(console, "Lost pages", found, f"{pages} in {noun(len(lost['runs']), 'run')}")
     headers = ["Offsets" if offsets else "Addresses", "Pages", "First s", "Thread", "How", "Cause"]
+    headers += ["Guest addresses"] if _has_guest(lost["runs"]) else []
     rows = [
         (
             addresses(run),
@@ -37,6 +48,7 @@ def render_lost(console: Console, found: dict[str, Any], offsets: bool) -> None:
             thread(run),
             run["how"],
             run["cause"],
+            *_guest(run),
         )
         for run in lost["runs"]
     ]
@@ -58,6 +70,7 @@ def render_waiting(console: Console, found: dict[str, Any], offsets: bool) -> No
     counted = f"the {len(waiting):,} longest of {found['pending']:,}" if left_off > 0 else f"{len(waiting):,}"
     _heading(console, "Waiting faults", found, counted)
     headers = ["Offset" if offsets else "Address", "Kind", "Thread", "Waiting for", "Message"]
+    headers += ["Guest addresses"] if _has_guest(waiting) else []
     rows = [
         (
             fault["address"][2:],
@@ -65,6 +78,7 @@ def render_waiting(console: Console, found: dict[str, Any], offsets: bool) -> No
             thread(fault),
             duration(None if fault["for_s"] is None else fault["for_s"] * 1e6, console),
             "read" if fault["read"] else "not read",
+            *_guest(fault),
         )
         for fault in waiting
     ]

@@ -14,7 +14,7 @@ from uffdtrace.reporters.grouped import grouped
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.options import Color
 from uffdtrace.reporters.terminal import STYLES, console_for, plain
-from uffdtrace.reporters.words import doubt, lost_pages, name, noun, size, thread
+from uffdtrace.reporters.words import doubt, guest_addresses, lost_pages, name, noun, size, thread
 
 _MOST_WHY = 3
 _MOST_NAME = 40
@@ -143,7 +143,10 @@ def _where(report: dict[str, Any]) -> str:
         start = int(found["start"], 16)
         more = len(runs) - 1 + sum(found["lost"]["runs_left_off"] for found in report["ranges"])
         rest = f", and {noun(more, 'more place')}" if more else ""
-        return f"offset {int(run['start'], 16) - start:#x}-{int(run['end'], 16) - start:#x} of {_called(found)}{rest}"
+        offsets = f"offset {int(run['start'], 16) - start:#x}-{int(run['end'], 16) - start:#x}"
+        pieces = guest_addresses(run.get("guest", []))
+        guest = f", guest-physical {pieces}" if pieces else ""
+        return f"{offsets} of {_called(found)}{guest}{rest}"
     wrong = [found for found in report["ranges"] if found["findings"]]
     if not wrong:
         return ""

@@ -22,6 +22,7 @@ from uffdtrace.reporters.words import (
     add,
     addresses,
     doubt,
+    guest_blocks,
     lost_of_all,
     lost_pages,
     messages_of_all,
@@ -187,6 +188,26 @@ def _pages(console: Console, ranges: list[dict[str, Any]], offsets: bool) -> Non
         console.print("No page was lost, and no fault waits.\n")
 
 
+def _guest_memory(console: Console, report: dict[str, Any]) -> None:
+    blocks = guest_blocks(report)
+    if not blocks:
+        return
+    made = table()
+    made.add_column("Guest memory", overflow="fold")
+    made.add_column("Guest-physical addresses", no_wrap=True)
+    made.add_column("Lost", justify="right", no_wrap=True)
+    for block in blocks[:MOST_RANGES]:
+        made.add_row(
+            Text(printable(block["block"])),
+            f"{block['start']}-{block['end']}",
+            Text(f"{block['lost_pages']:,}", style="bold red" if block["lost_pages"] else ""),
+        )
+    console.print(made)
+    console.print()
+    if rest := blocks[MOST_RANGES:]:
+        console.print(f"and {noun(len(rest), 'more block')}\n")
+
+
 def _section(
     console: Console, section: Section, options: TextOptions, offsets: bool, file: str, fix: str | None
 ) -> None:
@@ -259,6 +280,7 @@ def render(report: dict[str, Any], stream: TextIO, options: TextOptions = DEFAUL
         _section(console, section, options, report.get("relative", False), trace["file"], told.fix)
     if others := found[len(shown) :]:
         _others(console, others, trace["file"])
+    _guest_memory(console, report)
     if children := not_followed(report):
         console.print(children + "\n")
     _of_no_range(console, report, told.fix)

@@ -51,6 +51,22 @@ def addresses(found: dict[str, Any], joint: str = "-") -> str:
     return f"{found['start'][2:]}{joint}{found['end'][2:]}"
 
 
+def guest_blocks(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The blocks of a virtual machine's memory, those first that lost the most."""
+    return sorted(report.get("guest_memory", ()), key=lambda block: -int(block["lost_pages"]))
+
+
+# A page has more than one where firmware is mapped twice.
+_MOST_PIECES = 3
+
+
+def guest_addresses(pieces: list[dict[str, Any]]) -> str:
+    """`pc.ram 0x400000-0x500000`: where a virtual machine has a run or a page; empty where it has not."""
+    shown = [f"{printable(one['block'])} {one['start']}-{one['end']}" for one in pieces[:_MOST_PIECES]]
+    more = [f"{len(pieces) - len(shown):,} more"] if len(pieces) > len(shown) else []
+    return ", ".join(shown + more)
+
+
 def add(*counts: int | None) -> int | None:
     """What several counts make together; None where one is not known."""
     return None if None in counts else sum(count or 0 for count in counts)
