@@ -11,7 +11,7 @@ from typing import Callable
 
 import pytest
 from guest.boots import Boots
-from guest.features import ABSENT_STEPS, ONCE, SCENARIOS, SUITES, backends, expected
+from guest.features import ONCE, SCENARIOS, SUITES, absent_steps, backends, expected
 from guest.results import Guest, Trace
 
 HERE = Path(__file__).resolve().parent
@@ -38,10 +38,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def is_elsewhere(item: pytest.Item, every: bool) -> bool:
     """Whether it is about a step that its suite's guest does not take; `every` kernel with --all."""
     suite = str(parameters_of(item).get("suite", ""))
-    step = item.get_closest_marker("step")
+    steps = {name for marker in item.iter_markers("step") for name in marker.args}
     once = item.get_closest_marker("once") is not None or (item.get_closest_marker("survival") and not every)
     once = (bool(once) and suite != ONCE) or (item.get_closest_marker("long") is not None and not every)
-    return once or (step is not None and step.args[0] in ABSENT_STEPS.get(suite, ()))
+    return once or bool(suite and steps & absent_steps(suite, every))
 
 
 def parameters_of(item: pytest.Item) -> dict[str, object]:

@@ -311,29 +311,44 @@ UNEARNED: dict[str, set[str]] = {
 SUITES = tuple(ABSENT)
 # auto attaches the same as the third kind, which test_plans.py holds it to: fentry
 # where kernel code is not preempted, kprobes where it is (lazily, since 7.0).
-BACKENDS = {
-    # With both on every change where the kernels differ most, and with --all everywhere.
-    "bullseye": ("auto",),
-    "bookworm": ("auto",),
-    "trixie": ("auto", "kprobe"),
-    "sid": ("auto", "fentry"),
-}
-_WITH_ALL = {"bullseye": ("kprobe",), "bookworm": ("kprobe",)}
+SECOND_BACKEND = {"bullseye": "kprobe", "bookworm": "kprobe", "trixie": "kprobe", "sid": "fentry"}
 
 
 def backends(suite: str, every: bool) -> tuple[str, ...]:
-    """Those that a suite is traced with; `every` with --all."""
-    return BACKENDS[suite] + (_WITH_ALL.get(suite, ()) if every else ())
+    """Those that a suite is traced with: both where everything is tried, and with --all (`every`) everywhere."""
+    return ("auto", SECOND_BACKEND[suite]) if every or suite == ONCE else ("auto",)
 
 
 SAME_AS_AUTO = {"bullseye": "fentry", "bookworm": "fentry", "trixie": "fentry", "sid": "kprobe"}
 # Programs that do not run on a kernel, with or without uffdtrace: CRIU 3.17.1's restorer
 # ends with SIGSEGV in a lazy restore on 5.10, and its dump refuses 7.2's vDSO ("Unexpected
 # rt vDSO area bounds").
-ABSENT_STEPS: dict[str, frozenset[str]] = {
+_ABSENT_STEPS: dict[str, frozenset[str]] = {
     "bullseye": frozenset({"criu-lazy-pages"}),
     "sid": frozenset({"criu-lazy-pages"}),
 }
+# On each change one kernel takes these, and all do with --all. A step is a trace of its own, of which an emulated
+# CPU needs half a minute to begin and end; what kernels differ in, the scenarios tell.
+_WITH_ALL = frozenset(
+    (
+        "attach-all",
+        "handoff-monitor",
+        "handoff-tracked",
+        "hanging-one",
+        "qemu-snapshot",
+        "qemu-postcopy",
+        "criu-lazy-pages",
+        "foreign",
+        "capabilities-least",
+    )
+)
+
+
+def absent_steps(suite: str, every: bool) -> frozenset[str]:
+    """The steps that a suite's guest does not take; `every` with --all."""
+    return _ABSENT_STEPS.get(suite, frozenset()) | (frozenset() if every or suite == ONCE else _WITH_ALL)
+
+
 # The programs of foreign.py.
 _SELFTESTS = (
     "uffd-stress-anon",

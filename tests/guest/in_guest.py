@@ -15,6 +15,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -52,6 +53,7 @@ KILL_AFTER_BYTES = 1 << 20
 # In these the workload must have come to its point.
 PENDING_SECONDS = "25"
 MOST_BOOTS = 3
+ALIVE_SECONDS = 30
 # Scenarios and where they stand when everybody is attached to.
 EVERYBODY = (
     ("seed", "armed"),
@@ -267,6 +269,14 @@ def refuse_no_such_command(guest: Guest) -> Result:
     return answered(guest, [*guest.uffdtrace, "run", "-o", guest.path("refused-command.data"), "--", "/does/not/exist"])
 
 
+def keep_saying() -> None:
+    """That this guest runs, whatever its step waits for (boots.py)."""
+    while True:
+        # Without a lock, which a copy of this process (steps.forked) could find taken for ever.
+        os.write(1, b".\n")
+        time.sleep(ALIVE_SECONDS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dir", type=Path, required=True)
@@ -285,6 +295,7 @@ def main() -> None:
 
     guest.environment["UFFDTRACE_SWAP"] = make_swap()
 
+    threading.Thread(target=keep_saying, daemon=True).start()
     preload(guest)
     keep_images(guest.folder / "images")
 

@@ -12,7 +12,7 @@ from guest.results import Guest, Json
 from uffdtrace.model.account.facts import Fact
 from uffdtrace.model.records.events import Ioctl
 
-pytestmark = pytest.mark.parametrize("program", FOREIGN)
+pytestmark = [pytest.mark.parametrize("program", FOREIGN), pytest.mark.step("foreign")]
 # EEXIST and EAGAIN have findings of their own, in which no call is named; so have arms. A part that is done ends with
 # EAGAIN, too.
 _NAMELESS = {"EEXIST": (Fact.EEXIST,), "EAGAIN": (Fact.EAGAIN, Fact.PARTIAL)}

@@ -6,6 +6,8 @@ import pytest
 from guest.compare import VARYING
 from guest.results import Guest, Json
 
+pytestmark = pytest.mark.step("handoff-monitor", "handoff-tracked")
+
 
 @pytest.mark.parametrize("attached", ["handoff-monitor", "handoff-tracked"])
 def test_messages_are_the_monitors_own(guest: Guest, attached: str) -> None:

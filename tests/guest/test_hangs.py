@@ -27,7 +27,7 @@ def held(guest: Guest, what: str) -> list[tuple[int, int]]:
     return [(step["pid"], step["fd"])]
 
 
-@pytest.mark.parametrize("name", ["hanging-one", "hanging-all"])
+@pytest.mark.parametrize("name", [pytest.param("hanging-one", marks=pytest.mark.step("hanging-one")), "hanging-all"])
 def test_faults_from_before_the_trace_are_pending(guest: Guest, name: str) -> None:
     threads, home, (found,) = of_process(guest, name, "faults")
     assert len(threads) == 4

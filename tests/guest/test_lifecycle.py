@@ -82,11 +82,13 @@ def of_scenario(guest: Guest, scenario: str) -> tuple[list[Json], list[Json]]:
     return [found for found in trace.report["ranges"] if found["userfaultfd"] in ids], homes
 
 
+@pytest.mark.step("attach-all")
 @pytest.mark.parametrize("standing", ["seed", "two-userfaultfds", "shmem-missing", "populated"])
 def test_attach_to_everybody_counts_what_each_workload_counted(guest: Guest, standing: str) -> None:
     check_attached(guest, guest.trace("attach-all"), standing, armed=standing in ("seed", "two-userfaultfds"))
 
 
+@pytest.mark.step("attach-all")
 def test_attach_to_everybody_is_one_section_each(guest: Guest) -> None:
     trace = guest.trace("attach-all")
     assert trace.report["process"] is None
@@ -101,16 +103,19 @@ def test_attach_to_everybody_is_one_section_each(guest: Guest) -> None:
     )
 
 
+@pytest.mark.step("attach-all")
 def test_attach_tells_several_userfaultfds_apart(guest: Guest) -> None:
     ranges, homes = of_scenario(guest, "two-userfaultfds")
     assert len(homes) == len({found["userfaultfd"] for found in ranges}) == 2
 
 
+@pytest.mark.step("attach-all")
 def test_attach_names_the_mapping(guest: Guest) -> None:
     (found,), _ = of_scenario(guest, "shmem-missing")
     assert (found["memory"], found["name"]) == ("shmem", "/memfd:workload (deleted)")
 
 
+@pytest.mark.step("attach-all")
 def test_attach_says_who_slept_already(guest: Guest) -> None:
     """64 threads sleep in faults that came before the trace; their messages are read in it."""
     ranges, homes = of_scenario(guest, "asleep")
@@ -213,6 +218,7 @@ def test_refusals_are_one_line(guest: Guest, cause: str) -> None:
     assert refused["seconds"] < REFUSED_SECONDS, refused
 
 
+@pytest.mark.step("capabilities-least")
 def test_five_capabilities_are_enough(guest: Guest) -> None:
     check_attached(guest, guest.trace("capabilities-least"), "seed", armed=True)
 

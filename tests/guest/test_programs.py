@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from guest.results import Guest, Json
+
+pytestmark = pytest.mark.step("qemu-snapshot", "qemu-postcopy")
 
 KINDS = ("missing", "wp", "minor")
 

@@ -24,10 +24,10 @@ def test_run(trace: Trace, backend: str) -> None:
     validate(trace.report)
 
 
-CRIU = pytest.param("criu-lazy-pages", marks=pytest.mark.step("criu-lazy-pages"))
+ATTACHED = ("attach-armed", "attach-all", "handoff-monitor", "qemu-snapshot", "criu-lazy-pages")
 
 
-@pytest.mark.parametrize("name", ["attach-armed", "attach-all", "handoff-monitor", "qemu-snapshot", CRIU])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.step(name)) for name in ATTACHED])
 def test_attach(guest: Guest, name: str) -> None:
     validate(guest.trace(name).report)
 

@@ -113,6 +113,7 @@ def test_attaching_again_and_again_leaves_nothing(guest: Guest) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.long
 def test_ranges_that_come_and_go_are_all_counted(guest: Guest) -> None:
     report = guest.trace("churn").report
     assert messages(report) == guest.step("churn")["ranges"]

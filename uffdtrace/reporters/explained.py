@@ -11,6 +11,7 @@ from typing import TextIO
 from uffdtrace.errors import UffdtraceError
 from uffdtrace.model.diagnosis.rule import Rule
 from uffdtrace.model.diagnosis.rules import RULES, plain_remedy
+from uffdtrace.reporters.words import alternatives
 
 SOURCE = Path(__file__).with_name("explanations.txt")
 LINKS = {
@@ -87,7 +88,8 @@ def render(found: Explained, stream: TextIO) -> None:
     for word, code in (("Wrong", found.wrong), ("Right", found.right)):
         if code:
             lines += [f"{word}:", "", textwrap.indent(code.replace("\t", "    "), "    "), ""]
-    lines += [paragraph(f"Remedy: {found.remedy}")]
+    first, *others = alternatives(found.remedy)
+    lines += [paragraph(f"Remedy: {first}"), *map(paragraph, others)]
     if found.link:
         lines += ["", f"See {found.link}"]
     stream.write("\n".join(lines) + "\n")

@@ -24,7 +24,18 @@ from uffdtrace.reporters.latency import PARTS
 from uffdtrace.reporters.offline import Picture
 from uffdtrace.reporters.sections import badness, command
 from uffdtrace.reporters.summary import answer
-from uffdtrace.reporters.words import add, addresses, doubt, guest_blocks, lost_pages, name, noun, number, size
+from uffdtrace.reporters.words import (
+    add,
+    addresses,
+    alternatives,
+    doubt,
+    guest_blocks,
+    lost_pages,
+    name,
+    noun,
+    number,
+    size,
+)
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MOST_RANGES = 1000
@@ -210,7 +221,7 @@ def _finding(one: Grouped) -> dict[str, Any]:
         "severity": one.severity,
         "where": where,
         "message": printable(one.worst["message"]),
-        "remedy": printable(one.worst["remedy"]),
+        "remedies": [printable(remedy) for remedy in alternatives(one.worst["remedy"])],
         "mechanism": found.mechanism if found else "",
         "wrong": found.wrong if found else "",
         "right": found.right if found else "",

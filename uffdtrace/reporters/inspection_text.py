@@ -16,7 +16,7 @@ from uffdtrace.reporters.options import DEFAULT, MOST_RANGES, Color, TextOptions
 from uffdtrace.reporters.sections import command
 from uffdtrace.reporters.summary import Answer, put
 from uffdtrace.reporters.terminal import MOST_NAME, STYLES, console_for, fit, list_rows, memory, print_line, table
-from uffdtrace.reporters.words import add, addresses, name, noun, number, size
+from uffdtrace.reporters.words import add, addresses, alternatives, name, noun, number, size
 
 _STYLES = {**STYLES, "holes": "bold red", "unprotected": "red", "unknown": "yellow"}
 _MEANING = {
@@ -100,7 +100,7 @@ def summarize(found: dict[str, Any], stream: TextIO, color: Color = Color.AUTO) 
 
 def _answer(found: dict[str, Any]) -> Answer:
     verdict = found["verdict"]
-    lines = [("fix", f"{_REMEDIES[verdict]}.")] if verdict in _REMEDIES else []
+    lines = [("fix", one) for one in alternatives(f"{_REMEDIES[verdict]}.")] if verdict in _REMEDIES else []
     mine = [one for one in found["ranges"] if one["verdict"] == verdict]
     if mine:
         where = f"{addresses(mine[0])} {name(mine[0], MOST_NAME)}".rstrip()

@@ -14,7 +14,7 @@ from uffdtrace.reporters.grouped import grouped
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.options import Color
 from uffdtrace.reporters.terminal import STYLES, console_for, plain
-from uffdtrace.reporters.words import doubt, guest_addresses, lost_pages, name, noun, size, thread
+from uffdtrace.reporters.words import alternatives, doubt, guest_addresses, lost_pages, name, noun, size, thread
 
 _MOST_WHY = 3
 _MOST_NAME = 40
@@ -24,16 +24,15 @@ _MEANINGS = {rule.id: rule.meaning for rule in RULES}
 
 @dataclass(frozen=True)
 class Answer:
-    """What it says first, in a word and a sentence, and the lines below it: (what, text)."""
+    """What it says first, in a word and a sentence, and the lines below it: (what, text).
+
+    `fix` is the remedy that they name.
+    """
 
     word: str
     sentence: str
     lines: list[tuple[str, str]]
-
-    @property
-    def fix(self) -> str | None:
-        """The remedy that it names."""
-        return next((said for what, said in self.lines if what == "fix"), None)
+    fix: str | None = None
 
 
 def answer(report: dict[str, Any]) -> Answer:
@@ -42,10 +41,10 @@ def answer(report: dict[str, Any]) -> Answer:
     lines = [("why", f"[{finding['id']}] {_meaning(finding, len(findings) > 1)}") for finding in findings[:_MOST_WHY]]
     if len(findings) > _MOST_WHY:
         lines.append(("why", f"and {noun(len(findings) - _MOST_WHY, 'more finding')}: see the whole report"))
-    if findings:
-        lines.append(("fix", findings[0]["remedy"]))
+    fix = findings[0]["remedy"] if findings else None
+    lines += [("fix", one) for one in alternatives(fix or "") if one]
     lines += [(what, said) for what, said in (("where", _where(report)), ("who", _who(report))) if said]
-    return Answer(word, sentence, [*lines, ("trust", _trust(report))])
+    return Answer(word, sentence, [*lines, ("trust", _trust(report))], fix)
 
 
 def _pages(ranges: list[dict[str, Any]], pages: int) -> str:

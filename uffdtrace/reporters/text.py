@@ -21,6 +21,7 @@ from uffdtrace.reporters.terminal import STYLES, console_for, fit, memory, plain
 from uffdtrace.reporters.words import (
     add,
     addresses,
+    alternatives,
     doubt,
     guest_blocks,
     lost_of_all,
@@ -32,6 +33,7 @@ from uffdtrace.reporters.words import (
 )
 
 _MOST_THREADS = 10
+_REMEDY = "Remedy: "
 _MEANING = {
     "lost-writes": "writes to armed pages were lost",
     "blind": "armed pages became writable with nothing left to see",
@@ -85,9 +87,13 @@ def _rest(what: str, ranges: list[dict[str, Any]], file: str) -> str:
 
 def _finding(console: Console, finding: dict[str, Any], fix: str | None) -> None:
     """What it means and what to change; what the answer at the head says already is not said again."""
-    remedy = "see fix, above" if finding["remedy"] == fix else finding["remedy"]
     console.print(Padding(Text(printable(plain(finding["message"], console))), (0, 0, 0, 4)))
-    console.print(Padding(Text("Remedy: " + printable(plain(remedy, console))), (0, 0, 1, 4)))
+    remedies = ["see fix, above"] if finding["remedy"] == fix else alternatives(finding["remedy"])
+    for place, remedy in enumerate(remedies):
+        said = Text(printable(plain(remedy, console)))
+        indent = 4 + (len(_REMEDY) if place else 0)
+        last = int(place == len(remedies) - 1)
+        console.print(Padding(Text.assemble("" if place else _REMEDY, said), (0, 0, last, indent)))
 
 
 def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool, file: str, fix: str | None) -> None:

@@ -56,6 +56,12 @@ def guest_blocks(report: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(report.get("guest_memory", ()), key=lambda block: -int(block["lost_pages"]))
 
 
+def alternatives(remedy: str) -> list[str]:
+    """A remedy's alternatives (model.diagnosis.rule), numbered where there are several."""
+    several = remedy.split("; or ")
+    return [f"{number}. {one}" for number, one in enumerate(several, 1)] if len(several) > 1 else several
+
+
 # A page has more than one where firmware is mapped twice.
 _MOST_PIECES = 3
 

@@ -20,7 +20,8 @@ class Rule:
 
     `meaning` says in a few words what it is, for a list of all findings. In
     `message` and `remedy`, {count} is the number with its noun, {were} and {are}
-    agree with it, and `words` fill what else depends on the case.
+    agree with it, and `words` fill what else depends on the case. In `remedy`, "; or "
+    stands between alternatives, of which the first is recommended.
     """
 
     id: str

@@ -55,7 +55,7 @@ def findings(case: Case) -> list[dict[str, object]]:
 
 # In a list of all findings a remedy speaks of every mode that a range may have.
 _PLAIN = {
-    "unpopulated": ", or ask for UFFD_FEATURE_WP_UNPOPULATED (Linux 6.4)",
+    "unpopulated": "; or ask for UFFD_FEATURE_WP_UNPOPULATED (Linux 6.4)",
     "answers": "UFFDIO_COPY, ZEROPAGE, WRITEPROTECT without MODE_WP, CONTINUE or WAKE",
     "and_arm": " and arm",
     "protect": ", and UFFDIO_WRITEPROTECT the page if it must be protected",

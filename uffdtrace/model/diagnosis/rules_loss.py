@@ -31,15 +31,15 @@ def _told_of_drop(case: Case) -> str:
 
 def _unpopulated(case: Case) -> str:
     if case.offered is None:
-        return ", or ask for UFFD_FEATURE_WP_UNPOPULATED (Linux 6.4)"
+        return "; or ask for UFFD_FEATURE_WP_UNPOPULATED (Linux 6.4)"
     if case.offered & Feature.WP_UNPOPULATED:
-        return ", or ask for UFFD_FEATURE_WP_UNPOPULATED, which this kernel has"
+        return "; or ask for UFFD_FEATURE_WP_UNPOPULATED, which this kernel has"
     return " (UFFD_FEATURE_WP_UNPOPULATED would help too, but this kernel lacks it)"
 
 
 _POPULATE = (
     # MADV_POPULATE_READ: 4ca9b3859dac.
-    "populate the range before UFFDIO_WRITEPROTECT (madvise MADV_POPULATE_READ, Linux 5.14, or read every page), or"
+    "populate the range before UFFDIO_WRITEPROTECT (madvise MADV_POPULATE_READ, Linux 5.14, or read every page); or"
     " register it with UFFDIO_REGISTER_MODE_MISSING too{unpopulated}"
 )
 _UNPOPULATED = {"unpopulated": _unpopulated}
@@ -87,7 +87,7 @@ LOSS_RULES: tuple[Rule, ...] = (
         "pages were dropped after arming, and their protection with them, then written",
         "{count} {were} dropped after arming (MADV_DONTNEED, MADV_FREE, a balloon, MREMAP_DONTUNMAP), which drops the"
         " protection with them, and {were} then written without a message.",
-        "ask for UFFD_FEATURE_EVENT_REMOVE and treat a removed page as written, or hold back discards while the range"
+        "ask for UFFD_FEATURE_EVENT_REMOVE and treat a removed page as written; or hold back discards while the range"
         " is armed",
     ),
     Rule(
@@ -115,7 +115,7 @@ LOSS_RULES: tuple[Rule, ...] = (
         "UFFDIO_CONTINUE mapped armed pages without protecting them",
         "{count} of the armed range {were} mapped by UFFDIO_CONTINUE without UFFDIO_CONTINUE_MODE_WP, which left {them}"
         " writable: no write there can be seen.",
-        "set UFFDIO_CONTINUE_MODE_WP in uffdio_continue.mode (Linux 6.4), or UFFDIO_WRITEPROTECT the page afterwards",
+        "set UFFDIO_CONTINUE_MODE_WP in uffdio_continue.mode (Linux 6.4); or UFFDIO_WRITEPROTECT the page afterwards",
     ),
     Rule(
         "marker-erased",
@@ -143,7 +143,7 @@ LOSS_RULES: tuple[Rule, ...] = (
         "KSM merged armed pages, which dropped their protection, then they were written",
         "{count} {were} armed when KSM merged {them} with pages of the same content, which drops the protection; the"
         " write that followed sent no message.",
-        "keep KSM off tracked memory (madvise MADV_UNMERGEABLE before arming, or no MADV_MERGEABLE), or arm after the"
+        "keep KSM off tracked memory (madvise MADV_UNMERGEABLE before arming, or no MADV_MERGEABLE); or arm after the"
         " merge: merged pages can be armed",
     ),
     Rule(
@@ -153,7 +153,7 @@ LOSS_RULES: tuple[Rule, ...] = (
         "swapoff brought armed pages back without their protection",
         "{count} {were} armed and swapped out when swapoff brought {them} back; this kernel drops the protection there,"
         " and the write that followed sent no message.",
-        "do not run swapoff while memory is tracked, or arm again after it; Linux 5.19 keeps the protection",
+        "do not run swapoff while memory is tracked; or arm again after it (Linux 5.19 keeps the protection)",
     ),
     Rule(
         "mode-replaced",
@@ -220,8 +220,8 @@ LOSS_RULES: tuple[Rule, ...] = (
         "what armed pages held was dropped, without a write-protect message",
         "{count} of the armed range {were} dropped by {calls}: whatever {they} held is gone without a message, and a"
         " snapshot that had not saved {them} by then has lost it; {told}.",
-        "hold back discards, hole punching and balloons until the snapshot is complete, or have whoever drops pages"
-        " tell the monitor first; UFFD_FEATURE_EVENT_REMOVE announces madvise, but not fallocate or truncate",
+        "hold back discards, hole punching and balloons until the snapshot is complete; or have whoever drops pages"
+        " tell the monitor first (UFFD_FEATURE_EVENT_REMOVE announces madvise, but not fallocate or truncate)",
         words={"calls": _dropped_by, "told": _told_of_drop},
     ),
     Rule(
@@ -231,6 +231,6 @@ LOSS_RULES: tuple[Rule, ...] = (
         "pages were populated in a range that may have been armed before the trace",
         "{count} {were} populated without protection in a range that was registered before the trace: if armed by then,"
         " {their} writes were lost, and nobody can tell.",
-        "trace from the tracker's start with uffdtrace run, or attach before it registers the range",
+        "trace from the tracker's start with uffdtrace run; or attach before it registers the range",
     ),
 )

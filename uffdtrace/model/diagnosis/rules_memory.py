@@ -35,7 +35,7 @@ MEMORY_RULES: tuple[Rule, ...] = (
         "{count} {are} in a range of which not every page could be tracked: more was registered, or touched far apart,"
         " than uffdtrace keeps on this machine. Messages, faults and calls are counted; whether writes here were lost"
         " is not known.",
-        "trace the one process (uffdtrace attach PID) instead of all, or where there is more memory",
+        "trace the one process (uffdtrace attach PID) instead of all; or trace where there is more memory",
     ),
     Rule(
         "mapped-elsewhere",
@@ -44,7 +44,7 @@ MEMORY_RULES: tuple[Rule, ...] = (
         "shared memory is also mapped, writable, where nothing watches it",
         "{count} {are} also mapped where no userfaultfd watches: {where}. A write there sends no message, and nothing"
         " in this report counts it.",
-        "register each of these mappings too, with a userfaultfd of its process, or let nobody write there while the"
+        "register each of these mappings too, with a userfaultfd of its process; or let nobody write there while the"
         " range is tracked",
         words={"where": _where},
     ),
@@ -67,8 +67,8 @@ MEMORY_RULES: tuple[Rule, ...] = (
         "pages were populated already when MISSING was first registered over them",
         "{count} {were} populated already when the range was registered for MISSING alone{more}: an access there sends"
         " no message.",
-        "nothing where the content is complete already, as in postcopy after precopy; else register before anything is"
-        " written, or drop the pages with madvise MADV_DONTNEED",
+        "nothing where the content is complete already, as in postcopy after precopy; or else register before anything"
+        " is written; or drop the pages with madvise MADV_DONTNEED",
         words={"more": _more},
     ),
 )

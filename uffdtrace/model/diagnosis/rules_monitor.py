@@ -172,7 +172,7 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "a thread that reads the userfaultfd faulted in memory that it watches",
         "{count} came from a thread that reads this userfaultfd itself: it sleeps until somebody else answers, and if"
         " nobody else reads, for ever.",
-        "keep the monitor's stack, heap and buffers out of the registered ranges, or monitor from another process",
+        "keep the monitor's stack, heap and buffers out of the registered ranges; or monitor from another process",
         unit="faults",
     ),
     Rule(
@@ -193,7 +193,7 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "UFFDIO_UNREGISTER left threads asleep in write-protect faults",
         "{count} {were} asleep when UFFDIO_UNREGISTER took the range away: it wakes nobody who waits for a"
         " write-protect fault.",
-        "UFFDIO_WAKE the range after UFFDIO_UNREGISTER, or answer every message before",
+        "UFFDIO_WAKE the range after UFFDIO_UNREGISTER; or answer every message before",
         unit="faults",
     ),
     Rule(
@@ -204,8 +204,8 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "{count} could not sleep, so the access failed (SIGBUS, EFAULT or EIO) and no message was sent: writes through"
         " /proc/PID/mem, ptrace and futexes, and the kernel's own accesses under UFFD_USER_MODE_ONLY or"
         " UFFD_FEATURE_SIGBUS.",
-        "touch such pages beforehand, open the userfaultfd without UFFD_USER_MODE_ONLY if the kernel writes"
-        " to them, or handle the error",
+        "touch such pages beforehand; or open the userfaultfd without UFFD_USER_MODE_ONLY if the kernel writes"
+        " to them; or handle the error",
         unit="faults",
     ),
     Rule(
@@ -278,7 +278,7 @@ MONITOR_RULES: tuple[Rule, ...] = (
         # userfaultfd_poll(), the same in 5.10 to 7.2.
         "poll(), select() or epoll was asked about this userfaultfd, which was without O_NONBLOCK: they answer POLLERR"
         " at once, whether a message waits or not.",
-        "open the userfaultfd with O_NONBLOCK, or set it (fcntl F_SETFL) before it is polled",
+        "open the userfaultfd with O_NONBLOCK; or set it (fcntl F_SETFL) before it is polled",
     ),
     Rule(
         "slow-service",
@@ -297,7 +297,7 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "a fork copied the range, and the child's copy is not watched",
         "{count} copied the range without UFFD_FEATURE_EVENT_FORK: the child's copy is not registered, and where memory"
         " is shared its writes send no message.",
-        "ask for UFFD_FEATURE_EVENT_FORK and watch the new userfaultfd, or madvise MADV_DONTFORK tracked memory",
+        "ask for UFFD_FEATURE_EVENT_FORK and watch the new userfaultfd; or madvise MADV_DONTFORK tracked memory",
         unit="forks",
     ),
     Rule(
@@ -307,7 +307,7 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "mremap moved registered pages, and they are not watched any more",
         "{count} {were} moved by mremap without UFFD_FEATURE_EVENT_REMAP: at the new addresses {they_are} not"
         " registered.",
-        "ask for UFFD_FEATURE_EVENT_REMAP, or register{and_arm} the new addresses",
+        "ask for UFFD_FEATURE_EVENT_REMAP; or register{and_arm} the new addresses",
         words={"and_arm": _and_arm},
     ),
     Rule(
@@ -325,7 +325,7 @@ MONITOR_RULES: tuple[Rule, ...] = (
         "registered pages were unmapped, or replaced by MAP_FIXED",
         "{count} {were} unmapped, or replaced by a mapping with MAP_FIXED, while registered and without"
         " UFFD_FEATURE_EVENT_UNMAP: what is there now is not watched.",
-        "ask for UFFD_FEATURE_EVENT_UNMAP, or register{and_arm} again what was mapped there",
+        "ask for UFFD_FEATURE_EVENT_UNMAP; or register{and_arm} again what was mapped there",
         words={"and_arm": _and_arm},
     ),
     Rule(
