@@ -94,7 +94,7 @@ def test_what_a_terminal_shows(guest: Guest) -> None:
     step = guest.step("screen")
     assert messages(guest.trace("screen").report) == step["messages"]
     # Drawn again and again where it stood, and gone in the end.
-    drawn = re.findall(r"Range +Memory +Armed +Msg/s +p99 +Lost +Verdict", step["written"])
+    drawn = re.findall(r"Range +Memory +Armed +Msg/s +p99 +Unread +Lost +Verdict", step["written"])
     assert len(drawn) > 3
     assert step["written"].count("\x1b[") > len(drawn)
     said = step["written"].rpartition("\x1b[J")[2]

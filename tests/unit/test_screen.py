@@ -32,6 +32,7 @@ def a_range(at: int = 0, **more: Any) -> RangeProgress:
         "messages": 1024,
         "per_second": 512.4,
         "p99_us": 870.0,
+        "unread": 3,
         "lost": 3072,
         "verdict": "lost-writes",
         "history": (0, 0, 1024, 2048),
@@ -47,9 +48,9 @@ FULL = replace(
 def test_the_lines() -> None:
     assert screen(FULL, 100, 24, plain=False) == [
         LINE,
-        "Range         Memory       Armed  Msg/s     p99   Lost  Verdict      Losses",
-        "7f0000000000  16 MiB anon  4,096    512  870 µs  3,072  lost-writes    ▄█",
-        "7f0001000000  16 MiB anon  4,096    512              ?  ok",
+        "Range         Memory       Armed  Msg/s     p99  Unread   Lost  Verdict      Losses",
+        "7f0000000000  16 MiB anon  4,096    512  870 µs       3  3,072  lost-writes    ▄█",
+        "7f0001000000  16 MiB anon  4,096    512               3      ?  ok",
         "newest: [unpopulated] x",
         "0.0 MB written, 0 events dropped",
     ]
@@ -125,6 +126,25 @@ def losing() -> Events:
     for page in range(5):
         events.served(page)
     return events
+
+
+def test_a_look_tells_who_waits_for_the_monitor_to_read() -> None:
+    events = losing()
+    events.fault(5, tid=1)
+    events.fault(6, tid=2)
+    events.message(6, tid=2)
+    model, watch = fed(events)
+    (row,) = watch.look(model, 1.0, False, 0, 0).ranges
+    assert row.unread == 1
+
+
+def test_a_look_tells_what_the_probes_took() -> None:
+    model, watch = fed(losing())
+    looks = [
+        watch.look(model, second, False, 0, 0, run_ns) for second, run_ns in ((1, 0), (3, 10**9), (4, None), (5, 0))
+    ]
+    assert [look.probes for look in looks] == [None, 0.5, None, None]
+    assert screen(looks[1], 100, 24, plain=False)[-1] == "0.0 MB written, 0 events dropped, probes take 50.0% of a CPU"
 
 
 def test_a_look_tells_what_is_new_since_the_last() -> None:

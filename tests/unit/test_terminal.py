@@ -204,6 +204,9 @@ class FakeProgram:
 
     misses = counters = losses
 
+    def run_ns(self) -> None:
+        return None
+
     def returns(self) -> Array:
         return np.empty(0, dtype=EVENT)
 

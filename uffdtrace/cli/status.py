@@ -17,8 +17,8 @@ _NO_WIDTH = 80
 # Ranges on a screen, and lines beside them: totals, head, "and more", and one that stays free.
 _MOST_RANGES = 10
 _OTHER_LINES = 4
-_HEADS = ["Range", "Memory", "Armed", "Msg/s", "p99", "Lost", "Verdict", "Losses"]
-_LEFT = (0, 1, 6, 7)
+_HEADS = ["Range", "Memory", "Armed", "Msg/s", "p99", "Unread", "Lost", "Verdict", "Losses"]
+_LEFT = (0, 1, 7, 8)
 _BARS = " ▁▂▃▄▅▆▇█"
 _PLAIN_BARS = " .:-=+*#@"
 
@@ -54,6 +54,7 @@ def _foot(progress: Progress) -> list[str]:
     if not progress.ranges:
         return []
     kept = f"{progress.written / 1e6:,.1f} MB written, {progress.dropped:,} events dropped"
+    kept += "" if progress.probes is None else f", probes take {progress.probes:.1%} of a CPU"
     return [f"newest: {progress.newest}"] * bool(progress.newest) + [kept]
 
 
@@ -68,6 +69,7 @@ def _cells(one: RangeProgress, plain: bool) -> list[str]:
         f"{one.armed:,}",
         f"{one.per_second:,.0f}",
         "" if one.p99_us is None else readable(one.p99_us).replace("µ", "u" if plain else "µ"),
+        f"{one.unread:,}",
         number(one.lost),
         one.verdict,
         history if most else "",

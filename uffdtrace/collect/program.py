@@ -59,6 +59,7 @@ _TRACEPOINTS = ("sched_process_fork", "sched_process_exit")
 # The maps' keys and values in bpf/maps.bpf.c: numbers, and struct place.
 _U32, _U64, _PLACE = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<QQ")
 _YES = b"\1"
+_STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 Say = Callable[[str], None]
 
@@ -128,6 +129,13 @@ def _image(bcc: ModuleType, source: str, flags: list[str], say: Say) -> Image:
         image = compiled(bcc, source, flags)
         cache.keep(name, image)
     return image
+
+
+def _told(program: int, name: str) -> int | None:
+    """A number in the fdinfo of a BPF program's descriptor; None where this kernel's has no such line."""
+    text = Path(f"/proc/self/fdinfo/{program}").read_text()
+    found = re.search(rf"^{name}:\s*(\d+)", text, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 class Program:
@@ -302,12 +310,21 @@ class Program:
         """
         missed = []
         for attachment in self.attachments:
-            program = self._programs[self._program_name(attachment)]
-            text = Path(f"/proc/self/fdinfo/{program}").read_text()
-            found = re.search(r"^recursion_misses:\s*(\d+)", text, re.MULTILINE)
-            if found and int(found.group(1)):
-                missed.append((attachment, int(found.group(1))))
+            runs = _told(self._programs[self._program_name(attachment)], "recursion_misses")
+            if runs:
+                missed.append((attachment, runs))
         return missed
+
+    def run_ns(self) -> int | None:
+        """The time that all programs took together; None where the kernel does not count it.
+
+        It does while kernel.bpf_stats_enabled is 1, since "bpf: enable program stats" (492ecee892c2, 5.1).
+        """
+        try:
+            counts = _STATISTICS.read_text().strip() == "1"
+        except OSError:
+            counts = False
+        return sum(_told(fd, "run_time_ns") or 0 for fd in self._programs.values()) if counts else None
 
     def detach(self) -> None:
         """Remove every probe; the maps stay readable."""

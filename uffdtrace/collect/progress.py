@@ -28,6 +28,8 @@ class RangeProgress:
     messages: int
     per_second: float
     p99_us: float | None
+    # Faults that wait, of which the monitor has read nothing yet.
+    unread: int
     # None where it is not known.
     lost: int | None
     verdict: str
@@ -54,6 +56,8 @@ class Progress:
     written: int = 0
     # `[unpopulated] pages that were empty ...`: the finding that came last.
     newest: str | None = None
+    # Share of one CPU that our probes took since the last look; None where the kernel does not count it.
+    probes: float | None = None
 
 
 class Watch:
@@ -66,15 +70,26 @@ class Watch:
         self._history: dict[int, deque[int]] = {}
         self._findings: set[str] = set()
         self._newest: str | None = None
+        self._run_ns: int | None = None
 
-    def look(self, model: Model, elapsed_s: float, behind: bool, dropped: int, written: int) -> Progress:
+    def look(
+        self, model: Model, elapsed_s: float, behind: bool, dropped: int, written: int, run_ns: int | None = None
+    ) -> Progress:
+        """`run_ns` is the time that our probes took in all, None where it is not known."""
         since = None if self._time is None else elapsed_s - self._time
         rows = model.ranges.rows()
         counts = {row.number: (sum(row.messages), row.count("observed") + row.count("blind")) for row in rows}
         worst = sorted(rows, key=lambda row: (-counts[row.number][1], -counts[row.number][0], row.number))
-        shown = [self._range(model, row, *counts[row.number], since) for row in worst[:MOST_RANGES]]
+        unread = model.unread()
+        shown = [
+            self._range(model, row, *counts[row.number], unread.get(row.number, 0), since)
+            for row in worst[:MOST_RANGES]
+        ]
         shown.sort(key=lambda one: (VERDICTS.index(one.verdict), -(one.lost or 0), -one.messages))
-        self._time, self._last = elapsed_s, counts
+        probes = None
+        if since and run_ns is not None and self._run_ns is not None:
+            probes = (run_ns - self._run_ns) / 1e9 / since
+        self._time, self._last, self._run_ns = elapsed_s, counts, run_ns
         return Progress(
             elapsed_s=elapsed_s,
             faults=sum(sum(row.faults) for row in rows),
@@ -87,9 +102,12 @@ class Watch:
             dropped=dropped,
             written=written,
             newest=self._newest,
+            probes=probes,
         )
 
-    def _range(self, model: Model, row: Range, messages: int, lost: int, since: float | None) -> RangeProgress:
+    def _range(
+        self, model: Model, row: Range, messages: int, lost: int, unread: int, since: float | None
+    ) -> RangeProgress:
         case = Case(row, model.uffd_of(row))
         for finding in findings(case):
             name = str(finding["id"])
@@ -109,6 +127,7 @@ class Watch:
             messages=messages,
             per_second=(messages - before) / since if since else 0.0,
             p99_us=waited["p99"] if waited else None,
+            unread=unread,
             lost=None if case.unknown else lost,
             verdict=verdict(case),
             history=tuple(history),

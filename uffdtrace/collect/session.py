@@ -333,7 +333,8 @@ class Session:
             return
         self._next_show = now + (self._options.interval_s or _PROGRESS_S)
         behind = now - max(began, self._caught_up) > _BEHIND_S
-        show(self._watch.look(self._model, now - began, behind, self._dropped, writer.written))
+        run_ns = self._program.run_ns()
+        show(self._watch.look(self._model, now - began, behind, self._dropped, writer.written, run_ns))
 
     def _name(self, tids: Iterable[int], writer: Writer) -> None:
         """What these threads are called: those that the answer names, who wrote and who waits."""

@@ -71,6 +71,15 @@ class Model:
         if self._held.add(events):
             self._advance(final=False)
 
+    def unread(self) -> dict[int, int]:
+        """How many faults wait now of which no message was read, by number of the range; of ranges that were seen."""
+        found: dict[int, int] = {}
+        for number, count in self._sleepers.unread().items():
+            if number >= 0:
+                root = self.ranges.all[number].root().number
+                found[root] = found.get(root, 0) + count
+        return found
+
     def finish(self) -> None:
         """No more events: account for what was held back, and for who still sleeps."""
         self._advance(final=True)

@@ -241,6 +241,14 @@ class Sleepers:
                 )
             )
 
+    def unread(self) -> dict[int, int]:
+        """How many faults wait of which no message was read yet, by range number."""
+        beginnings = _BEGINNINGS[self._open["type"]]
+        told = (self._open["type"] == Type.FAULT_FOUND) & (self._open["value"] == 1)
+        read = np.isin(self._open["tid"], self._open["tid"][self._open["type"] == Type.MESSAGE])
+        numbers, counts = np.unique(self._open_ranges[beginnings & ~told & ~read], return_counts=True)
+        return dict(zip(numbers.tolist(), counts.tolist()))
+
     def pending(self, asleep: set[int], looked_at: set[int]) -> list[Waiting]:
         """The faults that nobody resolved, after the last batch was fed as `final`.
 
