@@ -6,6 +6,7 @@ import functools
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable, TextIO, TypeVar
 
@@ -14,6 +15,7 @@ import click
 from uffdtrace.cli.messages import fail
 from uffdtrace.errors import UffdtraceError
 from uffdtrace.kernel.probes import Backend
+from uffdtrace.model.diagnosis.document import ReportDict
 from uffdtrace.reporters.options import Color, TextOptions
 from uffdtrace.reporters.words import reading
 from uffdtrace.trace.file import DEFAULT
@@ -159,7 +161,7 @@ def format_option(*formats: str) -> Callable[[Function], Function]:
     )
 
 
-def write(data: dict[str, Any], form: str, as_text: Callable[[TextIO], None], err: bool = False) -> None:
+def write(data: Mapping[str, Any], form: str, as_text: Callable[[TextIO], None], err: bool = False) -> None:
     """Print data to stdout, or to stderr where stdout is another program's."""
     stream = sys.stderr if err else sys.stdout
     try:
@@ -177,12 +179,12 @@ def write(data: dict[str, Any], form: str, as_text: Callable[[TextIO], None], er
         fail(f"cannot write the report: {error.strerror}: make room, or send it elsewhere")
 
 
-def where(report: dict[str, Any], output: Path) -> str:
+def where(report: ReportDict, output: Path) -> str:
     """Why a trace ended, where it is, and the command that reads it again."""
     return f"{report['trace']['stop_reason']}; trace in {output}: read it again with {reading(str(output))}"
 
 
-def show(report: dict[str, Any], form: str, options: TextOptions, err: bool = False) -> None:
+def show(report: ReportDict, form: str, options: TextOptions, err: bool = False) -> None:
     def as_text(stream: TextIO) -> None:
         # Only here: rich takes longer to import than all the rest.
         from uffdtrace.reporters import text

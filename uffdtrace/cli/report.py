@@ -13,6 +13,7 @@ import click
 from uffdtrace.cli.common import TEXT_FILE, color_option, errors_in_one_line, format_option, show, text_of, write
 from uffdtrace.cli.messages import fail
 from uffdtrace.model.diagnosis.case import LOST
+from uffdtrace.model.diagnosis.document import ReportDict
 from uffdtrace.model.diagnosis.guest_memory import GuestMemory, parsed
 from uffdtrace.model.diagnosis.report import MOST_RUNS, MOST_WAITING
 from uffdtrace.reporters.chosen import bounds, chosen
@@ -156,7 +157,7 @@ def command(
         sys.exit(_status(judged))
 
 
-def _status(report: dict[str, Any]) -> int:
+def _status(report: ReportDict) -> int:
     if report["verdict"] in LOST:
         return 3
     if doubt(report):
@@ -165,7 +166,7 @@ def _status(report: dict[str, Any]) -> int:
     return 5 if any(finding["severity"] == "error" for finding in findings) else 0
 
 
-def _page(report: dict[str, Any], picture: Picture, output: Path | None) -> None:
+def _page(report: ReportDict, picture: Picture, output: Path | None) -> None:
     # Only here: nothing else needs jinja2.
     from uffdtrace.reporters.html import page
 
@@ -194,7 +195,7 @@ def _replace(path: Path, content: bytes) -> None:
             raise
 
 
-def _summary(report: dict[str, Any], color: Color) -> None:
+def _summary(report: ReportDict, color: Color) -> None:
     def as_text(stream: TextIO) -> None:
         from uffdtrace.reporters import summary
 
@@ -203,7 +204,7 @@ def _summary(report: dict[str, Any], color: Color) -> None:
     write(report, "text", as_text)
 
 
-def _compare(before: Path, after: Path, form: str, options: TextOptions) -> dict[str, Any]:
+def _compare(before: Path, after: Path, form: str, options: TextOptions) -> ReportDict:
     judged = read(after)
     compared = compare_reports(read(before), judged)
 

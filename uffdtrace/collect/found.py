@@ -12,7 +12,7 @@ import os
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import offers, proc
 from uffdtrace.model.account.watched import Userfaultfd
 from uffdtrace.model.account.work import EVIDENCE
+from uffdtrace.model.diagnosis.document import ProcessDict
 from uffdtrace.model.diagnosis.report import Name
 from uffdtrace.model.records.events import EVENT, Array, Ioctl, Mode, Type, UffdEvent, name_in
 
@@ -242,7 +243,7 @@ class Processes:
         self._unknown: set[int] = set()
         self._called: dict[int, str] = {}
 
-    def new(self, events: Array) -> list[dict[str, Any]]:
+    def new(self, events: Array) -> list[ProcessDict]:
         """Those that a batch names first; one that is gone already has the name that the kernel told, or none."""
         types = events["type"]
         for event in events[types == Type.PROCESS_NAME]:
@@ -251,10 +252,11 @@ class Processes:
         pids |= {int(pid) for pid in np.unique(events["tgid"][np.isin(types, _ACTORS)])}
         fresh = sorted(pids - self._seen)
         self._seen.update(fresh)
-        processes = []
+        processes: list[ProcessDict] = []
         for pid in fresh:
             try:
-                processes.append(asdict(proc.process(pid)))
+                found = proc.process(pid)
+                processes.append({"pid": found.pid, "comm": found.comm, "cmdline": found.cmdline})
             except proc.NoProcess:
                 self._unknown.add(pid)
         named = self._unknown & self._called.keys()

@@ -8,7 +8,7 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,7 @@ from uffdtrace.kernel import layout, offers, preflight, privileges, probes, proc
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
 from uffdtrace.model.account.model import Model
+from uffdtrace.model.diagnosis.document import ProcessDict, ReportDict, TraceDict
 from uffdtrace.model.diagnosis.report import FROM_EVENTS, Name, build
 from uffdtrace.model.records.events import PAGE_SIZE, Array, joined
 from uffdtrace.trace.output import Output, check_path
@@ -134,7 +135,7 @@ class Session:
         self._thread_names: dict[int, str] = {}
         self._sharing = Sharing()
         self._names: list[Name] = []
-        self._who: list[dict[str, Any]] = []
+        self._who: list[ProcessDict] = []
         # What is written, and not accounted for yet.
         self._backlog: deque[Array] = deque()
         # How many events these are.
@@ -143,7 +144,7 @@ class Session:
         self._dropped = 0
         self._exited = False
 
-    def run(self, release: Callable[[], None] | None, ended: Callable[[], bool], wait_fd: int | None) -> dict[str, Any]:
+    def run(self, release: Callable[[], None] | None, ended: Callable[[], bool], wait_fd: int | None) -> ReportDict:
         """Trace until `ended()`, a signal or the duration; the report.
 
         `release` lets a process go that waits for us; without it the process
@@ -185,12 +186,12 @@ class Session:
         release: Callable[[], None] | None,
         ended: Callable[[], bool],
         wait_fd: int | None,
-    ) -> dict[str, Any]:
+    ) -> ReportDict:
         # The clock of bpf_ktime_get_ns(), and Python's.
         began, started = time.monotonic(), datetime.now(timezone.utc)
         # Where everybody is traced, others' events came while the probes were tried.
         began_ns = int(stream.held["time"].min(initial=np.uint64(time.clock_gettime_ns(time.CLOCK_MONOTONIC))))
-        trace: dict[str, Any] = {
+        trace: TraceDict = {
             "file": str(self._options.output),
             "started": started.isoformat(timespec="milliseconds"),
             "duration_s": None,
@@ -200,15 +201,19 @@ class Session:
             "stop_reason": None,
             "uffdtrace": __version__,
             "unproven_probes": proof.unproven(self._program.attachments, self._proof),
+            "file_ended": None,
         }
-        targets = [asdict(target) for target in self._targets]
+        targets: list[ProcessDict] = [
+            {"pid": target.pid, "comm": target.comm, "cmdline": target.cmdline} for target in self._targets
+        ]
         pids = [target.pid for target in self._targets]
         process, also = (targets[0], targets[1:]) if targets else (None, [])
         offered = offers.features()
         writer = Writer(
             output,
             {
-                "trace": trace,
+                # Of the report only: the file's head does not know it.
+                "trace": {name: value for name, value in trace.items() if name != "file_ended"},
                 "process": process,
                 "also_traced": also,
                 "began": began_ns,
@@ -220,8 +225,6 @@ class Session:
             },
             self._options.most_bytes,
         )
-        # Of the report only: the file's head does not know it.
-        trace["file_ended"] = None
         for pid in pids:
             self._program.follow(pid)
         look_back = found.LookBack(self._program, stream)
@@ -272,7 +275,11 @@ class Session:
             ending["doubtful"] = sorted({*ending["doubtful"], *FROM_EVENTS})
         trace["duration_s"] = round(time.monotonic() - began, 3)
         trace["stop_reason"] = self._stop.reason
-        last = {name: trace[name] for name in ("duration_s", "stop_reason", "file_ended")}
+        last = {
+            "duration_s": trace["duration_s"],
+            "stop_reason": trace["stop_reason"],
+            "file_ended": trace["file_ended"],
+        }
         complete = writer.ended is None
         writer.done({**ending, **last, "counters": ending["counters"] + _rows(writer.unwritten)})
         if complete and writer.ended is not None:
@@ -291,7 +298,7 @@ class Session:
             also_traced=also,
         )
 
-    def _look_at_file(self, writer: Writer, trace: dict[str, Any], began: float) -> None:
+    def _look_at_file(self, writer: Writer, trace: TraceDict, began: float) -> None:
         """Say it once if the file takes no more events: this trace goes on, and what it counts stays exact."""
         if writer.ended is not None and trace["file_ended"] is None:
             trace["file_ended"] = {"after_s": round(time.monotonic() - began, 3), "reason": writer.ended}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
-from typing import Any
 
 from uffdtrace.errors import UffdtraceError
 from uffdtrace.model.diagnosis.case import VERDICTS
+from uffdtrace.model.diagnosis.document import RangeDict, ReportDict
 from uffdtrace.reporters.words import noun
 
 _ADDRESSES = re.compile(r"(?:0x)?([0-9a-f]{1,16})(?:-(?:0x)?([0-9a-f]{1,16}))?", re.IGNORECASE)
@@ -29,15 +29,13 @@ def bounds(text: str) -> tuple[int, int]:
     return start, end
 
 
-def chosen(
-    report: dict[str, Any], addresses: tuple[int, int] | None, pattern: str | None
-) -> tuple[dict[str, Any], list[int]]:
+def chosen(report: ReportDict, addresses: tuple[int, int] | None, pattern: str | None) -> tuple[ReportDict, list[int]]:
     """The report of the ranges that overlap `addresses` and whose name `pattern` (as a shell's) matches.
 
     Its verdict is theirs. With it the places that they had among all ranges. NothingChosen where there are none.
     """
 
-    def wanted(found: dict[str, Any]) -> bool:
+    def wanted(found: RangeDict) -> bool:
         if addresses and not (int(found["start"], 16) < addresses[1] and addresses[0] < int(found["end"], 16)):
             return False
         # A part of it is enough, as for grep.

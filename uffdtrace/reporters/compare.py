@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uffdtrace.model.diagnosis.case import VERDICTS
+from uffdtrace.model.diagnosis.document import ReportDict
 from uffdtrace.model.diagnosis.rules import SEVERITIES
 from uffdtrace.reporters.match import Range, kind, match
 from uffdtrace.reporters.words import add, addresses, lost_pages, noun
@@ -58,7 +59,7 @@ def change(before: Amount, after: Amount) -> str:
 class Run:
     """One of the two reports."""
 
-    def __init__(self, report: dict[str, Any]) -> None:
+    def __init__(self, report: ReportDict) -> None:
         self.report = report
         self.ranges: list[Range] = report["ranges"]
         self.dropped: int | None = report["loss"]["events_dropped"]
@@ -100,9 +101,17 @@ class Run:
 def _side(found: Range | None) -> dict[str, Any] | None:
     if found is None:
         return None
-    same = ("start", "end", "pages", "page_size", "memory", "name", "modes", "userfaultfd", "armed_pages", "verdict")
     return {
-        **{name: found[name] for name in same},
+        "start": found["start"],
+        "end": found["end"],
+        "pages": found["pages"],
+        "page_size": found["page_size"],
+        "memory": found["memory"],
+        "name": found["name"],
+        "modes": found["modes"],
+        "userfaultfd": found["userfaultfd"],
+        "armed_pages": found["armed_pages"],
+        "verdict": found["verdict"],
         "messages": sum(found["messages"].values()),
         "lost": lost_pages(found),
     }
@@ -306,7 +315,7 @@ def _pages(lost: Amount) -> str:
     return f"{lost} page{'' if lost.count == 1 else 's'}"
 
 
-def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+def compare(before: ReportDict, after: ReportDict) -> dict[str, Any]:
     """Two reports held against each other: `compare.schema.json`."""
     made = Comparison(Run(before), Run(after))
     return {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from uffdtrace.model.diagnosis.document import FindingDict, RangeDict, UserfaultfdDict
 from uffdtrace.model.diagnosis.rules import SEVERITIES
 
 
@@ -13,29 +13,29 @@ from uffdtrace.model.diagnosis.rules import SEVERITIES
 class Grouped:
     """One finding: as the place says it that has the most of it, and how much all places have."""
 
-    worst: dict[str, Any]
+    worst: FindingDict
     # The range or userfaultfd.
-    place: dict[str, Any]
+    place: RangeDict | UserfaultfdDict
     places: int
     total: int
 
     @property
     def id(self) -> str:
-        return str(self.worst["id"])
+        return self.worst["id"]
 
     @property
     def severity(self) -> str:
-        return str(self.worst["severity"])
+        return self.worst["severity"]
 
 
-def grouped(places: Sequence[dict[str, Any]]) -> list[Grouped]:
+def grouped(places: Sequence[RangeDict | UserfaultfdDict]) -> list[Grouped]:
     """The findings of ranges or userfaultfds: errors first, each severity in the order in which they are found."""
-    together: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    together: dict[str, list[tuple[FindingDict, RangeDict | UserfaultfdDict]]] = {}
     for place in places:
         for finding in place["findings"]:
             together.setdefault(finding["id"], []).append((finding, place))
     made = []
     for alike in together.values():
-        worst, place = max(alike, key=lambda one: int(one[0]["pages"]))
-        made.append(Grouped(worst, place, len(alike), sum(int(finding["pages"]) for finding, _ in alike)))
+        worst, place = max(alike, key=lambda one: one[0]["pages"])
+        made.append(Grouped(worst, place, len(alike), sum(finding["pages"] for finding, _ in alike)))
     return sorted(made, key=lambda one: SEVERITIES.index(one.severity))

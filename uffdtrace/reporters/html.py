@@ -14,6 +14,7 @@ import numpy as np
 from uffdtrace.errors import UffdtraceError
 from uffdtrace.model.account.timeline import SLOTS, Timeline
 from uffdtrace.model.diagnosis.case import LOST
+from uffdtrace.model.diagnosis.document import RangeDict, ReportDict, phase
 from uffdtrace.model.diagnosis.latency import readable
 from uffdtrace.model.diagnosis.page_map import KINDS, PageMap
 from uffdtrace.model.records.events import Array
@@ -65,7 +66,7 @@ class NoJinja(UffdtraceError):
 class Row:
     """A range as the page shows it."""
 
-    found: dict[str, Any]
+    found: RangeDict
     number: int
     title: str
     details: str
@@ -94,7 +95,7 @@ def _cells(made: PageMap) -> tuple[list[tuple[str, str]], int]:
     return [(KINDS[kind], "".join(parts)) for kind, parts in sorted(paths.items())], -(-at // _COLUMNS)
 
 
-def _row(found: dict[str, Any], at: int, made: PageMap) -> Row:
+def _row(found: RangeDict, at: int, made: PageMap) -> Row:
     paths, rows = _cells(made)
     cells = sum(count for count, _ in made.runs)
     by_kind: dict[str, int] = {}
@@ -148,7 +149,7 @@ def _step(counts: Array, most: int) -> str:
     return f"M0 {_HEIGHT:g}" + "".join(f"V{height:.1f}H{slot + 1}" for slot, height in enumerate(heights.tolist()))
 
 
-def _timeline(timeline: Timeline, began: int, report: dict[str, Any]) -> dict[str, Any] | None:
+def _timeline(timeline: Timeline, began: int, report: ReportDict) -> dict[str, Any] | None:
     """Rows to draw above each other, and marks; None where nothing happened."""
     if timeline.start is None:
         return None
@@ -192,8 +193,9 @@ def _timeline(timeline: Timeline, began: int, report: dict[str, Any]) -> dict[st
 # ---- the rest ----------------------------------------------------------------------
 
 
-def _latency(found: dict[str, Any]) -> dict[str, Any]:
+def _latency(found: RangeDict) -> dict[str, Any]:
     measured = found["latency_us"]
+    assert measured is not None
     most = max(bin["faults"] for bin in measured["histogram"])
     return {
         "title": name(found, 80) or addresses(found),
@@ -201,7 +203,7 @@ def _latency(found: dict[str, Any]) -> dict[str, Any]:
         "parts": [
             (word, meaning, [readable(values[key]) if values else "?" for key in ("p50", "p90", "p99", "max")])
             for part, (word, meaning) in PARTS.items()
-            for values in [measured if part == "total" else measured[part]]
+            for values in [phase(measured, part)]
         ],
         "bins": [
             (f"< {readable(bin['below_us'])}", f"{bin['faults']:,}", round(100 * bin["faults"] / most, 1))
@@ -229,7 +231,7 @@ def _finding(one: Grouped) -> dict[str, Any]:
     }
 
 
-def _embedded(report: dict[str, Any]) -> tuple[str, bool]:
+def _embedded(report: ReportDict) -> tuple[str, bool]:
     """The report's JSON for a script element, and whether it is packed (gzip, base64)."""
     text = json.dumps(report, separators=(",", ":"), allow_nan=False)
     if len(text) > _PLAIN_BYTES:
@@ -238,14 +240,14 @@ def _embedded(report: dict[str, Any]) -> tuple[str, bool]:
     return text.replace("<", "\\u003c"), False
 
 
-def _tone(report: dict[str, Any]) -> str:
+def _tone(report: ReportDict) -> str:
     if doubt(report):
         return "unknown"
     verdict = report["verdict"]
     return "bad" if verdict in (*LOST, "never-armed") else "unknown" if verdict == "pending" else "good"
 
 
-def page(report: dict[str, Any], picture: Picture) -> str:
+def page(report: ReportDict, picture: Picture) -> str:
     """The whole page."""
     try:
         from jinja2 import Environment, select_autoescape

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from uffdtrace.model.diagnosis.document import RangeDict, phase
 from uffdtrace.reporters.terminal import duration, fits, table
 from uffdtrace.reporters.words import addresses, noun
 
@@ -20,13 +19,13 @@ PARTS = {
 }
 
 
-def latency_table(console: Console, ranges: list[dict[str, Any]]) -> Table:
+def latency_table(console: Console, ranges: list[RangeDict]) -> Table:
     """A row of four lines for each range; each must have latencies."""
     explained = _table(console, ranges, [f"{part} ({meaning})" for part, meaning in PARTS.values()])
     return explained if fits(console, explained) else _table(console, ranges, [part for part, _ in PARTS.values()])
 
 
-def _table(console: Console, ranges: list[dict[str, Any]], labels: list[str]) -> Table:
+def _table(console: Console, ranges: list[RangeDict], labels: list[str]) -> Table:
     made = table()
     made.add_column("Latency", no_wrap=True)
     made.add_column("Faults", justify="right", overflow="fold")
@@ -35,19 +34,21 @@ def _table(console: Console, ranges: list[dict[str, Any]], labels: list[str]) ->
         made.add_column(name, justify="right", overflow="fold")
     for found in ranges:
         measured = found["latency_us"]
-        parts = [measured if part == "total" else measured[part] for part in PARTS]
+        assert measured is not None
+        parts = [phase(measured, part) for part in PARTS]
         made.add_row(
             addresses(found, "-\n"),
             f"{measured['faults']:,}",
             "\n".join(labels),
-            *("\n".join(duration(part and part[name], console) for part in parts) for name in _PERCENTILES),
+            *("\n".join(duration(part[name] if part else None, console) for part in parts) for name in _PERCENTILES),
         )
     return made
 
 
-def render_histogram(console: Console, found: dict[str, Any]) -> None:
-    """Faults by the time from fault to wake, as bars as wide as the terminal allows."""
+def render_histogram(console: Console, found: RangeDict) -> None:
+    """Faults by the time from fault to wake, as bars as wide as the terminal allows; the range must have latencies."""
     measured = found["latency_us"]
+    assert measured is not None
     console.print(
         Text.assemble(
             ("Latency", "bold"), f" in {addresses(found)}, fault to wake: {noun(measured['faults'], 'fault')}"

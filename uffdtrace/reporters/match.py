@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 from typing import Any, Callable
 
-Range = dict[str, Any]
+from uffdtrace.model.diagnosis.document import RangeDict
+
+Range = RangeDict
 Pair = tuple[int, int]
 _Key = Callable[[Range], tuple[Any, ...]]
 

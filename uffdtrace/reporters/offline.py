@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from uffdtrace.model.account.model import Model
 from uffdtrace.model.account.timeline import Timeline
+from uffdtrace.model.diagnosis.document import ProcessDict, ReportDict, TraceDict
 from uffdtrace.model.diagnosis.page_map import PageMap, page_maps
 from uffdtrace.model.diagnosis.report import FROM_EVENTS, MOST_RUNS, build
 from uffdtrace.model.records.events import Array, joined
@@ -50,7 +51,7 @@ class Picture:
     began: int = 0
 
 
-def read(path: Path, most_runs: int | None = MOST_RUNS, picture: Picture | None = None) -> dict[str, Any]:
+def read(path: Path, most_runs: int | None = MOST_RUNS, picture: Picture | None = None) -> ReportDict:
     """The report of a trace file, with all runs of lost pages if `most_runs` is None; fills the picture.
 
     TraceError or ModelError (of model.account.ranges) where it cannot be made.
@@ -61,7 +62,7 @@ def read(path: Path, most_runs: int | None = MOST_RUNS, picture: Picture | None 
         raise TraceError(f"{path} claims more than this machine's memory holds: it is broken or foreign") from None
 
 
-def _read(path: Path, most_runs: int | None, picture: Picture | None) -> dict[str, Any]:
+def _read(path: Path, most_runs: int | None, picture: Picture | None) -> ReportDict:
     reader = Reader(path)
     model = Model(None if picture is None else picture.timeline)
     model.sees_page_scans = any(probe["row"] == "page-scans" for probe in reader.meta["probes"])
@@ -84,13 +85,14 @@ def _read(path: Path, most_runs: int | None, picture: Picture | None) -> dict[st
         trace["duration_s"] = round(max(0, last - first) / 1e9, 3)
         trace["stop_reason"] = DAMAGED if reader.damaged else CUT_SHORT
     began = reader.meta["began"]
+    # The reader has held them against their forms (trace.shape).
     report = build(
         model,
-        trace,
+        cast(TraceDict, trace),
         process,
         ending,
         reader.names,
-        reader.processes,
+        cast("list[ProcessDict]", reader.processes),
         began,
         most_runs,
         reader.looks,

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
 
+from uffdtrace.model.diagnosis.document import RangeDict, RunDict, WaitingDict
 from uffdtrace.reporters.terminal import duration, list_rows
 from uffdtrace.reporters.words import addresses, guest_addresses, name, noun, thread
 
 MOST_HEADING_NAME = 200
 
 
-def _heading(console: Console, what: str, found: dict[str, Any], counted: str) -> None:
+def _heading(console: Console, what: str, found: RangeDict, counted: str) -> None:
     where = f"{addresses(found)} {name(found, MOST_HEADING_NAME)}".rstrip()
     console.print(Text.assemble((what, "bold"), f" in {where}: {counted}"))
 
 
-def _has_guest(listed: list[dict[str, Any]]) -> bool:
+def _has_guest(listed: Sequence[RunDict | WaitingDict]) -> bool:
     """With a map of a machine's memory each has its addresses there, or none."""
     return "guest" in listed[0]
 
 
-def _guest(one: dict[str, Any]) -> list[str]:
+def _guest(one: RunDict | WaitingDict) -> list[str]:
     """`pc.ram 0x400000-0x500000`: the column's cell, where there is that column."""
     return [guest_addresses(one["guest"]) or "outside"] if "guest" in one else []
 
 
-def render_lost(console: Console, found: dict[str, Any], offsets: bool) -> None:
+def render_lost(console: Console, found: RangeDict, offsets: bool) -> None:
     """The runs of pages that a range lost; nothing where it lost none."""
     lost = found["lost"]
     if lost["runs"] is None:
@@ -58,7 +59,7 @@ def render_lost(console: Console, found: dict[str, Any], offsets: bool) -> None:
     console.print()
 
 
-def render_waiting(console: Console, found: dict[str, Any], offsets: bool) -> None:
+def render_waiting(console: Console, found: RangeDict, offsets: bool) -> None:
     """The faults of a range that nobody resolved; nothing where there are none."""
     waiting = found["waiting"]
     if waiting is None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from uffdtrace.model.diagnosis.case import VERDICTS
+from uffdtrace.model.diagnosis.document import ProcessDict, RangeDict, ReportDict, UserfaultfdDict
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.words import lost_pages
 
@@ -17,10 +17,10 @@ class Section:
 
     owner: str
     heading: str
-    ranges: list[dict[str, Any]]
+    ranges: list[RangeDict]
 
 
-def command(process: dict[str, Any] | None, also: Sequence[dict[str, Any]] = ()) -> str:
+def command(process: ProcessDict | None, also: Sequence[ProcessDict] = ()) -> str:
     """What was traced, as a line."""
     if process is None:
         return "every userfaultfd"
@@ -28,15 +28,15 @@ def command(process: dict[str, Any] | None, also: Sequence[dict[str, Any]] = ())
     return ", ".join(called)
 
 
-def badness(found: dict[str, Any]) -> tuple[int, int]:
+def badness(found: RangeDict) -> tuple[int, int]:
     return VERDICTS.index(found["verdict"]), -(lost_pages(found) or 0)
 
 
-def sections(report: dict[str, Any]) -> list[Section]:
+def sections(report: ReportDict) -> list[Section]:
     """The worst first; ranges whose process is not known are one section."""
     uffds = {uffd["id"]: uffd for uffd in report["userfaultfds"]}
     names = {process["pid"]: process["comm"] for process in report["processes"]}
-    by_owner: dict[int | None, list[dict[str, Any]]] = {}
+    by_owner: dict[int | None, list[RangeDict]] = {}
     for found in sorted(report["ranges"], key=badness):
         by_owner.setdefault(uffds[found["userfaultfd"]]["owner_pid"], []).append(found)
     return [
@@ -50,7 +50,7 @@ def _called(pid: int | None, names: dict[int, str]) -> str:
 
 
 def _heading(
-    report: dict[str, Any], owner: int | None, uffds: dict[int, dict[str, Any]], names: dict[int, str], alone: bool
+    report: ReportDict, owner: int | None, uffds: dict[int, UserfaultfdDict], names: dict[int, str], alone: bool
 ) -> str:
     mine = [uffd for uffd in uffds.values() if uffd["owner_pid"] == owner]
     others = sorted({pid for uffd in mine for pid in uffd["monitor_pids"]} - {owner})
@@ -62,7 +62,7 @@ def _heading(
     return f"Memory of {_called(owner, names)}{forked}{watched}"
 
 
-def not_followed(report: dict[str, Any]) -> str:
+def not_followed(report: ReportDict) -> str:
     """What to say of children with a userfaultfd of their own that were not traced; empty if there are none."""
     made = sum(uffd["events"]["fork"] for uffd in report["userfaultfds"])
     made -= sum(uffd["forked_from"] is not None for uffd in report["userfaultfds"])

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
 
 from uffdtrace.model.diagnosis.case import LOST
+from uffdtrace.model.diagnosis.document import FindingDict, RangeDict, ReportDict, RunDict
 from uffdtrace.model.diagnosis.rules import RULES, SEVERITIES
 from uffdtrace.reporters.grouped import grouped
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.options import Color
 from uffdtrace.reporters.terminal import STYLES, console_for, plain
-from uffdtrace.reporters.words import alternatives, doubt, guest_addresses, lost_pages, name, noun, size, thread
+from uffdtrace.reporters.words import add, alternatives, doubt, guest_addresses, lost_pages, name, noun, size, thread
 
 _MOST_WHY = 3
 _MOST_NAME = 40
@@ -35,7 +36,7 @@ class Answer:
     fix: str | None = None
 
 
-def answer(report: dict[str, Any]) -> Answer:
+def answer(report: ReportDict) -> Answer:
     word, sentence = _headline(report)
     findings = _findings(report)
     lines = [("why", f"[{finding['id']}] {_meaning(finding, len(findings) > 1)}") for finding in findings[:_MOST_WHY]]
@@ -47,12 +48,12 @@ def answer(report: dict[str, Any]) -> Answer:
     return Answer(word, sentence, [*lines, ("trust", _trust(report))], fix)
 
 
-def _pages(ranges: list[dict[str, Any]], pages: int) -> str:
+def _pages(ranges: list[RangeDict], pages: int) -> str:
     """`12 MiB`: that many pages of these ranges."""
     return size(pages, ranges[0]["page_size"])
 
 
-def _headline(report: dict[str, Any]) -> tuple[str, str]:
+def _headline(report: ReportDict) -> tuple[str, str]:
     ranges, verdict = report["ranges"], report["verdict"]
     if verdict in LOST:
         return "CORRUPT", _lost([found for found in ranges if lost_pages(found)])
@@ -85,21 +86,21 @@ def _headline(report: dict[str, Any]) -> tuple[str, str]:
     return "IDLE", "no memory was registered with userfaultfd while we watched"
 
 
-def _unknown(ranges: list[dict[str, Any]]) -> str:
+def _unknown(ranges: list[RangeDict]) -> str:
     ids = {finding["id"] for found in ranges for finding in found["findings"]}
     if "not-tracked" in ids:
         return "more was registered than can be tracked"
     return "memory may have been armed before the trace, and was populated without protection in it"
 
 
-def _lost(ranges: list[dict[str, Any]]) -> str:
+def _lost(ranges: list[RangeDict]) -> str:
     if not ranges:
         # Seen, in memory of which not all is known.
         return "writes to armed pages were lost; how many is not known"
     lost = sum(lost_pages(found) or 0 for found in ranges)
-    armed = [found["armed_pages"] for found in ranges]
+    armed = add(*(found["armed_pages"] for found in ranges))
     # A page that is armed again can be lost again.
-    whole = None if None in armed or sum(armed) < lost else sum(armed)
+    whole = None if armed is None or armed < lost else armed
     of_all, of_size = ("", "") if whole is None else (f" of {whole:,}", f" of {_pages(ranges, whole)}")
     were = "was" if lost == 1 else "were"
     seen = any(found["lost"]["observed"] for found in ranges)
@@ -108,34 +109,35 @@ def _lost(ranges: list[dict[str, Any]]) -> str:
     return f"{lost:,}{of_all} armed {noun_} ({_pages(ranges, lost)}{of_size}) {how}"
 
 
-def _findings(report: dict[str, Any]) -> list[dict[str, Any]]:
+def _findings(report: ReportDict) -> list[FindingDict]:
     """Errors, each once, with its pages added up, the most first; warnings where there is no error."""
     found = grouped([*report["ranges"], *report["userfaultfds"]])
     for severity in SEVERITIES[:2]:
-        if chosen := [{**one.worst, "pages": one.total} for one in found if one.severity == severity]:
-            return sorted(chosen, key=lambda finding: -int(finding["pages"]))
+        chosen: list[FindingDict] = [{**one.worst, "pages": one.total} for one in found if one.severity == severity]
+        if chosen:
+            return sorted(chosen, key=lambda finding: -finding["pages"])
     return []
 
 
-def _meaning(finding: dict[str, Any], counted: bool) -> str:
+def _meaning(finding: FindingDict, counted: bool) -> str:
     meaning = _MEANINGS.get(finding["id"], finding["message"])
     unit = finding["unit"]
     return f"{meaning} ({noun(finding['pages'], unit[:-1])})" if counted else meaning
 
 
-def _called(found: dict[str, Any]) -> str:
+def _called(found: RangeDict) -> str:
     """`guest-ram (16 MiB shmem at 7f29cb4c3000)`."""
     what = f"{size(found['pages'], found['page_size'])} {found['memory'] or 'of unknown kind'} at {found['start'][2:]}"
     called = name(found, _MOST_NAME)
     return f"{called} ({what})" if called else what
 
 
-def _runs(report: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _runs(report: ReportDict) -> list[tuple[RangeDict, RunDict]]:
     """(range, run of lost pages) for all that are listed."""
     return [(found, run) for found in report["ranges"] for run in found["lost"]["runs"] or []]
 
 
-def _where(report: dict[str, Any]) -> str:
+def _where(report: ReportDict) -> str:
     runs = _runs(report)
     if runs:
         found, run = max(runs, key=lambda one: int(one[1]["pages"]))
@@ -153,7 +155,7 @@ def _where(report: dict[str, Any]) -> str:
     return _called(wrong[0]) + rest
 
 
-def _who(report: dict[str, Any]) -> str:
+def _who(report: ReportDict) -> str:
     if runs := _runs(report):
         _, first = min(runs, key=lambda one: float(one[1]["first_s"]))
         threads = len({run["tid"] for _, run in runs})
@@ -168,7 +170,7 @@ def _who(report: dict[str, Any]) -> str:
     return f"thread {thread(longest)} waits {since}{rest}"
 
 
-def _trust(report: dict[str, Any]) -> str:
+def _trust(report: ReportDict) -> str:
     loss, said = report["loss"], []
     if loss["events_dropped"]:
         said.append(f"{noun(loss['events_dropped'], 'event')} dropped")
@@ -187,7 +189,7 @@ def _trust(report: dict[str, Any]) -> str:
     return "; ".join(said) if said else "every event recorded"
 
 
-def render(report: dict[str, Any], stream: TextIO, color: Color = Color.AUTO) -> None:
+def render(report: ReportDict, stream: TextIO, color: Color = Color.AUTO) -> None:
     """Write the answer: each line as long as it is where nobody's terminal has an edge."""
     console = console_for(stream, color)
     put(answer(report), doubt(report), report["verdict"], console, console.width if console.is_terminal else None)

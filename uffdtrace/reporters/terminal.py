@@ -6,7 +6,7 @@ import codecs
 import locale
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import TextIOWrapper
 from typing import Any, TextIO, cast
 
@@ -60,7 +60,7 @@ def duration(microseconds: float | None, console: Console) -> str:
     return "?" if microseconds is None else plain(readable(microseconds), console)
 
 
-def memory(found: dict[str, Any]) -> Text:
+def memory(found: Mapping[str, Any]) -> Text:
     """A range's size and kind of memory, its modes, and what it is called, each a line."""
     lines = [f"{size(found['pages'], found['page_size'])} {found['memory'] or '?'}", "+".join(found["modes"])]
     return Text("\n".join([*lines, name(found, MOST_NAME)]).rstrip())

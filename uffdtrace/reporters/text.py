@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from uffdtrace.model.diagnosis.document import FindingDict, RangeDict, ReportDict
 from uffdtrace.model.diagnosis.rules import SEVERITIES
 from uffdtrace.reporters import summary
 from uffdtrace.reporters.grouped import grouped
@@ -45,7 +46,7 @@ _MEANING = {
 }
 
 
-def _messages(ranges: list[dict[str, Any]], joint: str) -> list[str]:
+def _messages(ranges: list[RangeDict], joint: str) -> list[str]:
     """`1,024 wp` for each range, a line for each kind that it can have or had."""
     shown = [
         {kind: f"{count:,}" for kind, count in found["messages"].items() if count or kind in found["modes"]}
@@ -56,7 +57,7 @@ def _messages(ranges: list[dict[str, Any]], joint: str) -> list[str]:
     return ["\n".join(f"{count:>{width}}{joint}{kind}" for kind, count in kinds.items()) for kinds in shown]
 
 
-def _table(ranges: list[dict[str, Any]], joint: str) -> Table:
+def _table(ranges: list[RangeDict], joint: str) -> Table:
     """`joint` stands between a number of messages and their kind."""
     made = table()
     made.add_column("Range", no_wrap=True)
@@ -78,14 +79,14 @@ def _table(ranges: list[dict[str, Any]], joint: str) -> Table:
     return made
 
 
-def _rest(what: str, ranges: list[dict[str, Any]], file: str) -> str:
+def _rest(what: str, ranges: list[RangeDict], file: str) -> str:
     return (
         f"and {what}: {messages_of_all(ranges)} messages, {lost_of_all(ranges)} lost"
         f" (`{reading(file, '--all-ranges')}` shows them)\n"
     )
 
 
-def _finding(console: Console, finding: dict[str, Any], fix: str | None) -> None:
+def _finding(console: Console, finding: FindingDict, fix: str | None) -> None:
     """What it means and what to change; what the answer at the head says already is not said again."""
     console.print(Padding(Text(printable(plain(finding["message"], console))), (0, 0, 0, 4)))
     remedies = ["see fix, above"] if finding["remedy"] == fix else alternatives(finding["remedy"])
@@ -96,7 +97,7 @@ def _finding(console: Console, finding: dict[str, Any], fix: str | None) -> None
         console.print(Padding(Text.assemble("" if place else _REMEDY, said), (0, 0, last, indent)))
 
 
-def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool, file: str, fix: str | None) -> None:
+def _findings(console: Console, ranges: list[RangeDict], pages: bool, file: str, fix: str | None) -> None:
     """Each finding once, with the ranges it holds for; its pages, faults or calls added up."""
     found = grouped(ranges)
     for severity in SEVERITIES:
@@ -112,7 +113,7 @@ def _findings(console: Console, ranges: list[dict[str, Any]], pages: bool, file:
             console.print(Text(f"`{reading(file, '--pages')}` lists the addresses of the lost pages.\n"))
 
 
-def _of_no_range(console: Console, report: dict[str, Any], fix: str | None) -> None:
+def _of_no_range(console: Console, report: ReportDict, fix: str | None) -> None:
     """Findings about calls that named no range, and threads that wait in none."""
     for uffd in report["userfaultfds"]:
         for finding in uffd["findings"]:
@@ -122,10 +123,12 @@ def _of_no_range(console: Console, report: dict[str, Any], fix: str | None) -> N
             _finding(console, finding, fix)
 
 
-def _before(console: Console, report: dict[str, Any]) -> None:
+def _before(console: Console, report: ReportDict) -> None:
     """Who slept already when the trace began, and what became of them."""
     found = [uffd["before_trace"] for uffd in report["userfaultfds"] if uffd["before_trace"]]
-    waiting, unread, served = (sum(int(one[name]) for one in found) for name in ("waiting", "unread", "served"))
+    waiting = sum(one["waiting"] for one in found)
+    unread = sum(one["unread"] for one in found)
+    served = sum(one["served"] for one in found)
     still = sum(len(one["still_asleep"]) for one in found)
     if waiting:
         became = [f"{served:,} of them {'was' if served == 1 else 'were'} answered in the trace"] * bool(served)
@@ -141,7 +144,7 @@ def _before(console: Console, report: dict[str, Any]) -> None:
         console.print(f"Threads {some}\n" if threads else "")
 
 
-def _losses(console: Console, report: dict[str, Any]) -> None:
+def _losses(console: Console, report: ReportDict) -> None:
     loss = report["loss"]
     if not_searched := report.get("processes_not_searched"):
         processes, it_maps = ("process", "it maps") if not_searched == 1 else ("processes", "they map")
@@ -169,7 +172,7 @@ def _losses(console: Console, report: dict[str, Any]) -> None:
         console.print("Whether something was dropped is not known: the trace has no end.")
 
 
-def _latencies(console: Console, ranges: list[dict[str, Any]], options: TextOptions) -> None:
+def _latencies(console: Console, ranges: list[RangeDict], options: TextOptions) -> None:
     measured = [found for found in ranges if found["latency_us"]]
     shown = measured[: options.most_ranges]
     if shown:
@@ -184,7 +187,7 @@ def _latencies(console: Console, ranges: list[dict[str, Any]], options: TextOpti
             console.print("No histogram: no latency was measured.\n")
 
 
-def _pages(console: Console, ranges: list[dict[str, Any]], offsets: bool) -> None:
+def _pages(console: Console, ranges: list[RangeDict], offsets: bool) -> None:
     if offsets:
         console.print("Offsets count from the range's start.\n")
     for found in ranges:
@@ -194,7 +197,7 @@ def _pages(console: Console, ranges: list[dict[str, Any]], offsets: bool) -> Non
         console.print("No page was lost, and no fault waits.\n")
 
 
-def _guest_memory(console: Console, report: dict[str, Any]) -> None:
+def _guest_memory(console: Console, report: ReportDict) -> None:
     blocks = guest_blocks(report)
     if not blocks:
         return
@@ -259,7 +262,7 @@ def _others(console: Console, others: list[Section], file: str) -> None:
         console.print(Text(f"`{reading(file, '--all-ranges')}` shows their ranges and what was found there.\n"))
 
 
-def render(report: dict[str, Any], stream: TextIO, options: TextOptions = DEFAULT) -> None:
+def render(report: ReportDict, stream: TextIO, options: TextOptions = DEFAULT) -> None:
     """Write the report to a stream."""
     console = console_for(stream, options.color)
     trace = report["trace"]

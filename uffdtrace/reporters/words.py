@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from uffdtrace.model.diagnosis.case import LOST
+from uffdtrace.model.diagnosis.document import BlockDict, PieceDict, RangeDict, ReportDict
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.trace.file import DEFAULT
 
@@ -18,13 +20,13 @@ def shorten(text: str, width: int) -> str:
     return text[: kept - kept // 2] + "..." + text[len(text) - kept // 2 :]
 
 
-def name(found: dict[str, Any], width: int) -> str:
+def name(found: Mapping[str, Any], width: int) -> str:
     """What the kernel calls a range's mapping, harmless and short; empty where it has no name."""
     # memfd is always "deleted".
     return shorten(printable(found["name"] or "").removesuffix(" (deleted)"), width)
 
 
-def thread(found: dict[str, Any]) -> str:
+def thread(found: Mapping[str, Any]) -> str:
     """`255 "CPU 2/KVM"`: the thread of a run of lost pages, or of a fault that waits."""
     return f"{found['tid']}" + (f' "{shorten(printable(found["thread"]), 16)}"' if found["thread"] else "")
 
@@ -46,12 +48,12 @@ def noun(count: int, one: str) -> str:
     return f"{count:,} {one}" + ("" if count == 1 else "s")
 
 
-def addresses(found: dict[str, Any], joint: str = "-") -> str:
+def addresses(found: Mapping[str, Any], joint: str = "-") -> str:
     """Start and end of a range or a run, as /proc/PID/maps writes them."""
     return f"{found['start'][2:]}{joint}{found['end'][2:]}"
 
 
-def guest_blocks(report: dict[str, Any]) -> list[dict[str, Any]]:
+def guest_blocks(report: ReportDict) -> list[BlockDict]:
     """The blocks of a virtual machine's memory, those first that lost the most."""
     return sorted(report.get("guest_memory", ()), key=lambda block: -int(block["lost_pages"]))
 
@@ -66,7 +68,7 @@ def alternatives(remedy: str) -> list[str]:
 _MOST_PIECES = 3
 
 
-def guest_addresses(pieces: list[dict[str, Any]]) -> str:
+def guest_addresses(pieces: list[PieceDict]) -> str:
     """`pc.ram 0x400000-0x500000`: where a virtual machine has a run or a page; empty where it has not."""
     shown = [f"{printable(one['block'])} {one['start']}-{one['end']}" for one in pieces[:_MOST_PIECES]]
     more = [f"{len(pieces) - len(shown):,} more"] if len(pieces) > len(shown) else []
@@ -83,17 +85,17 @@ def known_part(count: int, whole: bool) -> str:
     return f"{count:,}" if whole else f"at least {count:,}" if count else "?"
 
 
-def lost_of_all(ranges: list[dict[str, Any]]) -> str:
+def lost_of_all(ranges: list[RangeDict]) -> str:
     """The pages that ranges lost together, as far as that is known."""
     counts = [lost_pages(found) for found in ranges]
     return known_part(sum(count or 0 for count in counts), None not in counts)
 
 
-def messages_of_all(ranges: list[dict[str, Any]]) -> str:
+def messages_of_all(ranges: list[RangeDict]) -> str:
     return f"{sum(sum(found['messages'].values()) for found in ranges):,}"
 
 
-def lost_pages(found: dict[str, Any]) -> int | None:
+def lost_pages(found: RangeDict) -> int | None:
     """The pages of a range that were lost, seen or not."""
     return add(found["lost"]["observed"], found["lost"]["blind"])
 
@@ -105,7 +107,7 @@ def reading(file: str, *options: str) -> str:
     return printable(shlex.join(["uffdtrace", "report", *options, *name]))
 
 
-def doubt(report: dict[str, Any]) -> str:
+def doubt(report: ReportDict) -> str:
     """Why writes may have been lost although the verdict does not say so; empty where they were not, or were."""
     loss = report["loss"]
     if report["verdict"] in LOST:

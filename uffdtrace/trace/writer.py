@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ class Writer:
         if names:
             self._chunk(NAMES, json.dumps([asdict(name) for name in names]).encode())
 
-    def processes(self, processes: list[dict[str, Any]]) -> None:
+    def processes(self, processes: Sequence[Mapping[str, Any]]) -> None:
         if processes:
             self._chunk(PROCESSES, json.dumps(processes).encode())
 

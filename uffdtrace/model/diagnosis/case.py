@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from uffdtrace.model.account.latencies import SLOW_NS
 from uffdtrace.model.account.pages import Cause
 from uffdtrace.model.account.ranges import Range
 from uffdtrace.model.account.watched import Userfaultfd
+from uffdtrace.model.diagnosis.document import LatencyDict
 from uffdtrace.model.diagnosis.latency import latency
 from uffdtrace.model.records.events import Feature, Memory, Mode
 
@@ -200,7 +200,7 @@ class Case:
         return circled if circled >= CIRCLES and circled * 3 > answered * 2 else 0
 
     @cached_property
-    def waited(self) -> dict[str, Any] | None:
+    def waited(self) -> LatencyDict | None:
         return latency(self.row.latencies)
 
     @property

@@ -9,9 +9,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from uffdtrace.errors import UffdtraceError
+from uffdtrace.model.diagnosis.document import BlockDict, PieceDict, RangeDict, ReportDict
 
 # QEMU makes a dozen blocks, and some more for each device with memory of its own.
 MOST_BLOCKS = 10_000
@@ -95,7 +95,7 @@ class GuestMemory:
                     found[block] = first, last
         return found
 
-    def pieces(self, start: int, end: int) -> list[dict[str, str]]:
+    def pieces(self, start: int, end: int) -> list[PieceDict]:
         """Where the machine has the host addresses [start, end): block, and guest-physical [start, end)."""
         return [
             {
@@ -106,7 +106,7 @@ class GuestMemory:
             for block, (first, last) in self._overlaps(start, end).items()
         ]
 
-    def located(self, report: dict[str, Any], most_runs: int | None) -> dict[str, Any]:
+    def located(self, report: ReportDict, most_runs: int | None) -> ReportDict:
         """The report with `guest` in each run of lost pages and each waiting fault, and the blocks as `guest_memory`.
 
         `report` lists all runs; `most_runs` of each range are kept, all where that is None.
@@ -116,7 +116,7 @@ class GuestMemory:
             for run in found["lost"]["runs"] or []:
                 for block, (first, last) in self._overlaps(int(run["start"], 16), int(run["end"], 16)).items():
                     lost[block] += -(-(last - first) // found["page_size"])
-        blocks = [
+        blocks: list[BlockDict] = [
             {
                 "block": block.name,
                 "host": hex(block.host),
@@ -129,7 +129,7 @@ class GuestMemory:
         ranges = [self._range(found, most_runs) for found in report["ranges"]]
         return {**report, "ranges": ranges, "guest_memory": blocks}
 
-    def _range(self, found: dict[str, Any], most_runs: int | None) -> dict[str, Any]:
+    def _range(self, found: RangeDict, most_runs: int | None) -> RangeDict:
         lost, waiting, size = found["lost"], found["waiting"], found["page_size"]
         runs, left_off = lost["runs"], lost["runs_left_off"]
         if runs is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from uffdtrace.model.account.latencies import BEGINS_US, PARTS, Latencies
 from uffdtrace.model.account.sleep import QUEUE, SERVICE, TOTAL, WAKEUP
+from uffdtrace.model.diagnosis.document import BinDict, LatencyDict
 from uffdtrace.model.records.events import Array
 
 _NS_PER_US = 1000.0
@@ -50,7 +49,7 @@ def _powers(latencies: Latencies) -> Array:
     return found
 
 
-def _histogram(latencies: Latencies, exact: Array | None) -> list[dict[str, int]]:
+def _histogram(latencies: Latencies, exact: Array | None) -> list[BinDict]:
     """Faults by powers of two of µs, each bucket up to but without `below_us`."""
     if exact is None:
         counts = _powers(latencies)
@@ -62,7 +61,7 @@ def _histogram(latencies: Latencies, exact: Array | None) -> list[dict[str, int]
     ]
 
 
-def latency(latencies: Latencies) -> dict[str, Any] | None:
+def latency(latencies: Latencies) -> LatencyDict | None:
     """The report's `latency_us` of faults that were served, None where there were none."""
     if not latencies.faults:
         return None
@@ -73,10 +72,14 @@ def latency(latencies: Latencies) -> dict[str, Any] | None:
         total, queue, service = percentiles(exact[:, (TOTAL, QUEUE, SERVICE)])
         woken = exact[~np.isnan(exact[:, WAKEUP])]
         wakeup = percentiles(woken[:, WAKEUP:])[0] if len(woken) else None
-    assert total is not None
+    # Every served fault has these three; the thread's return may not have been seen.
+    assert total is not None and queue is not None and service is not None
     return {
         "faults": latencies.faults,
-        **total,
+        "p50": total["p50"],
+        "p90": total["p90"],
+        "p99": total["p99"],
+        "max": total["max"],
         "queue": queue,
         "service": service,
         "wakeup": wakeup,

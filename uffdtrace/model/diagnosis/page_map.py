@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from uffdtrace.model.account.model import Model
 from uffdtrace.model.account.pages import ARMED, BLIND, DOUBT, EVER_ARMED, NOTIFIED, OBSERVED, UNDECIDED
 from uffdtrace.model.account.ranges import Piece, Range
 from uffdtrace.model.account.states import BITS
+from uffdtrace.model.diagnosis.document import RangeDict
 from uffdtrace.model.records.events import PAGE_SIZE, Array
 
 # What a page can be, a cell shows the last of these that any of its pages is; of the first four what most are.
@@ -46,7 +46,7 @@ class PageMap:
     runs: list[tuple[int, int]]
 
 
-def page_maps(model: Model, ranges: Sequence[dict[str, Any]], most: int) -> list[PageMap]:
+def page_maps(model: Model, ranges: Sequence[RangeDict], most: int) -> list[PageMap]:
     """Of each range of a report in its order, in `most` cells or fewer."""
     pieces: dict[int, list[Piece]] = {}
     for row, piece in model.ranges.pieces():
@@ -54,7 +54,7 @@ def page_maps(model: Model, ranges: Sequence[dict[str, Any]], most: int) -> list
     return [_page_map(model, row, pieces.get(row.number, []), found, most) for row, found in zip(model.rows(), ranges)]
 
 
-def _page_map(model: Model, row: Range, pieces: Sequence[Piece], found: dict[str, Any], most: int) -> PageMap:
+def _page_map(model: Model, row: Range, pieces: Sequence[Piece], found: RangeDict, most: int) -> PageMap:
     size = max(1, -(-row.pages // most))
     cells = -(-row.pages // size)
     counts = np.zeros((cells, len(KINDS)), dtype=np.int64)

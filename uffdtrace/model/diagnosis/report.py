@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,6 +15,15 @@ from uffdtrace.model.account.ranges import Range
 from uffdtrace.model.account.sleep import longest_first
 from uffdtrace.model.account.watched import Userfaultfd
 from uffdtrace.model.diagnosis.case import VERDICTS, Case, verdict
+from uffdtrace.model.diagnosis.document import (
+    ProcessDict,
+    RangeDict,
+    ReportDict,
+    RunDict,
+    TraceDict,
+    UserfaultfdDict,
+    WaitingDict,
+)
 from uffdtrace.model.diagnosis.rules import findings
 from uffdtrace.model.diagnosis.rules_calls import userfaultfd_findings
 from uffdtrace.model.diagnosis.rules_waits import waiting_findings
@@ -56,7 +65,7 @@ def _name(row: Range, uffd: Userfaultfd, names: Sequence[Name]) -> str | None:
     return None
 
 
-def _waiting(row: Range, end: int, called: Mapping[int, str]) -> list[dict[str, Any]] | None:
+def _waiting(row: Range, end: int, called: Mapping[int, str]) -> list[WaitingDict] | None:
     if row.pending is None:
         return None
     longest = longest_first(row.waiting)[:MOST_WAITING]
@@ -77,9 +86,7 @@ def _kinds(counts: list[int]) -> dict[str, int]:
     return {kind.name.lower(): counts[kind] for kind in Kind}
 
 
-def _range(
-    case: Case, name: str | None, runs: list[dict[str, Any]], left_off: int, called: Mapping[int, str]
-) -> dict[str, Any]:
+def _range(case: Case, name: str | None, runs: list[RunDict], left_off: int, called: Mapping[int, str]) -> RangeDict:
     row = case.row
     # Populated without protection here, but perhaps armed before the trace; or more than can be kept.
     unknown = case.unknown
@@ -128,9 +135,7 @@ def _range(
     }
 
 
-def _processes(
-    model: Model, targets: Sequence[dict[str, Any]], processes: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def _processes(model: Model, targets: Sequence[ProcessDict], processes: Sequence[ProcessDict]) -> list[ProcessDict]:
     """Those that own or watch memory, by number; the traced one as it was when the trace began."""
     wanted = {uffd.owner for uffd in model.userfaultfds} | {
         pid for uffd in model.userfaultfds for pid in uffd.readers | uffd.callers
@@ -139,13 +144,13 @@ def _processes(
     return [found[pid] for pid in sorted(found) if pid in wanted]
 
 
-def _userfaultfd(uffd: Userfaultfd, began: int, end: int, pending: int) -> dict[str, Any]:
+def _userfaultfd(uffd: Userfaultfd, began: int, end: int, pending: int) -> UserfaultfdDict:
     def seconds(time: int) -> float:
         return round((time - began) / 1e9, 6)
 
     names = None
     if uffd.features is not None:
-        names = [feature.name for feature in Feature if uffd.features & feature]
+        names = [feature.name for feature in Feature if uffd.features & feature and feature.name]
     return {
         "id": uffd.number,
         "features": names,
@@ -228,7 +233,7 @@ def add_counters(model: Model, counters: list[list[int]]) -> bool:
 FROM_EVENTS = ("armed_pages", "holes", "notified_pages", "pending", "skipped", "lost", "dropped")
 
 
-def _calls_seen(trace: dict[str, Any], ending: dict[str, Any]) -> bool:
+def _calls_seen(trace: TraceDict, ending: dict[str, Any]) -> bool:
     """Whether each call that arms was seen: where returns alone are missing, what was called is known."""
     doubtful = set(ending.get("doubtful", ()))
     entries = any(not place.endswith("%return") for place in ending.get("probes_missed", ()))
@@ -241,17 +246,17 @@ def _calls_seen(trace: dict[str, Any], ending: dict[str, Any]) -> bool:
 
 def build(
     model: Model,
-    trace: dict[str, Any],
-    process: dict[str, Any] | None,
+    trace: TraceDict,
+    process: ProcessDict | None,
     ending: dict[str, Any],
     names: Sequence[Name] = (),
-    processes: Sequence[dict[str, Any]] = (),
+    processes: Sequence[ProcessDict] = (),
     began: int = 0,
     most_runs: int | None = MOST_RUNS,
     looks: Sequence[Look] = (),
     threads: Mapping[int, str] | None = None,
-    also_traced: Sequence[dict[str, Any]] = (),
-) -> dict[str, Any]:
+    also_traced: Sequence[ProcessDict] = (),
+) -> ReportDict:
     """The report of a finished model.
 
     `trace`, `process` and `also_traced` go in as they are. `ending` (the trace file's last
@@ -291,9 +296,8 @@ def build(
         arms_seen = seen and not (model.lost_returns and row.modes & (Mode.MISSING | Mode.MINOR))
         offered = ending.get("features_offered")
         case = Case(row, uffd, offered, whole, arms_seen, model.last, others, model.sees_page_scans)
-        runs, left_off = lost.get(row.number, ([], 0))
-        for run in runs:
-            run["thread"] = called.get(run["tid"])
+        listed, left_off = lost.get(row.number, ([], 0))
+        runs = [cast(RunDict, {**run, "thread": called.get(run["tid"])}) for run in listed]
         ranges.append(_range(case, _name(row, uffd, names), runs, left_off, called))
     pending = [row for row in model.rows() if row.pending]
     verdicts = [found["verdict"] for found in ranges]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from uffdtrace.model.diagnosis.case import Case
+from uffdtrace.model.diagnosis.document import FindingDict
 from uffdtrace.model.diagnosis.rule import Rule
 from uffdtrace.model.diagnosis.rules_calls import CALL_RULES
 from uffdtrace.model.diagnosis.rules_loss import LOSS_RULES
@@ -35,9 +36,9 @@ def _written(template: str, rule: Rule, number: int, case: Case) -> str:
     )
 
 
-def findings(case: Case) -> list[dict[str, object]]:
+def findings(case: Case) -> list[FindingDict]:
     """The findings that apply, worst first, in the form of the report (design.md section 4)."""
-    found: list[dict[str, object]] = []
+    found: list[FindingDict] = []
     for rule in _WORST_FIRST:
         if number := rule.count(case):
             found.append(

@@ -7,6 +7,7 @@ from uffdtrace.model.account.failures import Failure, Failures
 from uffdtrace.model.account.sleep import Killed, Waiting
 from uffdtrace.model.account.watched import Userfaultfd
 from uffdtrace.model.diagnosis.case import Case
+from uffdtrace.model.diagnosis.document import FindingDict
 from uffdtrace.model.diagnosis.rule import Rule, fact
 from uffdtrace.model.records.events import PAGE_SIZE, Ioctl
 
@@ -109,7 +110,7 @@ CALL_RULES: tuple[Rule, ...] = (
 )
 
 
-def _finding(name: str, severity: str, failures: list[Failure], message: str, remedy: str) -> dict[str, object]:
+def _finding(name: str, severity: str, failures: list[Failure], message: str, remedy: str) -> FindingDict:
     count = sum(failure.count for failure in failures)
     calls = f"{count:,} call{'' if count == 1 else 's'}"
     return {
@@ -122,7 +123,7 @@ def _finding(name: str, severity: str, failures: list[Failure], message: str, re
     }
 
 
-def userfaultfd_findings(uffd: Userfaultfd) -> list[dict[str, object]]:
+def userfaultfd_findings(uffd: Userfaultfd) -> list[FindingDict]:
     """Findings about calls of a userfaultfd that named no range of it, worst first, in the form of the report."""
     failures: Failures = uffd.failures
     found = []

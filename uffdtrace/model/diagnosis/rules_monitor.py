@@ -5,6 +5,7 @@ from __future__ import annotations
 from uffdtrace.model.account.facts import Fact
 from uffdtrace.model.account.sleep import longest_first
 from uffdtrace.model.diagnosis.case import EAGAIN_STORM, LONG_NS, SLOW_US, Case
+from uffdtrace.model.diagnosis.document import phase
 from uffdtrace.model.diagnosis.latency import readable
 from uffdtrace.model.diagnosis.rule import Rule, Words, answers, fact
 
@@ -87,15 +88,15 @@ def _killed(case: Case) -> str:
 
 def _phases(case: Case) -> str:
     assert case.waited is not None
-    parts = [(name, case.waited[name]) for name in ("queue", "service", "wakeup")]
+    parts = [(name, phase(case.waited, name)) for name in ("queue", "service", "wakeup")]
     said = [f"{name.replace('wakeup', 'wake-up')} {readable(part['p99'])}" for name, part in parts if part]
     return f"p99 {readable(case.waited['p99'])} ({', '.join(said)})"
 
 
 def _faster(case: Case) -> str:
     assert case.waited is not None
-    phases = {name: case.waited[name]["p99"] for name in FASTER if case.waited[name]}
-    return FASTER[max(phases, key=lambda name: float(phases[name]))]
+    phases = {name: waited["p99"] for name in FASTER if (waited := phase(case.waited, name))}
+    return FASTER[max(phases, key=lambda name: phases[name])]
 
 
 FASTER = {

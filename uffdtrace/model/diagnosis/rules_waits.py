@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from uffdtrace.model.account.watched import EndedReader, EventWait, Userfaultfd
+from uffdtrace.model.diagnosis.document import FindingDict
 from uffdtrace.model.diagnosis.latency import readable
 from uffdtrace.model.records.events import UffdEvent
 
@@ -46,7 +47,7 @@ def _held(uffd: Userfaultfd) -> str:
     return f" It is held open by {_named(holders, ', ')}." if holders else " No process has it open by a descriptor."
 
 
-def _finding(name: str, count: int, message: str, remedy: str) -> dict[str, object]:
+def _finding(name: str, count: int, message: str, remedy: str) -> FindingDict:
     return {
         "id": name,
         "severity": "error",
@@ -57,7 +58,7 @@ def _finding(name: str, count: int, message: str, remedy: str) -> dict[str, obje
     }
 
 
-def waiting_findings(uffd: Userfaultfd, end: int, faults: int = 0, began: int = 0) -> list[dict[str, object]]:
+def waiting_findings(uffd: Userfaultfd, end: int, faults: int = 0, began: int = 0) -> list[FindingDict]:
     """Findings about who waited for this userfaultfd when the trace ended, in the form of the report.
 
     The trace lasted from `began` to `end` (ns); `faults` of its ranges were pending.
