@@ -47,8 +47,8 @@ from uffdtrace.trace.file import (
 
 MOST_SECONDS = 20
 MOST_BYTES = 300 << 20
-# To lay out a text takes half of the time.
-TEXT_OF = 4
+# To lay out a text and a page takes several times as long as to read a file.
+TEXT_OF = 25
 
 Chunk = tuple[bytes, bytes]
 _ODD = (0, 1, 2, 7, 511, 4095, 4096, 1 << 31, (1 << 32) - 1, 1 << 47, 1 << 56, (1 << 63) - 1, 1 << 63, (1 << 64) - 4096)
