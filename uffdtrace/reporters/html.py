@@ -6,8 +6,9 @@ import base64
 import gzip
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +38,9 @@ from uffdtrace.reporters.words import (
     number,
     size,
 )
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MOST_RANGES = 1000
@@ -247,20 +251,26 @@ def _tone(report: ReportDict) -> str:
     return "bad" if verdict in (*LOST, "never-armed") else "unknown" if verdict == "pending" else "good"
 
 
-def page(report: ReportDict, picture: Picture) -> str:
-    """The whole page."""
+@lru_cache(maxsize=1)
+def _template() -> Template:
     try:
         from jinja2 import Environment, select_autoescape
     except ImportError:
         raise NoJinja("jinja2 is missing, which fills the page: install python3-jinja2, or use --format text") from None
+    environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def page(report: ReportDict, picture: Picture) -> str:
+    """The whole page; NoJinja where nothing can fill it."""
+    template = _template()
     told = answer(report)
     pairs = sorted(zip(report["ranges"], picture.maps), key=lambda pair: badness(pair[0]))
     rows = [_row(found, at, made) for at, (found, made) in enumerate(pairs[:MOST_RANGES])]
     measured = [found for found, _ in pairs if found["latency_us"]]
     data, packed = _embedded(report)
     trace = report["trace"]
-    environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return template.render(
         command=command(report["process"], report["also_traced"]),
         trace={key: printable(value) for key, value in trace.items() if value is not None},
         word=told.word,
