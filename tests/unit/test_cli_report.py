@@ -57,7 +57,8 @@ def test_pages(asked_for: list[int | None]) -> None:
 
 
 def test_all_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    many = a_report(*(a_range(0x1000_0000 + at * 0x100000) for at in range(MOST_RANGES + 1)))
+    ranges = [a_range(0x1000_0000 + at * 0x100000, name=f"heap {at}") for at in range(MOST_RANGES + 1)]
+    many = a_report(*ranges)
     monkeypatch.setitem(REPORTS, "many", many)
     assert "and 1 more range: " in invoke("many").output
     for arguments in (["many"], ["--compare", "many", "many"]):

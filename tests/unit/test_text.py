@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -190,7 +191,7 @@ def test_no_line_is_padded() -> None:
 
 
 def test_many_ranges() -> None:
-    ranges = [a_range(BASE + number * 0x10000, latency_us=latency()) for number in range(1000)]
+    ranges = [a_range(BASE + number * 0x10000, name=f"heap {number}", latency_us=latency()) for number in range(1000)]
     ranges[700] = a_range(BASE + 700 * 0x10000, lost=5)
     out = rendered(a_report(*ranges, verdict="lost-writes"))
     assert len(out.splitlines()) < 200
@@ -200,6 +201,24 @@ def test_many_ranges() -> None:
     assert f"and {1000 - MOST_RANGES} more ranges: {(1000 - MOST_RANGES) * 16:,} messages, 0 lost (`uff" in flat
     assert f"{999 - MOST_RANGES} more ranges with latencies" in out
     assert "(`uffdtrace report --all-ranges` shows them)" in flat
+
+
+def test_ranges_of_one_kind_are_summed_up() -> None:
+    lost = [a_range(BASE + number * 0x10000, lost=5) for number in range(3)]
+    served = [a_range(BASE + number * 0x10000) for number in range(3, 1003)]
+    unknown = [a_range(BASE + number * 0x10000, memory="shmem", holes=None) for number in range(1003, 1008)]
+    out = rendered(a_report(*lost, *served, *unknown, verdict="lost-writes"))
+    rows = [re.split("  +", line.strip()) for line in out.splitlines()]
+    first = next(at for at, row in enumerate(rows) if row[0] == f"{served[0]['start'][2:]}-")
+    assert rows[first + 1 : first + 3] == [[f"{served[0]['end'][2:]}", "wp"], ["and 999 alike"]]
+    assert rows[first][1:3] == ["62.5 MiB anon", "16,000 wp"] and rows[first][-1] == "ok"
+    assert out.count("and 999 alike") == out.count("and 4 alike") == 1
+    # Of few each has its row; and what is not known of one is not known of all.
+    assert sum(row[0] == f"{found['start'][2:]}-" for row in rows for found in lost) == 3
+    fifth = next(row for row in rows if row[0] == f"{unknown[0]['start'][2:]}-")
+    assert fifth[3] == "?"
+    assert "`uffdtrace report --all-ranges` shows each of them." in out
+    assert "alike" not in rendered(a_report(*lost, *served), all_ranges=True)
 
 
 def test_all_ranges_and_soon() -> None:

@@ -56,7 +56,8 @@ class _Addresses(click.ParamType):
 @click.option(
     "--all-ranges",
     is_flag=True,
-    help=f"Show every range, not only the worst {MOST_RANGES} of the worst {MOST_PROCESSES} processes.",
+    help=f"Show every range, not only the worst {MOST_RANGES} of the worst {MOST_PROCESSES} processes, with those"
+    " that are alike summed up.",
 )
 @click.option(
     "--pages",

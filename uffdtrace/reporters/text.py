@@ -12,6 +12,7 @@ from rich.text import Text
 from uffdtrace.model.diagnosis.document import FindingDict, RangeDict, ReportDict
 from uffdtrace.model.diagnosis.rules import SEVERITIES
 from uffdtrace.reporters import summary
+from uffdtrace.reporters.alike import alike, summed
 from uffdtrace.reporters.grouped import grouped
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.latency import latency_table, render_histogram
@@ -57,8 +58,8 @@ def _messages(ranges: list[RangeDict], joint: str) -> list[str]:
     return ["\n".join(f"{count:>{width}}{joint}{kind}" for kind, count in kinds.items()) for kinds in shown]
 
 
-def _table(ranges: list[RangeDict], joint: str) -> Table:
-    """`joint` stands between a number of messages and their kind."""
+def _table(kinds: list[list[RangeDict]], joint: str) -> Table:
+    """A row for ranges of each kind; `joint` stands between a number of messages and their kind."""
     made = table()
     made.add_column("Range", no_wrap=True)
     made.add_column("Memory", overflow="fold")
@@ -66,9 +67,11 @@ def _table(ranges: list[RangeDict], joint: str) -> Table:
     for header in ("Holes", "Skipped", "Lost"):
         made.add_column(header, justify="right", overflow="fold", no_wrap=True)
     made.add_column("Verdict", no_wrap=True)
-    for found, messages in zip(ranges, _messages(ranges, joint)):
+    sums = [summed(ranges) for ranges in kinds]
+    for ranges, found, messages in zip(kinds, sums, _messages(sums, joint)):
+        more = f"\nand {len(ranges) - 1:,} alike" if len(ranges) > 1 else ""
         made.add_row(
-            addresses(found, "-\n"),
+            addresses(found, "-\n") + more,
             memory(found),
             messages,
             number(found["holes"]),
@@ -225,11 +228,14 @@ def _section(
         console.print(Text(section.heading, style="bold"))
         console.print()
     ranges = section.ranges
-    shown = ranges[: options.most_ranges]
+    kinds = [[found] for found in ranges] if options.all_ranges else alike(ranges)
+    shown = kinds[: options.most_ranges]
     console.print(fit(console, _table(shown, " "), _table(shown, "\n")))
     console.print()
-    if rest := ranges[len(shown) :]:
+    if rest := [found for of_kind in kinds[len(shown) :] for found in of_kind]:
         console.print(Text(_rest(noun(len(rest), "more range"), rest, file)))
+    elif len(shown) < len(ranges):
+        console.print(Text(f"`{reading(file, '--all-ranges')}` shows each of them.\n"))
     _findings(console, ranges, options.pages, file, fix)
     _latencies(console, ranges, options)
     if options.pages:
