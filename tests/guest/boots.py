@@ -72,8 +72,9 @@ class Boots:
         self._boots: dict[str, list[Future[Boot]]] = {}
         for suite in in_order:
             self._boots[suite] = [self._pool.submit(self._boot, suite)]
+        for suite in in_order:
             if long or suite == ONCE:
-                # Where collectors are killed, in a boot of its own.
+                # Where collectors are killed, in a boot of its own; last, when what it needs is compiled.
                 self._boots[suite].append(self._pool.submit(self._boot, suite, survival=True))
 
     def guest(self, suite: str, say: Callable[[str], None]) -> Guest:
