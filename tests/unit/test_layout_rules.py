@@ -16,8 +16,9 @@ MAX_LINES = 500
 
 # Each room and the rooms it may import from, besides itself.
 ROOMS = {
-    "cli": {"collect", "reporters", "trace", "model", "kernel"},
+    "cli": {"collect", "export", "reporters", "trace", "model", "kernel"},
     "collect": {"trace", "model", "kernel"},
+    "export": {"reporters", "trace", "model"},
     "reporters": {"trace", "model"},
     "trace": {"model"},
     "model": set(),

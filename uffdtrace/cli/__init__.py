@@ -23,6 +23,7 @@ _SHORT_HELP = {
     "run": "Trace a program from its start.",
     "report": "Read a trace again, or compare two.",
     "map": "Where a virtual machine's memory is, for report --map.",
+    "export": "Many traces as tables, for questions about all of them.",
     "explain": "What a finding means, with wrong and right code.",
     "inspect": "What the page tables say now, without BPF.",
     "doctor": "Whether this machine can trace.",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +21,7 @@ from uffdtrace.reporters.options import MOST_PROCESSES, MOST_RANGES, Color, Text
 from uffdtrace.reporters.relative import relative as with_offsets
 from uffdtrace.reporters.words import doubt
 from uffdtrace.trace.file import DEFAULT
+from uffdtrace.trace.output import replace
 
 _FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
 
@@ -176,24 +175,9 @@ def _page(report: ReportDict, picture: Picture, output: Path | None) -> None:
         write(report, "html", lambda stream: print(made, file=stream))
         return
     try:
-        _replace(output, made.encode("utf-8", "replace"))
+        replace(output, made.encode("utf-8", "replace"))
     except OSError as error:
         fail(f"cannot write {output}: {error.strerror}: name another file")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Put it into a file, whole or not at all; a symbolic link is replaced and not followed."""
-    if path.exists() and not path.is_symlink() and not path.is_file():
-        path.write_bytes(content)
-        return
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
 
 
 def _summary(report: ReportDict, color: Color) -> None:

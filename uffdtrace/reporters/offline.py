@@ -56,13 +56,18 @@ def read(path: Path, most_runs: int | None = MOST_RUNS, picture: Picture | None 
 
     TraceError or ModelError (of model.account.ranges) where it cannot be made.
     """
+    return identified(path, most_runs, picture)[1]
+
+
+def identified(path: Path, most_runs: int | None = MOST_RUNS, picture: Picture | None = None) -> tuple[str, ReportDict]:
+    """The trace's id and its report, as read() makes it."""
     try:
         return _read(path, most_runs, picture)
     except MemoryError:
         raise TraceError(f"{path} claims more than this machine's memory holds: it is broken or foreign") from None
 
 
-def _read(path: Path, most_runs: int | None, picture: Picture | None) -> ReportDict:
+def _read(path: Path, most_runs: int | None, picture: Picture | None) -> tuple[str, ReportDict]:
     reader = Reader(path)
     model = Model(None if picture is None else picture.timeline)
     model.sees_page_scans = any(probe["row"] == "page-scans" for probe in reader.meta["probes"])
@@ -103,4 +108,4 @@ def _read(path: Path, most_runs: int | None, picture: Picture | None) -> ReportD
         cells = max(_FEWEST_CELLS, picture.most_cells // max(1, len(report["ranges"])))
         picture.maps = page_maps(model, report["ranges"], min(cells, _MOST_CELLS))
         picture.began = began
-    return report
+    return reader.id, report

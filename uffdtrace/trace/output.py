@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import stat
+import tempfile
 import time
 from pathlib import Path
 
@@ -174,3 +175,21 @@ class Output:
             if self._is_named:
                 self._own.unlink(missing_ok=True)
             self._own = None
+
+
+def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Put it into a file, whole or not at all; a symbolic link is replaced and not followed. OSError."""
+    if path.exists() and not path.is_symlink() and not path.is_file():
+        # A device or a FIFO, which was named.
+        path.write_bytes(content)
+        return
+    # Whoever goes through the folder passes over names that begin with a dot.
+    fd, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+        os.chmod(part, mode)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise

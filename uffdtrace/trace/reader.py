@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -35,6 +36,8 @@ from uffdtrace.trace.file import (
     TraceError,
 )
 from uffdtrace.trace.packing import PackingError, unpack
+
+_ID_DIGITS = 32
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -97,6 +100,8 @@ class Reader:
                 " use the version that wrote it"
             )
         self.meta = self._shaped(found, shape.META)
+        # The same wherever the file lies, and another for each trace: its head has the time in ns.
+        self.id = hashlib.sha256(first[1]).hexdigest()[:_ID_DIGITS]
         if self.meta["page_size"] != PAGE_SIZE:
             raise TraceError(
                 f"{path} is of a machine with pages of {self.meta['page_size']:,} bytes: this uffdtrace reads traces"

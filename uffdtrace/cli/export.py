@@ -1,0 +1,128 @@
+"""uffdtrace export."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+
+from uffdtrace.cli.common import errors_in_one_line
+from uffdtrace.cli.messages import fail, say
+from uffdtrace.errors import UffdtraceError
+from uffdtrace.export import openmetrics
+from uffdtrace.export.csv_files import CsvFiles
+from uffdtrace.export.parquet import Dataset
+from uffdtrace.export.tables import TABLES, Exported, exported
+from uffdtrace.reporters.offline import identified
+from uffdtrace.trace.output import replace
+
+# Between two words on how far it is.
+_EVERY = 100
+_KEY = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+# It is a name of a folder, too.
+_VALUE = re.compile(r"[\w.:@ +-]{1,200}")
+
+
+class _Label(click.ParamType):
+    name = "label"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        key, _, text = str(value).partition("=")
+        taken = {column.name for column in TABLES["traces"]} | {"date"}
+        if not _KEY.fullmatch(key) or key in taken:
+            self.fail(
+                f"{key!r} is no name for a label: small letters, digits and _, and no column of traces", param, ctx
+            )
+        if not _VALUE.fullmatch(text) or text.startswith("."):
+            self.fail(f"{text!r} is no value for a label: letters, digits, blanks and ._:@+-", param, ctx)
+        return key, text
+
+
+class _Sink(Protocol):
+    def add(self, trace: Exported) -> None: ...
+
+    def close(self, kept: bool = True) -> None: ...
+
+
+@click.command("export")
+@click.argument("files", type=click.Path(path_type=Path, dir_okay=False), nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["parquet", "csv", "openmetrics"]),
+    default="parquet",
+    show_default=True,
+    help="Parquet for engines, CSV for people, OpenMetrics (of one trace) for the node exporter.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="PATH",
+    help="The dataset's folder, or with openmetrics the file.",
+)
+@click.option(
+    "--label",
+    "labels",
+    type=_Label(),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A column of its own in the table of traces, or a label of each metric; host parts the dataset.",
+)
+@errors_in_one_line
+def command(files: Sequence[Path], form: str, output: Path, labels: Sequence[tuple[str, str]]) -> None:
+    """Turn traces into tables, for questions about many of them.
+
+    The tables are traces, ranges, findings, lost_runs and latency. A trace that is exported
+    again takes its own place. A file that cannot be read is named and passed over, and the
+    exit status is then 1.
+
+    \b
+    Examples:
+      uffdtrace export -o fleet --label host=hv7 uffdtrace.data
+      uffdtrace export -o tables --format csv uffdtrace.data migration.data
+      uffdtrace export -o uffdtrace.prom --format openmetrics uffdtrace.data
+    """
+    given = dict(labels)
+    if form == "openmetrics":
+        if len(files) != 1:
+            raise click.UsageError("--format openmetrics is of one trace: name one FILE")
+        _, report = identified(files[0])
+        content = openmetrics.text(openmetrics.families(report, given))
+        try:
+            replace(output, content.encode("utf-8", "replace"), 0o644)
+        except OSError as error:
+            fail(f"cannot write {output}: {error.strerror}: name another file")
+        return
+    try:
+        sink: _Sink = Dataset(output, given) if form == "parquet" else CsvFiles(output, given)
+        refused = _export(files, sink, given)
+    except OSError as error:
+        fail(f"cannot write {error.filename or output}: {error.strerror}: make room, or name another folder")
+    if refused:
+        fail(f"{refused:,} of {len(files):,} files could not be read, and are not in {output}")
+
+
+def _export(files: Sequence[Path], sink: _Sink, labels: dict[str, str]) -> int:
+    """How many files could not be read."""
+    refused, kept = 0, False
+    try:
+        for number, path in enumerate(files, 1):
+            try:
+                trace_id, report = identified(path, None)
+            except UffdtraceError as error:
+                say(" ".join(str(error).split()))
+                refused += 1
+            else:
+                sink.add(exported(report, trace_id, labels))
+            if number % _EVERY == 0 and sys.stderr is not None and sys.stderr.isatty():
+                say(f"{number:,} of {len(files):,} files read")
+        kept = True
+    finally:
+        sink.close(kept)
+    return refused
