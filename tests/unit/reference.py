@@ -302,12 +302,12 @@ class Reference:
             if page.why == "zero-page-after-arm" and not page.lost:
                 page.why = ""
             page.home.root().fresh_page += 1
-            page.written("unknown" if page.full else "hole", *when)
+            page.written("unexplained" if page.full else "unpopulated", *when)
         elif event["type"] == Type.UNMERGED:
             page.zero, page.zero_in = False, None
-            page.lose("blind", page.why or "unknown", *when)
+            page.lose("blind", page.why or "unexplained", *when)
         else:
-            page.written("zero-page-after-arm" if event["kind"] else "unknown", *when)
+            page.written("zero-page-after-arm" if event["kind"] else "unexplained", *when)
             page.zero, page.zero_in = False, None
 
     def _no_zero_page(self, page: Page) -> None:
@@ -381,7 +381,7 @@ class Reference:
                     page = self.pages.get(ctx, {}).get(number)
                     if page:
                         # What a move that passes over holes found there is only known of a page that was none.
-                        page.empty("move" if not result["aux"] & 2 or page.full else "unknown")
+                        page.empty("moved" if not result["aux"] & 2 or page.full else "unexplained")
 
     def _fill(self, call: Event, kind: int, mode: int, page: Page, answers: bool) -> None:
         page.fill()
@@ -402,7 +402,7 @@ class Reference:
         elif page.armed and kind == Ioctl.ZEROPAGE:
             page.unprotect("zeropage")
         elif page.armed:
-            names = {Ioctl.COPY: "copy-without-wp", Ioctl.CONTINUE: "continue-without-wp", Ioctl.MOVE: "move"}
+            names = {Ioctl.COPY: "copy-without-wp", Ioctl.CONTINUE: "continue-without-wp", Ioctl.MOVE: "moved"}
             page.lose("blind", names[Ioctl(kind)], call["time"], call["tid"])
 
     def _went_wrong(self, index: int, end: int) -> tuple[str, int]:

@@ -132,19 +132,19 @@ class Range:
     def _unwritten_holes(self) -> int:
         if self.holes is None or self.modes & 1 or self.rearmed:
             return 0
-        gone = sum(self._of(cause=cause) for cause in ("hole", "huge-page"))
+        gone = sum(self._of(cause=cause) for cause in ("unpopulated", "huge-page-over-hole"))
         return max(0, self.holes - gone - self.zero_page - self.filled - self.untouched)
 
     def no_more_holes_than_known(self) -> None:
         """Of the losses by holes the latest beyond those that armings counted are unexplained."""
         if self.holes is None or self.carried:
             return
-        surplus = self._of(cause="hole") + self._of(cause="huge-page") - self.holes
+        surplus = self._of(cause="unpopulated") + self._of(cause="huge-page-over-hole") - self.holes
         for _ in range(surplus):
-            lost = [(loss, key) for key, losses in self.lost.items() if key[2] == "hole" for loss in losses]
+            lost = [(loss, key) for key, losses in self.lost.items() if key[2] == "unpopulated" for loss in losses]
             loss, (page, how, cause) = max(lost)
             self.lost[page, how, cause].remove(loss)
-            self.lost.setdefault((page, how, "unknown"), []).append(loss)
+            self.lost.setdefault((page, how, "unexplained"), []).append(loss)
 
     def summary(self, pages: dict[int, Page]) -> dict[str, Any]:
         self.no_more_holes_than_known()

@@ -49,7 +49,7 @@ def run(page: int, pages: int, start: int = BASE, **changes: Any) -> dict[str, A
         "end": hex(start + (page + pages) * 4096),
         "pages": pages,
         "how": "observed",
-        "cause": "hole",
+        "cause": "unpopulated",
         "first_s": 0.123456,
         "tid": 4711,
         "thread": "writer",
@@ -104,7 +104,7 @@ def a_range(start: int = BASE, pages: int = 16, lost: int | None = 0, **changes:
         "lost": {
             "observed": lost,
             "blind": None if lost is None else 0,
-            "causes": None if lost is None else {"hole": lost} if lost else {},
+            "causes": None if lost is None else {"unpopulated": lost} if lost else {},
             "runs": None if lost is None else [run(0, lost, start)] if lost else [],
             "runs_left_off": 0,
         },

@@ -20,7 +20,7 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 BLOCKS = re.findall(r"^```diff\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 FINDING = SCENARIO = "short-read"
 SUITE = "forky"
-PARTS = ("uffdtrace", "tests", "scripts", "man", "README.md", "pyproject.toml", ".clang-format")
+PARTS = ("uffdtrace", "tests", "scripts", "man", "docs", "README.md", "pyproject.toml", ".clang-format")
 # Code in the prose that is not ours.
 KERNELS = {"EINVAL", "read()", "userfaultfd_ctx_read()"}
 # Tests of the copy that the example must pass.

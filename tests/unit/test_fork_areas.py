@@ -214,7 +214,7 @@ def test_its_first_fault_may_come_at_once() -> None:
     events.message(0, tid=CHILD)
     events.wake(0, tid=CHILD)
     row = child(events)
-    assert (row["faults"], row["messages"], lost(row)) == ([0, 1, 0], [0, 1, 0], (1, 0, {"hole": 1}))
+    assert (row["faults"], row["messages"], lost(row)) == ([0, 1, 0], [0, 1, 0], (1, 0, {"unpopulated": 1}))
 
 
 def test_the_monitor_acts_on_it_before_it_runs() -> None:

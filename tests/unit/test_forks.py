@@ -127,12 +127,12 @@ def test_it_can_lose_again_what_its_parent_lost() -> None:
     events.arm(0, 8, 7)
     events.fresh(1)
     parent, copy = both(follow(events, (0, 8)))
-    assert (lost(parent), lost(copy)) == ((1, 0, {"hole": 1}), (0, 0, {}))
-    assert (copy["fresh_page"], copy["lost"], copy["exposed"]) == (0, [], {"hole": 1})
+    assert (lost(parent), lost(copy)) == ((1, 0, {"unpopulated": 1}), (0, 0, {}))
+    assert (copy["fresh_page"], copy["lost"], copy["exposed"]) == (0, [], {"unpopulated": 1})
     # The fork made it read-only for both.
     events.unprotected_write(1)
     parent, copy = both(events)
-    assert (lost(parent), lost(copy)) == ((1, 0, {"hole": 1}), (1, 0, {"hole": 1}))
+    assert (lost(parent), lost(copy)) == ((1, 0, {"unpopulated": 1}), (1, 0, {"unpopulated": 1}))
     assert [run[-1] for run in copy["lost"]] == [CHILD]
 
 
@@ -149,11 +149,11 @@ def test_what_its_parent_lost_blindly_it_loses_seen() -> None:
         events.unprotected_write(number)
     events.fresh(8)
     parent, copy = both(events)
-    assert lost(parent) == (0, 2, {"copy-without-wp": 1, "move": 1})
-    causes = {"copy-without-wp": 1, "move": 1, "zeropage": 1, "ksm-merge": 1, "discarded": 1}
+    assert lost(parent) == (0, 2, {"copy-without-wp": 1, "moved": 1})
+    causes = {"copy-without-wp": 1, "moved": 1, "zeropage": 1, "ksm-merge": 1, "discarded": 1}
     assert lost(copy) == (5, 0, causes)
     # The source of the move.
-    assert copy["exposed"] == {"move": 1}
+    assert copy["exposed"] == {"moved": 1}
 
 
 def test_a_message_to_its_parent_was_none_to_it() -> None:
@@ -166,9 +166,9 @@ def test_a_message_to_its_parent_was_none_to_it() -> None:
     events.copy(1)
     back(events).unprotected_write(1)
     parent, copy = both(events)
-    assert (lost(parent), lost(copy)) == ((0, 1, {"unknown": 1}), (0, 1, {"copy-without-wp": 1}))
+    assert (lost(parent), lost(copy)) == ((0, 1, {"unexplained": 1}), (0, 1, {"copy-without-wp": 1}))
     events.using(CHILD_CTX, mm=CHILD_MM, owner=CHILD).unprotected_write(3)
-    assert lost(child(events)) == (1, 1, {"copy-without-wp": 1, "unknown": 1})
+    assert lost(child(events)) == (1, 1, {"copy-without-wp": 1, "unexplained": 1})
 
 
 def test_skipped_pages_are_counted_once() -> None:
@@ -210,7 +210,7 @@ def test_a_zero_page_that_was_none_is_not_taken_from_the_child(what: str) -> Non
         events.fault(1, tid=CHILD)
     parent, copy = both(events)
     assert (parent["zero_page"], copy["zero_page"]) == (1, 0)
-    assert lost(copy) == ((1, 0, {"hole": 1}) if what == "fresh" else (0, 0, {}))
+    assert lost(copy) == ((1, 0, {"unpopulated": 1}) if what == "fresh" else (0, 0, {}))
 
 
 @pytest.mark.parametrize("what", ["fresh", "fault"])
@@ -222,7 +222,7 @@ def test_a_loss_that_was_none_is_taken_back_from_the_child_only(what: str) -> No
     events.unprotected_write(1)
     events.fault(1, tid=CHILD)
     parent, copy = both(events)
-    assert (lost(parent), lost(copy)) == ((1, 0, {"hole": 1}), (0, 0, {}))
+    assert (lost(parent), lost(copy)) == ((1, 0, {"unpopulated": 1}), (0, 0, {}))
 
 
 def test_a_files_page_without_protection() -> None:
@@ -237,7 +237,7 @@ def test_a_files_page_without_protection() -> None:
     events.file(3)
     parent, copy = both(events)
     assert (parent["file_page"], copy["file_page"]) == (2, 1)
-    assert (lost(parent), lost(copy)) == ((1, 0, {"unknown": 1}), (3, 0, {"unknown": 3}))
+    assert (lost(parent), lost(copy)) == ((1, 0, {"unexplained": 1}), (3, 0, {"unexplained": 3}))
 
 
 def test_huge_pages() -> None:
@@ -248,9 +248,9 @@ def test_huge_pages() -> None:
     events.huge(512, fault=700)
     events.unprotected_write(5)
     parent, copy = both(events)
-    assert lost(parent) == (1, 511, {"huge-page": 512})
+    assert lost(parent) == (1, 511, {"huge-page-over-hole": 512})
     assert (copy["huge_page"], copy["observed"], copy["blind"]) == (512, 2, 511)
-    assert (copy["armed_pages"], copy["causes"]) == (1024, {"huge-page": 513})
+    assert (copy["armed_pages"], copy["causes"]) == (1024, {"huge-page-over-hole": 513})
 
 
 def test_hugetlb_memory_is_known_to_be() -> None:

@@ -92,7 +92,7 @@ def effect_of(how: str, cause: Cause, back: bool = False) -> int:
     return CODES.tolist().index(code)
 
 
-HOLE, BACK = effect_of("observed", Cause.HOLE), effect_of("observed", Cause.HOLE, back=True)
+HOLE, BACK = effect_of("observed", Cause.UNPOPULATED), effect_of("observed", Cause.UNPOPULATED, back=True)
 COPY = effect_of("blind", Cause.COPY_WITHOUT_WP)
 
 
@@ -180,7 +180,7 @@ def test_neighbours_are_one_run_with_the_first_thread() -> None:
     events.fresh(1)
     events.fresh(4)
     (found,) = lost(events)
-    assert found == [(1, 2, "observed", "hole", 8000, 201), (4, 1, "observed", "hole", 10000, 202)]
+    assert found == [(1, 2, "observed", "unpopulated", 8000, 201), (4, 1, "observed", "unpopulated", 10000, 202)]
 
 
 def test_a_page_that_is_lost_in_two_armings_is_there_once() -> None:
@@ -188,7 +188,7 @@ def test_a_page_that_is_lost_in_two_armings_is_there_once() -> None:
     events.fresh(1)
     events.arm(0, 8, 0)
     events.fresh(1)
-    assert lost(events) == [[(1, 1, "observed", "hole", 8000, THREAD)]]
+    assert lost(events) == [[(1, 1, "observed", "unpopulated", 8000, THREAD)]]
 
 
 def test_a_page_that_is_lost_in_two_ways_is_there_twice() -> None:
@@ -197,7 +197,7 @@ def test_a_page_that_is_lost_in_two_ways_is_there_twice() -> None:
     events.arm(0, 8)
     events.unprotected_write(1)
     (found,) = lost(events)
-    assert [run[2:4] for run in found] == [("blind", "copy-without-wp"), ("observed", "unknown")]
+    assert [run[2:4] for run in found] == [("blind", "copy-without-wp"), ("observed", "unexplained")]
     assert [run[5] for run in found] == [100, THREAD]
 
 
@@ -235,7 +235,7 @@ def test_what_was_lost_stays_lost_when_its_registration_ends() -> None:
             events.exit()
         else:
             events.release_descriptor()
-        assert lost(events) == [[(1, 1, "observed", "hole", 8000, THREAD)]], end
+        assert lost(events) == [[(1, 1, "observed", "unpopulated", 8000, THREAD)]], end
 
 
 def test_a_loss_belongs_to_the_addresses_where_it_was() -> None:

@@ -205,7 +205,7 @@ def test_a_move_takes_both_ends() -> None:
     events.move(0, 8, 2)
     events.fresh(8)
     (row,) = told(events)
-    assert (row["blind"], row["observed"], row["causes"]) == (2, 1, {"move": 3})
+    assert (row["blind"], row["observed"], row["causes"]) == (2, 1, {"moved": 3})
 
 
 def test_a_huge_page_over_a_hole() -> None:
@@ -214,7 +214,7 @@ def test_a_huge_page_over_a_hole() -> None:
     events.huge(512, fault=700)
     (row,) = told(events)
     assert (row["observed"], row["blind"], row["huge_page"]) == (1, 511, 512)
-    assert row["causes"] == {"huge-page": 512}
+    assert row["causes"] == {"huge-page-over-hole": 512}
 
 
 def test_a_huge_page_at_the_edge_counts_only_what_is_registered() -> None:
@@ -319,7 +319,7 @@ def test_what_dontunmap_leaves_behind_stays_registered() -> None:
     events.fresh(1)
     events.fresh(2)
     (row,) = told(events)
-    assert (row["causes"], row["holes"]) == ({"discarded": 1, "hole": 2}, 7)
+    assert (row["causes"], row["holes"]) == ({"discarded": 1, "unpopulated": 2}, 7)
 
 
 def test_dontunmap_with_the_event_watches_both_places() -> None:

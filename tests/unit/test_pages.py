@@ -194,15 +194,15 @@ def test_nothing_is_lost_on_a_page_that_is_not_armed(op: Op) -> None:
 @pytest.mark.parametrize(
     ("history", "lost"),
     [
-        ([Op.ARM, Op.FRESH], {"observed": 1, "hole": 1, "fresh_page": 1}),
-        ([Op.ARM, Op.FRESH, Op.UNPROTECTED_WRITE], {"observed": 1, "hole": 1, "fresh_page": 1}),
+        ([Op.ARM, Op.FRESH], {"observed": 1, "unpopulated": 1, "fresh_page": 1}),
+        ([Op.ARM, Op.FRESH, Op.UNPROTECTED_WRITE], {"observed": 1, "unpopulated": 1, "fresh_page": 1}),
         (
             [Op.ARM, Op.ZERO, Op.UNPROTECTED_ZERO_WRITE],
             {"observed": 1, "zero-page-after-arm": 1, "zero_page": 1},
         ),
         ([Op.ARM, Op.ZERO, Op.ZERO_CANCELLED], {"zero_page": 0}),
-        ([Op.ARM, Op.HUGE], {"observed": 1, "huge-page": 1, "huge_page": 1}),
-        ([Op.ARM, Op.HUGE_REST], {"blind": 1, "huge-page": 1, "huge_page": 1}),
+        ([Op.ARM, Op.HUGE], {"observed": 1, "huge-page-over-hole": 1, "huge_page": 1}),
+        ([Op.ARM, Op.HUGE_REST], {"blind": 1, "huge-page-over-hole": 1, "huge_page": 1}),
         (
             [Op.ARM, Op.DISCARD, Op.FRESH],
             {"observed": 1, "discarded": 1, "fresh_page": 1, "untouched": 1, "dropped": 1},
@@ -212,22 +212,22 @@ def test_nothing_is_lost_on_a_page_that_is_not_armed(op: Op) -> None:
         ([Op.ARM, Op.ZEROPAGE], {"filled": 1}),
         ([Op.ARM, Op.ZEROPAGE, Op.UNPROTECTED_ZERO_WRITE], {"observed": 1, "zeropage": 1, "filled": 1}),
         ([Op.ARM, Op.CONTINUE], {"blind": 1, "continue-without-wp": 1, "filled": 1}),
-        ([Op.ARM, Op.MOVE], {"blind": 1, "move": 1, "filled": 1}),
-        ([Op.ARM, Op.MOVED_AWAY, Op.FRESH], {"observed": 1, "move": 1, "fresh_page": 1, "untouched": 1}),
+        ([Op.ARM, Op.MOVE], {"blind": 1, "moved": 1, "filled": 1}),
+        ([Op.ARM, Op.MOVED_AWAY, Op.FRESH], {"observed": 1, "moved": 1, "fresh_page": 1, "untouched": 1}),
         ([Op.ARM, Op.MODE_REPLACED, Op.UNPROTECTED_WRITE], {"observed": 1, "mode-replaced": 1}),
-        ([Op.ARM, Op.UNPROTECTED_WRITE], {"observed": 1, "unknown": 1}),
-        ([Op.ARM, Op.FILE_WRITE], {"observed": 1, "unknown": 1, "file_page": 1}),
+        ([Op.ARM, Op.UNPROTECTED_WRITE], {"observed": 1, "unexplained": 1}),
+        ([Op.ARM, Op.FILE_WRITE], {"observed": 1, "unexplained": 1, "file_page": 1}),
         ([Op.ARM, Op.WP_FAULT, Op.WRITE_MESSAGE, Op.RELEASE, Op.UNPROTECTED_WRITE], {"notified_pages": 1}),
         # The retry of a fault that was notified is not lost; nobody will see the next write.
         (
             [Op.ARM, Op.WP_FAULT, Op.WRITE_MESSAGE, Op.UNPROTECTED_WRITE],
-            {"notified_pages": 1, "blind": 1, "unknown": 1},
+            {"notified_pages": 1, "blind": 1, "unexplained": 1},
         ),
         (
             [Op.ARM, Op.FRESH, Op.ARM, Op.UNPROTECTED_WRITE],
-            {"observed": 2, "hole": 1, "unknown": 1, "fresh_page": 1, "rearmed": 1},
+            {"observed": 2, "unpopulated": 1, "unexplained": 1, "fresh_page": 1, "rearmed": 1},
         ),
-        ([Op.ARM, Op.FRESH, Op.WP_FAULT], {"observed": 0, "hole": 0, "fresh_page": 1}),
+        ([Op.ARM, Op.FRESH, Op.WP_FAULT], {"observed": 0, "unpopulated": 0, "fresh_page": 1}),
         # An answer that protects anew the page of whose write the monitor was told.
         ([Op.ARM, Op.WP_MESSAGE, Op.ARM, Op.WP_MESSAGE], {"notified_pages": 1, "rearmed": 1, "circled": 1}),
         ([Op.ARM, Op.WP_MESSAGE, Op.DISCARD, Op.COPY_WP], {"notified_pages": 1, "circled": 1}),
@@ -236,11 +236,11 @@ def test_nothing_is_lost_on_a_page_that_is_not_armed(op: Op) -> None:
         ([Op.ARM, Op.MERGED, Op.UNPROTECTED_WRITE], {"observed": 1, "ksm-merge": 1}),
         ([Op.ARM, Op.MERGED, Op.ARM, Op.WP_FAULT, Op.WP_MESSAGE], {"notified_pages": 1, "rearmed": 1}),
         # A merge of what was lost before changes nothing.
-        ([Op.ARM, Op.UNPROTECTED_WRITE, Op.MERGED], {"observed": 1, "unknown": 1}),
+        ([Op.ARM, Op.UNPROTECTED_WRITE, Op.MERGED], {"observed": 1, "unexplained": 1}),
         ([Op.ARM, Op.SWAPPED_BACK, Op.UNPROTECTED_WRITE], {"observed": 1, "swapoff": 1}),
-        ([Op.ARM, Op.SWAPPED_BACK, Op.WP_FAULT, Op.UNPROTECTED_WRITE], {"observed": 1, "unknown": 1}),
+        ([Op.ARM, Op.SWAPPED_BACK, Op.WP_FAULT, Op.UNPROTECTED_WRITE], {"observed": 1, "unexplained": 1}),
         # COPY with WP arms what it fills.
-        ([Op.COPY_WP, Op.UNPROTECTED_WRITE], {"observed": 1, "unknown": 1}),
+        ([Op.COPY_WP, Op.UNPROTECTED_WRITE], {"observed": 1, "unexplained": 1}),
         ([Op.ARM, Op.COPY_WP], {"filled": 1}),
         ([Op.ARM, Op.COPY_WP, Op.RELEASE], {"filled": 1, "untouched": 1}),
         # What was there had been touched.
@@ -249,7 +249,7 @@ def test_nothing_is_lost_on_a_page_that_is_not_armed(op: Op) -> None:
         ([Op.ARM, Op.RELEASE], {"untouched": 1}),
         ([Op.ARM, Op.ENDED], {"untouched": 1}),
         ([Op.ARM, Op.WP_FAULT, Op.WP_MESSAGE, Op.RELEASE], {"notified_pages": 1}),
-        ([Op.ARM, Op.FRESH, Op.RELEASE], {"observed": 1, "hole": 1, "fresh_page": 1}),
+        ([Op.ARM, Op.FRESH, Op.RELEASE], {"observed": 1, "unpopulated": 1, "fresh_page": 1}),
         ([Op.ARM, Op.DISCARD, Op.RELEASE], {"untouched": 1, "dropped": 1}),
         # Dropped once for each arming, and not where the monitor knew of a write already.
         ([Op.ARM, Op.DISCARD, Op.DISCARD], {"untouched": 1, "dropped": 1}),
@@ -275,12 +275,12 @@ def test_nothing_is_lost_on_a_page_that_is_not_armed(op: Op) -> None:
         ([Op.ARM, Op.DOUBT, Op.COPY, Op.UNPROTECTED_WRITE], {"undecided": 1}),
         ([Op.ARM, Op.DOUBT, Op.WP_FAULT, Op.WP_MESSAGE, Op.COPY], {"notified_pages": 1}),
         ([Op.ARM, Op.DOUBT, Op.RELEASE, Op.UNPROTECTED_WRITE], {}),
-        ([Op.ARM, Op.DOUBT, Op.ARM, Op.FRESH], {"rearmed": 1, "observed": 1, "hole": 1, "fresh_page": 1}),
+        ([Op.ARM, Op.DOUBT, Op.ARM, Op.FRESH], {"rearmed": 1, "observed": 1, "unpopulated": 1, "fresh_page": 1}),
         # Populated while it was armed: the write may have come first, the next one did not.
         ([Op.ARM, Op.UNDECIDED, Op.UNDECIDED], {"undecided": 1}),
-        ([Op.ARM, Op.UNDECIDED, Op.UNPROTECTED_WRITE], {"undecided": 1, "observed": 1, "unknown": 1}),
+        ([Op.ARM, Op.UNDECIDED, Op.UNPROTECTED_WRITE], {"undecided": 1, "observed": 1, "unexplained": 1}),
         # A page that was no hole was emptied by something that nobody saw.
-        ([Op.ARM_FULL, Op.FRESH], {"observed": 1, "unknown": 1, "fresh_page": 1}),
+        ([Op.ARM_FULL, Op.FRESH], {"observed": 1, "unexplained": 1, "fresh_page": 1}),
         (
             [Op.ARM_FULL, Op.DISCARD, Op.FRESH],
             {"observed": 1, "discarded": 1, "fresh_page": 1, "untouched": 1, "dropped": 1},
@@ -290,8 +290,8 @@ def test_nothing_is_lost_on_a_page_that_is_not_armed(op: Op) -> None:
         ([Op.ARM, Op.MERGED, Op.OPENED, Op.UNPROTECTED_WRITE], {"blind": 1, "ksm-merge": 1}),
         # What a move passed over may have been a hole.
         ([Op.ARM, Op.MOVE_MAYBE, Op.UNPROTECTED_WRITE], {"filled": 1, "undecided": 1}),
-        ([Op.ARM, Op.MOVED_AWAY_MAYBE, Op.FRESH], {"observed": 1, "unknown": 1, "fresh_page": 1, "untouched": 1}),
-        ([Op.ARM_FULL, Op.MOVED_AWAY_MAYBE, Op.FRESH], {"observed": 1, "move": 1, "fresh_page": 1, "untouched": 1}),
+        ([Op.ARM, Op.MOVED_AWAY_MAYBE, Op.FRESH], {"observed": 1, "unexplained": 1, "fresh_page": 1, "untouched": 1}),
+        ([Op.ARM_FULL, Op.MOVED_AWAY_MAYBE, Op.FRESH], {"observed": 1, "moved": 1, "fresh_page": 1, "untouched": 1}),
         ([Op.ARM, Op.DISCARD, Op.TOLD_BEFORE, Op.COPY], {"untouched": 1, "dropped": 1}),
         # A message is repeated until somebody answers.
         ([Op.ARM, Op.WP_MESSAGE, Op.WP_MESSAGE, Op.WP_MESSAGE], {"notified_pages": 1, "repeated": 2}),

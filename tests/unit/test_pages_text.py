@@ -35,13 +35,16 @@ def with_runs(*runs: dict[str, Any], left_off: int = 0) -> dict[str, Any]:
 
 
 def test_runs() -> None:
-    out = rendered(a_report(with_runs(run(0, 2), run(5, 1000, how="blind", cause="huge-page", first_s=1234.5))))
+    out = rendered(
+        a_report(with_runs(run(0, 2), run(5, 1000, how="blind", cause="huge-page-over-hole", first_s=1234.5)))
+    )
     assert "Lost pages in 7f0000000000-7f0001000000: 1,002 pages in 2 runs\n" in out
-    assert out[out.index("Addresses") :].splitlines()[:4] == [
+    assert out[out.index("Addresses") :].splitlines()[:5] == [
         "Addresses                  Pages   First s  Thread         How       Cause",
-        "─" * 78,
-        '7f0000000000-7f0000002000      2     0.123  4711 "writer"  observed  hole',
-        '7f0000005000-7f00003ed000  1,000  1234.500  4711 "writer"  blind     huge-page',
+        "─" * 80,
+        '7f0000000000-7f0000002000      2     0.123  4711 "writer"  observed  unpopulated',
+        '7f0000005000-7f00003ed000  1,000  1234.500  4711 "writer"  blind',
+        "    huge-page-over-hole",
     ]
 
 
@@ -110,7 +113,7 @@ def test_every_cause_fits_80_columns() -> None:
 def test_a_great_many_runs_are_all_listed_and_soon() -> None:
     began = time.monotonic()
     out = rendered(a_report(with_runs(*(run(at * 2, 1) for at in range(100_000)))))
-    assert out.count("observed  hole") == 100_000
+    assert out.count("observed  unpopulated") == 100_000
     # rich's own tables take half a minute.
     assert time.monotonic() - began < 10
 

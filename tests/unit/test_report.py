@@ -210,14 +210,14 @@ def test_the_whole_report_of_a_small_trace() -> None:
                 "lost": {
                     "observed": 1,
                     "blind": 0,
-                    "causes": {"hole": 1},
+                    "causes": {"unpopulated": 1},
                     "runs": [
                         {
                             "start": "0x7f0000001000",
                             "end": "0x7f0000002000",
                             "pages": 1,
                             "how": "observed",
-                            "cause": "hole",
+                            "cause": "unpopulated",
                             "first_s": 8e-06,
                             "tid": 200,
                             "thread": None,

@@ -76,10 +76,10 @@ enum cause truth_loss(const struct range *r, const struct page *p)
 	if (p->bare && p->read)
 		return CAUSE_ZERO_PAGE_AFTER_ARM;
 	if (p->bare && p->huge)
-		return CAUSE_HUGE_PAGE;
+		return CAUSE_HUGE_PAGE_OVER_HOLE;
 	if (p->bare)
-		return CAUSE_HOLE;
-	return CAUSE_UNKNOWN;
+		return CAUSE_UNPOPULATED;
+	return CAUSE_UNEXPLAINED;
 }
 
 /* Ends one arming of one page. */
@@ -268,7 +268,7 @@ void truth_huge(struct range *r, size_t block, size_t written)
 
 		p->huge = true;
 		if (i != written)
-			truth_blind(r, i, p->dropped ? p->dropped : CAUSE_HUGE_PAGE);
+			truth_blind(r, i, p->dropped ? p->dropped : CAUSE_HUGE_PAGE_OVER_HOLE);
 	}
 }
 

@@ -13,18 +13,18 @@ static const struct {
 	const char *name;
 	const char *finding;
 } causes[CAUSES] = {
-	[CAUSE_HOLE] = {"hole", "unpopulated"},
+	[CAUSE_UNPOPULATED] = {"unpopulated", "unpopulated"},
 	[CAUSE_ZERO_PAGE_AFTER_ARM] = {"zero-page-after-arm", "zero-page-after-arm"},
-	[CAUSE_HUGE_PAGE] = {"huge-page", "huge-page-over-hole"},
+	[CAUSE_HUGE_PAGE_OVER_HOLE] = {"huge-page-over-hole", "huge-page-over-hole"},
 	[CAUSE_DISCARDED] = {"discarded", "discarded"},
 	[CAUSE_COPY_WITHOUT_WP] = {"copy-without-wp", "copy-without-wp"},
 	[CAUSE_ZEROPAGE] = {"zeropage", "zeropage"},
 	[CAUSE_CONTINUE_WITHOUT_WP] = {"continue-without-wp", "continue-without-wp"},
-	[CAUSE_MOVE] = {"move", "moved"},
+	[CAUSE_MOVED] = {"moved", "moved"},
 	[CAUSE_KSM_MERGE] = {"ksm-merge", "ksm-merge"},
 	[CAUSE_SWAPOFF] = {"swapoff", "swapoff"},
 	[CAUSE_MODE_REPLACED] = {"mode-replaced", "mode-replaced"},
-	[CAUSE_UNKNOWN] = {"unknown", "unexplained"},
+	[CAUSE_UNEXPLAINED] = {"unexplained", "unexplained"},
 };
 
 static const char *const how_names[HOWS] = {[OBSERVED] = "observed", [BLIND] = "blind"};

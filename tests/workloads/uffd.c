@@ -210,10 +210,10 @@ void move_pages(struct range *dst, size_t i, struct range *src, size_t j, size_t
 	if (ioctl(dst->uffd, UFFDIO_MOVE, &arg) || arg.move != (int64_t)arg.len)
 		fail("UFFDIO_MOVE: %s after %lld bytes", strerror(errno), (long long)arg.move);
 	for (size_t at = i; at < i + n; at++) {
-		truth_blind(dst, at, CAUSE_MOVE);
+		truth_blind(dst, at, CAUSE_MOVED);
 		truth_filled(dst, at);
 	}
-	truth_emptied(src, j, n, CAUSE_MOVE);
+	truth_emptied(src, j, n, CAUSE_MOVED);
 }
 
 unsigned long uffd_unread(int uffd)

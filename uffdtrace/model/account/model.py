@@ -131,11 +131,14 @@ class Model:
         for row in self.ranges.rows():
             if row.holes is None or row.before or row.unseen or row.carried:
                 continue
-            surplus = min(row.cause(Cause.HOLE), row.cause(Cause.HOLE) + row.cause(Cause.HUGE_PAGE) - row.holes)
+            surplus = min(
+                row.cause(Cause.UNPOPULATED),
+                row.cause(Cause.UNPOPULATED) + row.cause(Cause.HUGE_PAGE_OVER_HOLE) - row.holes,
+            )
             if surplus > 0:
-                self.losses.rename(self.ranges.places(row), Cause.HOLE, Cause.UNKNOWN, surplus)
-                row.changes[len(COUNTS) + Cause.HOLE] -= surplus
-                row.changes[len(COUNTS) + Cause.UNKNOWN] += surplus
+                self.losses.rename(self.ranges.places(row), Cause.UNPOPULATED, Cause.UNEXPLAINED, surplus)
+                row.changes[len(COUNTS) + Cause.UNPOPULATED] -= surplus
+                row.changes[len(COUNTS) + Cause.UNEXPLAINED] += surplus
 
     def rows(self) -> list[Range]:
         """The ranges, by userfaultfd and address; earlier ones first."""

@@ -11,21 +11,21 @@ from enum import IntEnum
 
 
 class Cause(IntEnum):
-    """Why a write was lost or could not be seen (design.md section 4)."""
+    """Why a write was lost or could not be seen (design.md section 4): each but NONE is a finding's name."""
 
     NONE = 0
-    HOLE = 1
+    UNPOPULATED = 1
     ZERO_PAGE_AFTER_ARM = 2
-    HUGE_PAGE = 3
+    HUGE_PAGE_OVER_HOLE = 3
     DISCARDED = 4
     COPY_WITHOUT_WP = 5
     ZEROPAGE = 6
     CONTINUE_WITHOUT_WP = 7
-    MOVE = 8
+    MOVED = 8
     KSM_MERGE = 9
     SWAPOFF = 10
     MODE_REPLACED = 11
-    UNKNOWN = 12
+    UNEXPLAINED = 12
 
     @property
     def label(self) -> str:
@@ -275,18 +275,18 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
                 why = Cause.NONE
             bits &= ~BARE
             if op is Op.HUGE_REST:
-                lose(why or Cause.HUGE_PAGE, BLIND)
+                lose(why or Cause.HUGE_PAGE_OVER_HOLE, BLIND)
             elif op is Op.HUGE:
-                written(Cause.HUGE_PAGE)
+                written(Cause.HUGE_PAGE_OVER_HOLE)
             else:
                 # What emptied a page that was no hole when it was armed, nobody saw.
-                written(Cause.UNKNOWN if bits & FULL else Cause.HOLE)
+                written(Cause.UNEXPLAINED if bits & FULL else Cause.UNPOPULATED)
         elif op is Op.HUGE_REPLACED:
             bits &= ~BARE
-            lose(Cause.HUGE_PAGE, BLIND)
+            lose(Cause.HUGE_PAGE_OVER_HOLE, BLIND)
         elif op is Op.OPENED:
             bits &= ~BARE
-            lose(why or Cause.UNKNOWN, BLIND)
+            lose(why or Cause.UNEXPLAINED, BLIND)
         elif op is Op.ZERO:
             if not bits & (BARE | OBSERVED | BLIND):
                 add("zero_page")
@@ -304,10 +304,10 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
                 add("file_page")
                 bits |= FILED
             if op is Op.FILE_WRITE:
-                written(Cause.UNKNOWN)
+                written(Cause.UNEXPLAINED)
                 bits &= ~BARE
         elif op in (Op.UNPROTECTED_WRITE, Op.UNPROTECTED_ZERO_WRITE):
-            written(Cause.UNKNOWN if op is Op.UNPROTECTED_WRITE else Cause.ZERO_PAGE_AFTER_ARM)
+            written(Cause.UNEXPLAINED if op is Op.UNPROTECTED_WRITE else Cause.ZERO_PAGE_AFTER_ARM)
             bits &= ~BARE
         elif op in _LEAVES:
             if not bits & (OBSERVED | BLIND | TOLD | BARE) and why is Cause.NONE:
@@ -320,13 +320,13 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
                     why = Cause.DISCARDED
                 else:
                     # A hole that a move may pass over was empty before.
-                    why = Cause.MOVE if op is Op.MOVED_AWAY or bits & FULL else Cause.UNKNOWN
+                    why = Cause.MOVED if op is Op.MOVED_AWAY or bits & FULL else Cause.UNEXPLAINED
         elif op is Op.COPY:
             lose(Cause.COPY_WITHOUT_WP, BLIND)
         elif op is Op.CONTINUE:
             lose(Cause.CONTINUE_WITHOUT_WP, BLIND)
         elif op is Op.MOVE:
-            lose(Cause.MOVE, BLIND)
+            lose(Cause.MOVED, BLIND)
         elif op is Op.MOVE_MAYBE:
             # A page that came is writable, a hole that came leaves it as it was.
             if not bits & (OBSERVED | BLIND):

@@ -118,7 +118,7 @@ class Case:
         if row.holes is None or row.modes & Mode.MISSING or row.count("rearmed"):
             # Armed twice: which of the holes were the same is not known.
             return 0
-        gone = self.cause(Cause.HOLE, Cause.HUGE_PAGE)
+        gone = self.cause(Cause.UNPOPULATED, Cause.HUGE_PAGE_OVER_HOLE)
         gone += row.count("zero_page") + row.count("filled") + row.count("untouched")
         return max(0, row.holes - gone)
 
@@ -137,7 +137,7 @@ class Case:
         if self.row.modes & Mode.MISSING:
             # What is empty sends a MISSING message.
             found.pop(Cause.DISCARDED, None)
-            found.pop(Cause.MOVE, None)
+            found.pop(Cause.MOVED, None)
         return found
 
     @property

@@ -53,7 +53,7 @@ LOSS_RULES: tuple[Rule, ...] = (
     Rule(
         "unpopulated",
         "error",
-        _cause(Cause.HOLE),
+        _cause(Cause.UNPOPULATED),
         "pages that were empty when armed were written without a message",
         "{count} had no page-table entry when UFFDIO_WRITEPROTECT armed the range, so nothing was protected: the"
         " kernel gave the first write a new page and sent no message.",
@@ -63,7 +63,7 @@ LOSS_RULES: tuple[Rule, ...] = (
     Rule(
         "huge-page-over-hole",
         "error",
-        _cause(Cause.HUGE_PAGE),
+        _cause(Cause.HUGE_PAGE_OVER_HOLE),
         "one write to an empty part mapped a whole huge page, writable",
         "{count} became writable at once when one write to an empty part of the armed range made the kernel map a huge"
         " page; only that first write could be seen.",
@@ -130,7 +130,7 @@ LOSS_RULES: tuple[Rule, ...] = (
     Rule(
         "moved",
         "error",
-        _cause(Cause.MOVE),
+        _cause(Cause.MOVED),
         "UFFDIO_MOVE took the protection from what it moved or left behind",
         "{count} of the armed range lost {their} protection to UFFDIO_MOVE: what it moves arrives writable, what it"
         " leaves is empty.",
@@ -167,7 +167,7 @@ LOSS_RULES: tuple[Rule, ...] = (
     Rule(
         "unexplained",
         "error",
-        _cause(Cause.UNKNOWN),
+        _cause(Cause.UNEXPLAINED),
         "armed pages were written without a message, and the events do not show why",
         "{count} {were} armed, yet written without a message; the events do not show what took the protection away.",
         "look for what happened before the trace, for UFFDIO_COPY into a mapping that was read-only, and for page"
