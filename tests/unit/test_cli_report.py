@@ -20,7 +20,7 @@ REPORTS = {
     "uffdtrace.data": LOSING,
     "before": LOSING,
     "after": FINE,
-    "unexplained": a_report(a_range(lost=None)),
+    "unknown": a_report(a_range(lost=None)),
     "dropped": a_report(a_range(), events_dropped=7, lower_bounds=["lost"]),
     "cut": a_report(a_range(), probes_missed=None),
     "unarmed": a_report(a_range(findings=[finding("never-armed")], verdict="never-armed")),

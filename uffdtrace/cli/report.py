@@ -9,7 +9,8 @@ from typing import Any, TextIO
 import click
 
 from uffdtrace.cli.common import TEXT_FILE, color_option, errors_in_one_line, format_option, show, text_of, write
-from uffdtrace.cli.messages import fail
+from uffdtrace.cli.messages import fail, say
+from uffdtrace.errors import UffdtraceError
 from uffdtrace.model.diagnosis.case import LOST
 from uffdtrace.model.diagnosis.document import ReportDict
 from uffdtrace.model.diagnosis.guest_memory import GuestMemory, parsed
@@ -37,7 +38,7 @@ class _Addresses(click.ParamType):
 
 
 @click.command("report")
-@click.argument("file", type=_FILE, required=False, metavar="[FILE]")
+@click.argument("files", type=_FILE, nargs=-1, metavar="[FILE]...")
 @format_option("text", "json", "html")
 @color_option
 @click.option(
@@ -91,7 +92,7 @@ class _Addresses(click.ParamType):
 )
 @errors_in_one_line
 def command(
-    file: Path | None,
+    files: tuple[Path, ...],
     form: str,
     color: Color,
     output: Path | None,
@@ -108,7 +109,8 @@ def command(
 ) -> None:
     """Print the report of a trace; needs neither root nor BCC nor that kernel.
 
-    FILE is uffdtrace.data unless named, and - is standard input.
+    FILE is uffdtrace.data unless named, and - is standard input. Of several traces a line
+    is printed for each, the worst first, and then what was found in them.
 
     \b
     Examples:
@@ -117,6 +119,7 @@ def command(
       uffdtrace report --pages --relative migration.data
       uffdtrace report --range 7f0000000000 migration.data
       uffdtrace report --pages --map vm1.map migration.data
+      uffdtrace report uffdtrace.data migration.data
       uffdtrace report --format json migration.data
       uffdtrace report --format html -o migration.html migration.data
       uffdtrace report --compare uffdtrace.data.old uffdtrace.data
@@ -129,18 +132,23 @@ def command(
     if output is not None and (form != "html"):
         raise click.UsageError("-o takes --format html: other reports go to standard output")
     if compare:
-        if file or pages or relative or histogram or addresses or pattern or guest:
+        if files or pages or relative or histogram or addresses or pattern or guest:
             raise click.UsageError(
                 "--compare takes BEFORE and AFTER, and neither FILE nor what chooses pages or ranges of one trace"
             )
         judged = _compare(*compare, form, options)
+    elif len(files) > 1:
+        if form != "text" or pages or relative or histogram or all_ranges or addresses or pattern or guest or summary:
+            raise click.UsageError("of several traces a line each is printed: the other options are of one trace")
+        sys.exit(_several(files, color, check))
     else:
+        file = files[0] if files else DEFAULT
         if relative and not pages and form == "text":
             raise click.UsageError("--relative changes what --pages and --format json list: give one of them")
         picture = Picture(MOST_CELLS) if form == "html" else None
         most_runs = None if pages else MOST_RUNS
         memory = GuestMemory(parsed(text_of(guest))) if guest else None
-        judged = read(file or DEFAULT, None if memory else most_runs, picture)
+        judged = read(file, None if memory else most_runs, picture)
         if addresses or pattern is not None:
             judged, kept = chosen(judged, addresses, pattern)
             if picture is not None:
@@ -164,6 +172,27 @@ def _status(report: ReportDict) -> int:
         return 4
     findings = [one for found in (*report["ranges"], *report["userfaultfds"]) for one in found["findings"]]
     return 5 if any(finding["severity"] == "error" for finding in findings) else 0
+
+
+def _several(files: tuple[Path, ...], color: Color, check: bool) -> int:
+    """The exit status: 1 where a file cannot be read, else with --check the worst of all."""
+    from uffdtrace.reporters.several import Several
+
+    several, statuses, refused = Several(), [0], 0
+    for path in files:
+        try:
+            report = read(path)
+        except UffdtraceError as error:
+            say(" ".join(str(error).split()))
+            refused += 1
+            continue
+        several.take(report)
+        statuses.append(_status(report))
+    write({}, "text", lambda stream: several.render(stream, color))
+    if refused:
+        fail(f"{refused:,} of {len(files):,} files could not be read")
+    # Lost is worse than not known, and that worse than any other error.
+    return min((status for status in statuses if status), default=0) if check else 0
 
 
 def _page(report: ReportDict, picture: Picture, output: Path | None) -> None:
