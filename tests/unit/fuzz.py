@@ -10,6 +10,7 @@ import argparse
 import io
 import json
 import random
+import re
 import resource
 import signal
 import sys
@@ -26,6 +27,8 @@ from unit.folding import folded
 from unit.traces import ENDING, WHAT, history
 
 from uffdtrace.errors import UffdtraceError
+from uffdtrace.export import openmetrics
+from uffdtrace.export.tables import exported
 from uffdtrace.model.records.events import EVENT, Array, Kind, Type
 from uffdtrace.reporters import html, offline, text
 from uffdtrace.reporters.options import TextOptions
@@ -183,6 +186,9 @@ def read(path: Path, as_text: bool = True) -> str:
     as_json = json.dumps(report, allow_nan=False)
     if picture is None:
         return as_json
+    openmetrics.text(openmetrics.families(report, {}))
+    made = exported(report, "0", {})
+    assert re.fullmatch(r"unknown|\d{4}-\d{2}-\d{2}", made.date), made.date
     page = html.page(report, picture)
     assert page.count("<script") == page.count("</script") == 2
     assert not [one for one in page if not one.isprintable() and one not in "\n\t"]

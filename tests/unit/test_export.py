@@ -22,7 +22,7 @@ from unit.traces import WHAT, history, write
 
 from uffdtrace.cli import main
 from uffdtrace.export import parquet
-from uffdtrace.export.tables import TABLES
+from uffdtrace.export.tables import TABLES, Exported
 from uffdtrace.reporters import offline
 from uffdtrace.reporters.harmless import printable
 
@@ -214,6 +214,25 @@ def test_what_is_not_known_is_no_number(tmp_path: Path) -> None:
     assert export("-o", tmp_path / "set", path).exit_code == 0
     assert ask(tmp_path / "set", "SELECT exact FROM 'traces/**/*.parquet'") == [(False,)]
     assert ask(tmp_path / "set", "SELECT pending FROM 'ranges/**/*.parquet'") == [(None,)]
+
+
+@pytest.mark.parametrize("started", ["../../up", "2026-13-01T00:00:00", "", "9999-12-31T23:59:59-23:00"])
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_a_trace_names_no_folder(tmp_path: Path, started: str, form: str) -> None:
+    path = trace(tmp_path / "a", 0, scene(1, 1, 0), started=started)
+    done = export("-o", tmp_path / "set" / "below", "--format", form, path)
+    assert (done.exit_code, done.output) == (0, "")
+    assert [one.name for one in (tmp_path / "set").iterdir()] == ["below"]
+    if form == "parquet":
+        assert [one.name for one in tmp_path.glob("set/below/traces/*")] == ["date=unknown"]
+        assert ask(tmp_path / "set" / "below", "SELECT started FROM 'traces/**/*.parquet'") == [(None,)]
+
+
+def test_numbers_that_no_machine_has(tmp_path: Path) -> None:
+    row: dict[str, Any] = {column.name: 0 for column in TABLES["lost_runs"] if column.kind == "int"}
+    rows: dict[str, list[Any]] = {**{name: [] for name in TABLES}, "lost_runs": [{**row, "pages": 1 << 64}]}
+    with pytest.raises(parquet.NoTable, match="a number in lost_runs that no machine has"):
+        parquet.Dataset(tmp_path, {}).add(Exported("0", "2026-01-01", "a", rows))
 
 
 @pytest.mark.parametrize(

@@ -115,11 +115,10 @@ def _export(files: Sequence[Path], sink: _Sink, labels: dict[str, str]) -> int:
         for number, path in enumerate(files, 1):
             try:
                 trace_id, report = identified(path, None)
+                sink.add(exported(report, trace_id, labels))
             except UffdtraceError as error:
                 say(" ".join(str(error).split()))
                 refused += 1
-            else:
-                sink.add(exported(report, trace_id, labels))
             if number % _EVERY == 0 and sys.stderr is not None and sys.stderr.isatty():
                 say(f"{number:,} of {len(files):,} files read")
         kept = True

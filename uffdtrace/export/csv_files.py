@@ -6,6 +6,7 @@ import csv
 import os
 import tempfile
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -64,6 +65,8 @@ class CsvFiles:
 
 def _cell(value: Any) -> Any:
     """What a person can look at: a name that would be a formula is text."""
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="milliseconds")
     if not isinstance(value, str):
         return value
     shown = printable(value)

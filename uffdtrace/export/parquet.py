@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,10 @@ if TYPE_CHECKING:
 
 class NoPyarrow(UffdtraceError):
     """pyarrow is missing, or does not work here."""
+
+
+class NoTable(UffdtraceError):
+    """A trace holds a number that is none of a machine's."""
 
 
 def load() -> ModuleType:
@@ -56,20 +59,28 @@ class Dataset:
         return arrow.schema(fields, metadata={"uffdtrace_tables": str(VERSION)})
 
     def add(self, trace: Exported) -> None:
-        """Put a trace into it, whole or (where it is there already) in place of itself. OSError."""
-        for table, schema in self._schemas.items():
-            rows = trace.rows[table]
-            if table == "traces":
-                rows = [{**row, "started": datetime.fromisoformat(row["started"])} for row in rows]
-            part = self._folder / table / f"date={trace.date}" / f"host={trace.host}"
+        """Put a trace into it; one that is there already takes its own place. OSError, NoTable."""
+        made = {name: self._made(name, trace) for name in TABLES if trace.rows[name]}
+        for name in TABLES:
+            part = self._folder / name / f"date={trace.date}" / f"host={trace.host}"
             path = part / f"{trace.trace_id}.parquet"
-            if not rows:
+            if name in made:
+                part.mkdir(parents=True, exist_ok=True)
+                replace(path, made[name], 0o644)
+            else:
                 path.unlink(missing_ok=True)
-                continue
-            part.mkdir(parents=True, exist_ok=True)
-            content = self._arrow.BufferOutputStream()
-            self._arrow.parquet.write_table(self._arrow.Table.from_pylist(rows, schema), content)
-            replace(path, content.getvalue().to_pybytes(), 0o644)
+
+    def _made(self, table: str, trace: Exported) -> bytes:
+        """A table's file."""
+        try:
+            rows = self._arrow.Table.from_pylist(trace.rows[table], self._schemas[table])
+        except (OverflowError, self._arrow.ArrowInvalid) as error:
+            what = f"trace {trace.trace_id} has a number in {table} that no machine has"
+            raise NoTable(f"{what} ({error}): it is broken or foreign") from None
+        content = self._arrow.BufferOutputStream()
+        self._arrow.parquet.write_table(rows, content)
+        made: bytes = content.getvalue().to_pybytes()
+        return made
 
     def close(self, kept: bool = True) -> None:
         """Each trace is there already."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 
 from uffdtrace.model.diagnosis.document import FindingDict, LatencyDict, RangeDict, ReportDict, phase
 
 # Of the columns: another number is another set of tables.
 VERSION = 1
-UNKNOWN_HOST = "unknown"
+UNKNOWN_HOST = UNKNOWN_DATE = "unknown"
 _PHASES = ("total", "queue", "service", "wakeup")
 
 Row = dict[str, Any]
@@ -153,7 +154,18 @@ def exported(report: ReportDict, trace_id: str, labels: Mapping[str, str]) -> Ex
     for uffd in report["userfaultfds"]:
         key = {"trace_id": trace_id, "range": None}
         tables["findings"] += [{**key, **_finding(finding)} for finding in uffd["findings"]]
-    return Exported(trace_id, report["trace"]["started"][:10], labels.get("host", UNKNOWN_HOST), tables)
+    started = _started(report)
+    date = started.date().isoformat() if started else UNKNOWN_DATE
+    return Exported(trace_id, date, labels.get("host", UNKNOWN_HOST), tables)
+
+
+def _started(report: ReportDict) -> datetime | None:
+    """When the trace began, None where the file has something else: it becomes the name of a folder."""
+    try:
+        told = datetime.fromisoformat(report["trace"]["started"])
+        return (told if told.tzinfo else told.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _sum(counts: list[int | None]) -> int | None:
@@ -169,7 +181,7 @@ def _trace(report: ReportDict, trace_id: str) -> Row:
     loss = report["loss"]
     return {
         "trace_id": trace_id,
-        "started": trace["started"],
+        "started": _started(report),
         "duration_s": trace["duration_s"],
         "kernel": trace["kernel"],
         "arch": trace["arch"],
