@@ -80,6 +80,7 @@ def test_counts_are_exact_and_the_loss_is_said_where_most_events_found_no_room(g
 
 
 @pytest.mark.once
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["two-first", "two-second"])
 def test_two_traces_of_one_target_count_the_same(guest: Guest, name: str) -> None:
     step = guest.step("two")
