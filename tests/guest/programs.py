@@ -39,11 +39,19 @@ class Qmp:
     """QEMU's machine protocol. A refused command is a RuntimeError."""
 
     def __init__(self, path: Path) -> None:
-        if not until(path.exists, FINISH_SECONDS):
-            raise RuntimeError(f"QEMU made no {path.name} in {FINISH_SECONDS:.0f} s")
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(FINISH_SECONDS)
-        self._socket.connect(str(path))
+
+        def connects() -> bool:
+            """The socket has its name before anybody listens there."""
+            try:
+                self._socket.connect(str(path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                return False
+            return True
+
+        if not until(connects, FINISH_SECONDS):
+            raise RuntimeError(f"QEMU listens on no {path.name} after {FINISH_SECONDS:.0f} s")
         self._lines = self._socket.makefile("r")
         self.events: list[dict[str, Any]] = []
         self._answer()
