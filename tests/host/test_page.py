@@ -116,9 +116,8 @@ addEventListener("load", async () => {
 """
     said = told(dom(made(*one()).replace("</body>", f"{act}</body>"), tmp_path), "said")
     assert said[0].startswith("offset 0x0-0x1000, 1 pages: ")
-    assert (
-        said[1] == "offset 0x1000-0x2000, 1 pages: written without a message; unpopulated, first after 0.000 s by thread 200"
-    )
+    lost = "written without a message; unpopulated, first after 0.000 s by thread 200"
+    assert said[1] == f"offset 0x1000-0x2000, 1 pages: {lost}"
     assert said[2].startswith("offset 0x2000-0x3000, 1 pages: ")
     assert said[3] == said[0]
 
