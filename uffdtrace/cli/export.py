@@ -20,10 +20,10 @@ from uffdtrace.export.tables import TABLES, Exported, exported
 from uffdtrace.reporters.offline import identified
 from uffdtrace.trace.output import replace
 
-# Between two words on how far it is.
+# On a terminal a line tells how far it is, once for so many files.
 _EVERY = 100
 _KEY = re.compile(r"[a-z_][a-z0-9_]{0,62}")
-# It is a name of a folder, too.
+# The value of host names a folder of the dataset: it must not lead out of it.
 _VALUE = re.compile(r"[\w.:@ +-]{1,200}")
 
 

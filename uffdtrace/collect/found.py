@@ -234,6 +234,11 @@ class Registrations:
         return names
 
 
+def described(process: proc.Process) -> ProcessDict:
+    """A process as the report has it."""
+    return {"pid": process.pid, "comm": process.comm, "cmdline": process.cmdline}
+
+
 class Processes:
     """Who the processes are that own or watch memory: `pid`, `comm`, `cmdline` of each, asked once."""
 
@@ -255,8 +260,7 @@ class Processes:
         processes: list[ProcessDict] = []
         for pid in fresh:
             try:
-                found = proc.process(pid)
-                processes.append({"pid": found.pid, "comm": found.comm, "cmdline": found.cmdline})
+                processes.append(described(proc.process(pid)))
             except proc.NoProcess:
                 self._unknown.add(pid)
         named = self._unknown & self._called.keys()

@@ -131,7 +131,7 @@ def _image(bcc: ModuleType, source: str, flags: list[str], say: Say) -> Image:
     return image
 
 
-def _told(program: int, name: str) -> int | None:
+def _fdinfo_number(program: int, name: str) -> int | None:
     """A number in the fdinfo of a BPF program's descriptor; None where this kernel's has no such line."""
     text = Path(f"/proc/self/fdinfo/{program}").read_text()
     found = re.search(rf"^{name}:\s*(\d+)", text, re.MULTILINE)
@@ -310,7 +310,7 @@ class Program:
         """
         missed = []
         for attachment in self.attachments:
-            runs = _told(self._programs[self._program_name(attachment)], "recursion_misses")
+            runs = _fdinfo_number(self._programs[self._program_name(attachment)], "recursion_misses")
             if runs:
                 missed.append((attachment, runs))
         return missed
@@ -324,7 +324,7 @@ class Program:
             counts = _STATISTICS.read_text().strip() == "1"
         except OSError:
             counts = False
-        return sum(_told(fd, "run_time_ns") or 0 for fd in self._programs.values()) if counts else None
+        return sum(_fdinfo_number(fd, "run_time_ns") or 0 for fd in self._programs.values()) if counts else None
 
     def detach(self) -> None:
         """Remove every probe; the maps stay readable."""

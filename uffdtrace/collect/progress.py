@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from uffdtrace.model.account.model import Model
 from uffdtrace.model.account.ranges import Range
 from uffdtrace.model.diagnosis.case import VERDICTS, Case, verdict
-from uffdtrace.model.diagnosis.rules import RULES, findings
+from uffdtrace.model.diagnosis.rules import MEANINGS, findings
 
 # Ranges that are looked at closely, and looks that a range's history goes back.
 MOST_RANGES = 20
 HISTORY = 16
-_MEANINGS = {rule.id: rule.meaning for rule in RULES}
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Watch:
             name = str(finding["id"])
             if name not in self._findings:
                 self._findings.add(name)
-                self._newest = f"[{name}] {_MEANINGS[name]}"
+                self._newest = f"[{name}] {MEANINGS[name]}"
         before, lost_before = self._last.get(row.number, (0, 0))
         history = self._history.setdefault(row.number, deque(maxlen=HISTORY))
         history.append(max(0, lost - lost_before))

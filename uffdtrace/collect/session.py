@@ -203,9 +203,7 @@ class Session:
             "unproven_probes": proof.unproven(self._program.attachments, self._proof),
             "file_ended": None,
         }
-        targets: list[ProcessDict] = [
-            {"pid": target.pid, "comm": target.comm, "cmdline": target.cmdline} for target in self._targets
-        ]
+        targets = [found.described(target) for target in self._targets]
         pids = [target.pid for target in self._targets]
         process, also = (targets[0], targets[1:]) if targets else (None, [])
         offered = offers.features()
@@ -254,7 +252,7 @@ class Session:
             if self._show is not None:
                 self._progress(self._show, writer, began)
         stream.push(self._readers.look(self._model.watched.current.values()))
-        # Of whom it is not known nothing is said: their faults are left undecided.
+        # Where this kernel would not tell who sleeps, nobody is asked: pending is then null, not 0.
         asleep = found.asleep(sorted(self._registrations.owners | set(pids)) if tells_sleepers else [])
         self._name((int(event["tid"][0]) for event in asleep), writer)
         waiting_for = self._registrations.watching({int(one["tgid"][0]) for one in asleep if one["tid"][0]})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from uffdtrace.model.diagnosis.document import ReportDict
 from uffdtrace.reporters.harmless import printable
+from uffdtrace.reporters.words import add
 
 Labels = Mapping[str, str]
 
@@ -29,32 +30,29 @@ def families(report: ReportDict, labels: Labels) -> list[Family]:
     info = {**own, "kernel": trace["kernel"], "backend": trace["backend"], "verdict": report["verdict"]}
     found = [Family("uffdtrace_trace_info", "", "What was traced, and the verdict.", [(info, 1)])]
 
-    def add(name: str, unit: str, help_: str, samples: Iterable[tuple[Labels, float | None]]) -> None:
+    def tell(name: str, unit: str, help_: str, samples: Iterable[tuple[Labels, float | None]]) -> None:
         known = [({**own, **more}, number) for more, number in samples if number is not None]
         if known:
             found.append(Family(f"uffdtrace_{name}_{unit}", unit, help_, known))
 
-    add("trace_duration", "seconds", "How long the trace took.", [({}, trace["duration_s"])])
+    tell("trace_duration", "seconds", "How long the trace took.", [({}, trace["duration_s"])])
     ranges = report["ranges"]
-    for name, counts, help_ in (
-        ("armed", [one["armed_pages"] for one in ranges], "Pages that were write-protected."),
-        ("hole", [one["holes"] for one in ranges], "Pages that were empty when they should have been protected."),
-    ):
-        add(name, "pages", help_, [({}, None if None in counts else sum(count or 0 for count in counts))])
+    armed, holes = add(*(one["armed_pages"] for one in ranges)), add(*(one["holes"] for one in ranges))
+    tell("armed", "pages", "Pages that were write-protected.", [({}, armed)])
+    tell("hole", "pages", "Pages that were empty when they should have been protected.", [({}, holes)])
     lost: dict[str, int] = {}
     for one in ranges:
         for cause, pages in (one["lost"]["causes"] or {}).items():
             lost[cause] = lost.get(cause, 0) + pages
     if all(one["lost"]["causes"] is not None for one in ranges):
-        add("lost", "pages", "Pages whose writes sent no message, by cause.", _by("cause", lost))
+        tell("lost", "pages", "Pages whose writes sent no message, by cause.", _by("cause", lost))
     kinds = ("missing", "wp", "minor")
     messages = {kind: sum(one["messages"][kind] for one in ranges) for kind in kinds}
-    add("read", "messages", "Messages that the monitor read.", _by("kind", messages))
-    pending = [one["pending"] for one in ranges]
-    waits = None if None in pending else sum(count or 0 for count in pending)
-    add("pending", "faults", "Faults that waited for the monitor when the trace ended.", [({}, waits)])
+    tell("read", "messages", "Messages that the monitor read.", _by("kind", messages))
+    pending = add(*(one["pending"] for one in ranges))
+    tell("pending", "faults", "Faults that waited for the monitor when the trace ended.", [({}, pending)])
     missed: list[tuple[Labels, float | None]] = [({}, loss["events_dropped"])]
-    add("dropped", "events", "Events that the trace lacks: other numbers are lower bounds.", missed)
+    tell("dropped", "events", "Events that the trace lacks: other numbers are lower bounds.", missed)
     return found
 
 

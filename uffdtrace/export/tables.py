@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from uffdtrace.model.diagnosis.document import FindingDict, LatencyDict, RangeDict, ReportDict, phase
+from uffdtrace.reporters.words import add, lost_pages
 
 # Of the columns: another number is another set of tables.
 VERSION = 1
@@ -168,14 +169,6 @@ def _started(report: ReportDict) -> datetime | None:
         return None
 
 
-def _sum(counts: list[int | None]) -> int | None:
-    return None if None in counts else sum(count or 0 for count in counts)
-
-
-def _lost(found: RangeDict) -> int | None:
-    return _sum([found["lost"]["observed"], found["lost"]["blind"]])
-
-
 def _trace(report: ReportDict, trace_id: str) -> Row:
     trace, ranges, process = report["trace"], report["ranges"], report["process"]
     loss = report["loss"]
@@ -191,8 +184,8 @@ def _trace(report: ReportDict, trace_id: str) -> Row:
         "comm": process and process["comm"],
         "verdict": report["verdict"],
         "ranges": len(ranges),
-        "armed_pages": _sum([found["armed_pages"] for found in ranges]),
-        "lost_pages": _sum([_lost(found) for found in ranges]),
+        "armed_pages": add(*(found["armed_pages"] for found in ranges)),
+        "lost_pages": add(*map(lost_pages, ranges)),
         **{f"messages_{kind}": sum(found["messages"][kind] for found in ranges) for kind, _ in _MESSAGES},
         "events_dropped": loss["events_dropped"],
         "exact": loss["probes_missed"] is not None and not loss["lower_bounds"],

@@ -46,7 +46,8 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 MOST_RANGES = 1000
 # Ranges whose latency is drawn.
 MOST_HISTOGRAMS = 12
-MOST_BLOCKS = 100
+# Blocks of guest memory in the table.
+MOST_SHOWN_BLOCKS = 100
 _COLUMNS = 64
 # What is longer is packed.
 _PLAIN_BYTES = 1 << 18
@@ -287,7 +288,7 @@ def page(report: ReportDict, picture: Picture) -> str:
         findings=[_finding(one) for one in grouped([*report["ranges"], *report["userfaultfds"]])],
         blocks=[
             (printable(block["block"]), f"{block['start']}-{block['end']}", f"{block['lost_pages']:,}")
-            for block in guest_blocks(report)[:MOST_BLOCKS]
+            for block in guest_blocks(report)[:MOST_SHOWN_BLOCKS]
         ],
         data=data,
         packed=packed,

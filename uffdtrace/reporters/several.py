@@ -11,15 +11,13 @@ from rich.text import Text
 
 from uffdtrace.model.diagnosis.case import VERDICTS
 from uffdtrace.model.diagnosis.document import FindingDict, ReportDict
-from uffdtrace.model.diagnosis.rules import RULES, SEVERITIES
+from uffdtrace.model.diagnosis.rules import MEANINGS, SEVERITIES
 from uffdtrace.reporters.grouped import grouped
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.options import Color
 from uffdtrace.reporters.summary import answer
 from uffdtrace.reporters.terminal import STYLES, console_for, plain
 from uffdtrace.reporters.words import add, alternatives, lost_pages, noun
-
-_MEANINGS = {rule.id: rule.meaning for rule in RULES}
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class Several:
         where = f" in {noun(total.traces, 'trace')}, {noun(total.count, unit[:-1])} in all"
         console.print()
         console.print(Text.assemble((severity, STYLES.get(severity, "")), f" [{worst['id']}]{where}"))
-        meaning = _MEANINGS.get(worst["id"], worst["message"])
+        meaning = MEANINGS.get(worst["id"], worst["message"])
         console.print(Padding(Text(printable(plain(meaning, console)) + "."), (0, 0, 0, 4)))
         for remedy in alternatives(worst["remedy"]):
             console.print(Padding(Text("Remedy: " + printable(plain(remedy, console))), (0, 0, 0, 4)))

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from uffdtrace.model.diagnosis.case import LOST
 from uffdtrace.model.diagnosis.document import FindingDict, RangeDict, ReportDict, RunDict
-from uffdtrace.model.diagnosis.rules import RULES, SEVERITIES
+from uffdtrace.model.diagnosis.rules import MEANINGS, SEVERITIES
 from uffdtrace.reporters.grouped import grouped
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.options import Color
@@ -20,7 +20,6 @@ from uffdtrace.reporters.words import add, alternatives, doubt, guest_addresses,
 _MOST_WHY = 3
 _MOST_NAME = 40
 _INDENT = 10
-_MEANINGS = {rule.id: rule.meaning for rule in RULES}
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _findings(report: ReportDict) -> list[FindingDict]:
 
 
 def _meaning(finding: FindingDict, counted: bool) -> str:
-    meaning = _MEANINGS.get(finding["id"], finding["message"])
+    meaning = MEANINGS.get(finding["id"], finding["message"])
     unit = finding["unit"]
     return f"{meaning} ({noun(finding['pages'], unit[:-1])})" if counted else meaning
 

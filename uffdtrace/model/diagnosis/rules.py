@@ -54,6 +54,8 @@ def findings(case: Case) -> list[FindingDict]:
     return found
 
 
+# By id: what a finding is, in a few words.
+MEANINGS = {rule.id: rule.meaning for rule in RULES}
 # In a list of all findings a remedy speaks of every mode that a range may have.
 _PLAIN = {
     "unpopulated": "; or ask for UFFD_FEATURE_WP_UNPOPULATED (Linux 6.4)",
