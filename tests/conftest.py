@@ -22,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("uffdtrace")
     group.addoption("--suite", action="append", choices=SUITES, help="only this guest kernel (may be repeated)")
     group.addoption("--all", action="store_true", help="what takes minutes as long as it takes, on every kernel")
+    group.addoption("--step", action="append", help="guests take only this step (may be repeated)")
     kinds = [backend.value for backend in Backend]
     group.addoption("--backend", action="append", choices=kinds, help="only this backend (may be repeated)")
 
@@ -43,6 +44,7 @@ def boots(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         backends,
         tmp_path_factory.mktemp("guests"),
         request.config.getoption("--all"),
+        request.config.getoption("--step") or [],
     )
     try:
         yield boots

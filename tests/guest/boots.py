@@ -46,7 +46,10 @@ class Boot(NamedTuple):
 class Boots:
     """All guests of a run. Each has one thread, which waits for scripts/guests."""
 
-    def __init__(self, suites: Sequence[str], backends: Sequence[str], parent: Path, long: bool) -> None:
+    def __init__(
+        self, suites: Sequence[str], backends: Sequence[str], parent: Path, long: bool, steps: Sequence[str] = ()
+    ) -> None:
+        """`steps` are the only ones that are taken, where any are given."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         # With fewer CPUs than all guests have, each waits in loops for CPUs of its own that do not run.
         at_once = max(1, min((os.cpu_count() or 1) // GUEST_CPUS[long], memory // (2 * GUEST_BYTES)))
@@ -54,6 +57,7 @@ class Boots:
         self._backends = backends
         # With --all.
         self._long = long
+        self._steps = steps
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._closed = False
         self._read: dict[Path, int] = {}
@@ -121,7 +125,9 @@ class Boots:
         folder = self._folder(suite)
         command = [sys.executable, str(HERE / "in_guest.py"), "--dir", str(folder)]
         command += ["--workload", str(folder / "workload"), "--repository", str(ROOT)]
-        for name in sorted(absent_steps(suite, self._long)):
+        for name in self._steps:
+            command += ["--step", name]
+        for name in sorted(absent_steps(suite, self._long) - set(self._steps)):
             command += ["--without", name]
         chosen = {"--once": suite == ONCE, "--long": self._long, "--survival": survival}
         command += [option for option, wanted in chosen.items() if wanted]

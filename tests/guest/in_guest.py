@@ -284,6 +284,7 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, required=True)
     parser.add_argument("--backend", action="append", required=True)
     parser.add_argument("--without", action="append", default=[], metavar="STEP")
+    parser.add_argument("--step", action="append", metavar="STEP", help="only this (may be repeated)")
     parser.add_argument("--once", action="store_true", help="what the kernel has no part in, too")
     parser.add_argument("--survival", action="store_true", help="only what collectors survive, and their targets")
     parser.add_argument("--long", action="store_true", help="what takes minutes, as long as it takes")
@@ -336,7 +337,8 @@ def main() -> None:
         steps = {name: lambda program=program: program(guest) for name, program in chosen.items()}  # type: ignore[misc]
 
     for name, step in steps.items():
-        if name not in arguments.without and to_do(guest, name):
+        chosen_too = not arguments.step or name in arguments.step or name == "guest"
+        if chosen_too and name not in arguments.without and to_do(guest, name):
             run_step(guest, name, step)
 
 

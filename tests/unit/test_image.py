@@ -56,6 +56,15 @@ def test_maps_and_settings_take_their_places() -> None:
     assert placed(instructions, [7, 9], [5, address]) == wanted
 
 
+def test_calls_of_kernel_functions_are_told_from_helpers() -> None:
+    helper, function, jump = (0x85, 0, 0, 5), 104_729, 0x05
+    # A number that is equal, and no call's.
+    instructions = code(helper, (0x85, 0, 0, function), (jump, 0, 0, function), *load(function), EXIT)
+    wanted = code(helper, (0x85, 0x20, 0, function), (jump, 0, 0, function), *load(function), EXIT)
+    assert placed(instructions, [7, 9], [], {function}) == wanted
+    assert placed(instructions, [7, 9], []) == instructions
+
+
 def refusing(act: object) -> ModuleType:
     module = ModuleType("bcc")
 

@@ -117,7 +117,7 @@ static __always_inline void read_access(bool typed, u64 vmf, struct access *acce
 {
 	struct vmf_words read = {};
 
-	if (typed) {
+	if (is_direct(typed)) {
 		access->vma = load64(typed, vmf + VMF_VMA);
 		access->address = load64(typed, vmf + VMF_ADDRESS);
 		access->orig_pte = load64(typed, vmf + VMF_ORIG_PTE);
@@ -148,7 +148,7 @@ static __always_inline bool read_area(bool typed, u64 vma, u64 wanted_flags, str
 	area->ctx = load64(typed, vma + VMA_CTX);
 	if (!area->ctx)
 		return false;
-	if (typed) {
+	if (is_direct(typed)) {
 		area->start = load64(typed, vma + VMA_START);
 		area->end = load64(typed, vma + VMA_END);
 		area->flags = load64(typed, vma + VMA_FLAGS);

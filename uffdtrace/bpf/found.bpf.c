@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* What the kernel tells while the collector reads /proc: who waits since before the trace, whose a mapping is. */
 
-/* A struct userfaultfd_wait_queue, read at once: member by member it would take a helper for each. */
+/* A struct userfaultfd_wait_queue. */
 struct waiter {
 	u64 words[UWQ_SIZE / 8];
 };
@@ -9,8 +9,19 @@ struct waiter {
 /* `entry` is that of the wait queue. */
 static __always_inline void read_waiter(struct waiter *waiter, u64 entry)
 {
+	u64 queued = entry - UWQ_WQ;
+
 	__builtin_memset(waiter, 0, sizeof(*waiter));
-	bpf_probe_read_kernel(waiter, sizeof(*waiter), (void *)(entry - UWQ_WQ));
+	if (is_direct(false)) {
+		waiter->words[UWQ_CTX / 8] = read64(queued + UWQ_CTX);
+		for (int i = 0; i < 3; i++)
+			waiter->words[UWQ_MSG / 8 + i] = read64(queued + UWQ_MSG + 8 * i);
+		waiter->words[(UWQ_WQ + WQE_PRIVATE) / 8] = read64(entry + WQE_PRIVATE);
+		waiter->words[(UWQ_WQ + WQE_FUNC) / 8] = read64(entry + WQE_FUNC);
+		return;
+	}
+	/* At once: member by member it would take a helper for each. */
+	bpf_probe_read_kernel(waiter, sizeof(*waiter), (void *)queued);
 }
 
 static __always_inline u64 task_of(struct waiter *waiter)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import astuple, dataclass
 from types import ModuleType
 from typing import Any
@@ -31,6 +31,9 @@ _LOAD_NUMBER = 0x18
 _PSEUDO_MAP_FD = 1
 # "uffd", then the setting's number.
 _PLACEHOLDER = 0x75666664
+# BPF_JMP | BPF_CALL; what it calls is a helper's number, or by the source a kernel function's in BTF.
+_CALL = 0x85
+_PSEUDO_KFUNC_CALL = 2
 _MAGIC = b"uffdtrace-image/1\n"
 _DONE, _FAILED = b"\0", b"\1"
 
@@ -88,8 +91,14 @@ def placeholder(number: int) -> int:
     return _PLACEHOLDER << 32 | number
 
 
-def placed(instructions: bytes, maps: Sequence[int], settings: Sequence[int]) -> bytes:
-    """The instructions with these file descriptors for the image's maps, and these numbers for its settings."""
+def placed(
+    instructions: bytes, maps: Sequence[int], settings: Sequence[int], functions: Set[int] = frozenset()
+) -> bytes:
+    """The instructions with these file descriptors for the image's maps, and these numbers for its settings.
+
+    `functions` are numbers in the kernel's BTF. In C a call of one looks like that of a helper with its number;
+    helpers end below 1,000.
+    """
     code = np.frombuffer(instructions, dtype=_INSTRUCTION).copy()
     loads = np.flatnonzero(code["code"] == _LOAD_NUMBER)
     sources = code["registers"][loads] >> 4
@@ -99,6 +108,8 @@ def placed(instructions: bytes, maps: Sequence[int], settings: Sequence[int]) ->
     values = np.array(settings, dtype=np.uint64)[code["immediate"][of_settings]]
     code["immediate"][of_settings] = values & np.uint64(0xFFFFFFFF)
     code["immediate"][of_settings + 1] = values >> np.uint64(32)
+    called = np.flatnonzero((code["code"] == _CALL) & np.isin(code["immediate"], list(functions)))
+    code["registers"][called] |= _PSEUDO_KFUNC_CALL << 4
     return code.tobytes()
 
 

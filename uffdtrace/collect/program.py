@@ -21,8 +21,8 @@ from uffdtrace.collect.image import Image, Map, compiled, placed, placeholder
 from uffdtrace.collect.maps import Table
 from uffdtrace.collect.ring import Lanes, Ring, Stream
 from uffdtrace.kernel.bpf import At, Kind, load_program
-from uffdtrace.kernel.layout import ADDRESSES
-from uffdtrace.kernel.preflight import Refusal, preemptible
+from uffdtrace.kernel.layout import ADDRESSES, FUNCTIONS
+from uffdtrace.kernel.preflight import Refusal, can_call, preemptible
 from uffdtrace.kernel.probes import Attachment, Where
 from uffdtrace.model.records.events import Array, Counter, Loss, c_header
 
@@ -138,6 +138,13 @@ def _fdinfo_number(program: int, name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def _accepted(defines: dict[str, int]) -> dict[str, int]:
+    """The defines, without the kernel functions that this kernel has, but not for us."""
+    return {
+        name: value for name, value in defines.items() if name not in FUNCTIONS or can_call(value, defines["INTEGERS"])
+    }
+
+
 class Program:
     """A program, compiled and loaded. `attach()` and `detach()` bracket the trace.
 
@@ -162,6 +169,8 @@ class Program:
         self._slots = lane_slots(self._cpus)
         self._settings = {name: value for name, value in defines.items() if name in ADDRESSES}
         self._settings.update(COLLECTOR=os.getpid(), FOLLOW=follow)
+        defines = _accepted(defines)
+        self._functions = {defines[name] for name in FUNCTIONS & defines.keys()}
         flags = [f"-D{name}={value:#x}UL" for name, value in defines.items() if name not in self._settings]
         flags += [f"-D{name}=SETTING({placeholder(index):#x})" for index, name in enumerate(self._settings)]
         # BCC's macro takes the ring's size as text.
@@ -226,7 +235,7 @@ class Program:
     def _load(self, name: str, kind: Kind, at: At = At.NOTHING, function: int = 0) -> int:
         """Load a program of the image; its file descriptor."""
         descriptors = [table.fd for table in self._tables.values()]
-        code = placed(self._image.programs[name], descriptors, list(self._settings.values()))
+        code = placed(self._image.programs[name], descriptors, list(self._settings.values()), self._functions)
         # As BCC names them, for bpftool.
         fd = load_program(kind, code, name.rpartition("__")[2], at, function)
         self._programs[name] = fd

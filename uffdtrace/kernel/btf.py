@@ -203,6 +203,11 @@ class Btf:
         head = self._find(structure, _KIND_STRUCT, _KIND_UNION, _KIND_TYPEDEF)
         return None if head is None else int(head.size_or_type)
 
+    def number(self, structure: str) -> int | None:
+        """A struct's number, by which BPF programs name its type; None where there is none of that name."""
+        number = int(self._library.btf__find_by_name_kind(self._handle, structure.encode(), _KIND_STRUCT))
+        return number if number > 0 else None
+
     def function(self, name: str) -> Function | None:
         """A function's parameters, None where BTF has no function of that name."""
         number = self._library.btf__find_by_name_kind(self._handle, name.encode(), _KIND_FUNC)

@@ -107,6 +107,9 @@ _OPTIONAL_SYMBOLS = {
 # Defines that are addresses: each boot has others (KASLR).
 ADDRESSES = frozenset({*_SYMBOLS, *_OPTIONAL_SYMBOLS})
 
+# Defines that are numbers of kernel functions which the program calls, in the kernel's BTF.
+FUNCTIONS = frozenset({"RDONLY_CAST"})
+
 # arch/x86/include/asm/pgtable_types.h: _PAGE_BIT_SOFTW1 (SPECIAL), SOFTW2
 # (UFFD_WP, since 5.7: 5a281062af1d), PSE; PMD_SHIFT from pgtable_64_types.h.
 _X86_64 = {
@@ -156,4 +159,8 @@ def defines(btf: Btf, symbols: Symbols, machine: str | None = None) -> dict[str,
     if head is None:
         raise LayoutError("this kernel's BTF has no PG_head: huge pages could not be told from small ones")
     found["PG_HEAD"] = head
+    # a35b9af4ec2c "bpf: Add a kfunc for generic type cast" (6.2).
+    cast, integers = btf.function("bpf_rdonly_cast"), btf.number("timespec64")
+    if cast is not None and integers is not None:
+        found.update(RDONLY_CAST=cast.number, INTEGERS=integers)
     return found

@@ -113,6 +113,23 @@ def try_program() -> int:
     return 0
 
 
+# BPF_ALU64|MOV|K, BPF_JMP|CALL with BPF_PSEUDO_KFUNC_CALL, BPF_JMP|EXIT (include/uapi/linux/bpf.h).
+_SET, _CALL_FUNCTION, _EXIT = 0xB7, (0x85, 0x20), 0x95
+
+
+def can_call(function: int, argument: int) -> bool:
+    """Whether a kprobe program may call a kernel function, by its number in BTF, with (0, `argument`).
+
+    That BTF has it does not tell: each kernel says anew for what kinds of programs a function is.
+    """
+    code = ((_SET, 1, 0), (_SET, 2, argument), (*_CALL_FUNCTION, function), (_SET, 0, 0), (_EXIT, 0, 0))
+    try:
+        os.close(load_program(Kind.KPROBE, b"".join(struct.pack("<BBxxI", *one) for one in code)))
+    except OSError:
+        return False
+    return True
+
+
 # The head of struct perf_event_attr (include/uapi/linux/perf_event.h): a software event that counts nothing.
 _EVENT = struct.pack("<IIQQQQQ", 1, 112, 9, 0, 0, 0, 1 | 1 << 5 | 1 << 6).ljust(112, b"\0")
 _SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
