@@ -103,6 +103,18 @@ def test_which_hosts_lost_writes(fleet: tuple[Path, list[dict[str, Any]]]) -> No
     assert by_host == pages and of_traces == traces and sum(pages.values()) > 500
 
 
+def test_clickhouse_says_the_same(fleet: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, _ = fleet
+    # In a process of its own: whatever else the engine starts ends with it.
+    code = "import chdb, sys; print(chdb.query(sys.argv[1], 'CSV'), end='')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, QUERIES[3]], cwd=folder, capture_output=True, text=True, check=True
+    )
+    found = [(host, cause, int(pages), int(traces)) for host, cause, pages, traces in csv.reader(done.stdout.split())]
+    assert found == [(host, cause, int(pages), traces) for host, cause, pages, traces in ask(folder, QUERIES[0])]
+    assert len(found) > 2
+
+
 def test_service_by_kernel(fleet: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, made = fleet
     served: Counter[str] = Counter()
@@ -131,7 +143,7 @@ def test_every_column_is_there_and_described(fleet: tuple[Path, list[dict[str, A
         assert schema.names == [*(column.name for column in columns), *more]
         assert schema.metadata[b"uffdtrace_tables"] == b"1"
         assert all(f"| `{column.name}` | {column.kind} | {column.meaning} |" in DOCS.read_text() for column in columns)
-    assert len(QUERIES) == 3
+    assert len(QUERIES) == 4
 
 
 def test_a_trace_that_comes_again_takes_its_own_place(tmp_path: Path) -> None:

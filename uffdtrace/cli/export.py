@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +17,9 @@ from uffdtrace.errors import UffdtraceError
 from uffdtrace.export import openmetrics
 from uffdtrace.export.csv_files import CsvFiles
 from uffdtrace.export.parquet import Dataset
+from uffdtrace.export.perfetto import Tracks
 from uffdtrace.export.tables import TABLES, Exported, exported
-from uffdtrace.reporters.offline import identified
+from uffdtrace.reporters.offline import Told, identified
 from uffdtrace.trace.output import replace
 
 # On a terminal a line tells how far it is, once for so many files.
@@ -53,10 +55,10 @@ class _Sink(Protocol):
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["parquet", "csv", "openmetrics"]),
+    type=click.Choice(["parquet", "csv", "openmetrics", "perfetto"]),
     default="parquet",
     show_default=True,
-    help="Parquet for engines, CSV for people, OpenMetrics (of one trace) for the node exporter.",
+    help="Parquet for engines, CSV for people; of one trace OpenMetrics for the node exporter, or Perfetto.",
 )
 @click.option(
     "-o",
@@ -64,7 +66,7 @@ class _Sink(Protocol):
     type=click.Path(path_type=Path),
     required=True,
     metavar="PATH",
-    help="The dataset's folder, or with openmetrics the file.",
+    help="The dataset's folder, or with openmetrics and perfetto the file.",
 )
 @click.option(
     "--label",
@@ -87,17 +89,16 @@ def command(files: Sequence[Path], form: str, output: Path, labels: Sequence[tup
       uffdtrace export -o fleet --label host=hv7 uffdtrace.data
       uffdtrace export -o tables --format csv uffdtrace.data migration.data
       uffdtrace export -o uffdtrace.prom --format openmetrics uffdtrace.data
+      uffdtrace export -o uffdtrace.pftrace --format perfetto uffdtrace.data
     """
     given = dict(labels)
-    if form == "openmetrics":
+    if form in _OF_ONE:
         if len(files) != 1:
-            raise click.UsageError("--format openmetrics is of one trace: name one FILE")
-        _, report = identified(files[0])
-        content = openmetrics.text(openmetrics.families(report, given))
+            raise click.UsageError(f"--format {form} is of one trace: name one FILE")
         try:
-            replace(output, content.encode("utf-8", "replace"), 0o644)
+            _OF_ONE[form](files[0], output, given)
         except OSError as error:
-            fail(f"cannot write {output}: {error.strerror}: name another file")
+            fail(f"cannot write {error.filename or output}: {error.strerror}: make room, or name another file")
         return
     try:
         sink: _Sink = Dataset(output, given) if form == "parquet" else CsvFiles(output, given)
@@ -106,6 +107,23 @@ def command(files: Sequence[Path], form: str, output: Path, labels: Sequence[tup
         fail(f"cannot write {error.filename or output}: {error.strerror}: make room, or name another folder")
     if refused:
         fail(f"{refused:,} of {len(files):,} files could not be read, and are not in {output}")
+
+
+def _openmetrics(path: Path, output: Path, labels: dict[str, str]) -> None:
+    _, report = identified(path)
+    replace(output, openmetrics.text(openmetrics.families(report, labels)).encode("utf-8", "replace"), 0o644)
+
+
+def _perfetto(path: Path, output: Path, labels: dict[str, str]) -> None:
+    if labels:
+        raise click.UsageError("a Perfetto trace has no place for a --label")
+    with contextlib.closing(Tracks()) as tracks:
+        told = Told(tracks.add)
+        _, report = identified(path, None, told=told)
+        replace(output, tracks.parts(report, told.began, told.threads), 0o644)
+
+
+_OF_ONE: dict[str, Callable[[Path, Path, dict[str, str]], None]] = {"openmetrics": _openmetrics, "perfetto": _perfetto}
 
 
 def _export(files: Sequence[Path], sink: _Sink, labels: dict[str, str]) -> int:

@@ -155,12 +155,12 @@ def exported(report: ReportDict, trace_id: str, labels: Mapping[str, str]) -> Ex
     for uffd in report["userfaultfds"]:
         key = {"trace_id": trace_id, "range": None}
         tables["findings"] += [{**key, **_finding(finding)} for finding in uffd["findings"]]
-    started = _started(report)
-    date = started.date().isoformat() if started else UNKNOWN_DATE
+    began = started(report)
+    date = began.date().isoformat() if began else UNKNOWN_DATE
     return Exported(trace_id, date, labels.get("host", UNKNOWN_HOST), tables)
 
 
-def _started(report: ReportDict) -> datetime | None:
+def started(report: ReportDict) -> datetime | None:
     """When the trace began, None where the file has something else: it becomes the name of a folder."""
     try:
         told = datetime.fromisoformat(report["trace"]["started"])
@@ -174,7 +174,7 @@ def _trace(report: ReportDict, trace_id: str) -> Row:
     loss = report["loss"]
     return {
         "trace_id": trace_id,
-        "started": _started(report),
+        "started": started(report),
         "duration_s": trace["duration_s"],
         "kernel": trace["kernel"],
         "arch": trace["arch"],

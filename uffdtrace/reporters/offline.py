@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -51,6 +51,15 @@ class Picture:
     began: int = 0
 
 
+@dataclass
+class Told:
+    """What is told of a trace beside its report: each fault (sleep.FAULT), when it began (ns), threads' names."""
+
+    faults: Callable[[Array], None]
+    began: int = 0
+    threads: dict[int, str] = field(default_factory=dict)
+
+
 def read(path: Path, most_runs: int | None = MOST_RUNS, picture: Picture | None = None) -> ReportDict:
     """The report of a trace file, with all runs of lost pages if `most_runs` is None; fills the picture.
 
@@ -59,17 +68,19 @@ def read(path: Path, most_runs: int | None = MOST_RUNS, picture: Picture | None 
     return identified(path, most_runs, picture)[1]
 
 
-def identified(path: Path, most_runs: int | None = MOST_RUNS, picture: Picture | None = None) -> tuple[str, ReportDict]:
-    """The trace's id and its report, as read() makes it."""
+def identified(
+    path: Path, most_runs: int | None = MOST_RUNS, picture: Picture | None = None, told: Told | None = None
+) -> tuple[str, ReportDict]:
+    """The trace's id and its report, as read() makes it; tells of the faults on the way."""
     try:
-        return _read(path, most_runs, picture)
+        return _read(path, most_runs, picture, told)
     except MemoryError:
         raise TraceError(f"{path} claims more than this machine's memory holds: it is broken or foreign") from None
 
 
-def _read(path: Path, most_runs: int | None, picture: Picture | None) -> tuple[str, ReportDict]:
+def _read(path: Path, most_runs: int | None, picture: Picture | None, told: Told | None) -> tuple[str, ReportDict]:
     reader = Reader(path)
-    model = Model(None if picture is None else picture.timeline)
+    model = Model(None if picture is None else picture.timeline, None if told is None else told.faults)
     model.sees_page_scans = any(probe["row"] == "page-scans" for probe in reader.meta["probes"])
     first = last = 0
     for events in batches(reader.events()):
@@ -108,4 +119,6 @@ def _read(path: Path, most_runs: int | None, picture: Picture | None) -> tuple[s
         cells = max(_FEWEST_CELLS, picture.most_cells // max(1, len(report["ranges"])))
         picture.maps = page_maps(model, report["ranges"], min(cells, _MOST_CELLS))
         picture.began = began
+    if told is not None:
+        told.began, told.threads = began, reader.threads
     return reader.id, report

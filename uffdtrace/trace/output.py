@@ -11,6 +11,7 @@ import os
 import stat
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from uffdtrace.trace.file import DEFAULT, MAGIC, TraceError
@@ -177,17 +178,19 @@ class Output:
             self._own = None
 
 
-def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
+def replace(path: Path, content: bytes | Iterable[bytes], mode: int = 0o600) -> None:
     """Put it into a file, whole or not at all; a symbolic link is replaced and not followed. OSError."""
+    parts = (content,) if isinstance(content, bytes) else content
     if path.exists() and not path.is_symlink() and not path.is_file():
         # A device or a FIFO, which was named.
-        path.write_bytes(content)
+        with path.open("wb") as file:
+            file.writelines(parts)
         return
     # Whoever goes through the folder passes over names that begin with a dot.
     fd, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as file:
-            file.write(content)
+            file.writelines(parts)
         os.chmod(part, mode)
         os.replace(part, path)
     except BaseException:

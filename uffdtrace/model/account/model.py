@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from uffdtrace.model.account import facts, join, open_faults, tally
@@ -45,8 +47,8 @@ _MODE_OF = {Kind.MISSING: Mode.MISSING, Kind.WP: Mode.WP, Kind.MINOR: Mode.MINOR
 class Model:
     """Feed it events in the order of the ring, finish, then read `rows()`."""
 
-    def __init__(self, timeline: Timeline | None = None) -> None:
-        """`timeline` is told what happens when, if somebody wants to know."""
+    def __init__(self, timeline: Timeline | None = None, faults: Callable[[Array], None] | None = None) -> None:
+        """`timeline` is told what happens when, and `faults` is given each fault (sleep.FAULT), if somebody asks."""
         self.watched = Watched()
         self._timeline = timeline
         self.ranges = self.watched.ranges
@@ -57,7 +59,7 @@ class Model:
         # Time (ns) of the last event.
         self.last = 0
         self._held = join.Held()
-        self._sleepers = Sleepers()
+        self._sleepers = Sleepers(faults)
         self._overlaps = Overlaps()
         self._asleep: set[int] = set()
         self._waits = Waits()

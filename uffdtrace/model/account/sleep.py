@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,14 @@ _NEVER = np.iinfo(np.int64).max
 
 # Columns of what a served fault waited, in ns; WAKEUP is NaN where the thread's return was not seen.
 QUEUE, SERVICE, TOTAL, WAKEUP = range(4)
+
+# A fault with all that followed it, in ns; a time is 0 where nobody saw that. One that began `before` the trace
+# was found when that began.
+_TIMES = ("began", "read", "woken", "returned", "died")
+FAULT = np.dtype(
+    [("tid", "<u4"), ("tgid", "<u4"), ("kind", "u1"), ("before", "?"), ("address", "<u8")]
+    + [(name, "<i8") for name in _TIMES]
+)
 
 
 def _first(segments: Array, times: Array, mask: Array, count: int) -> Array:
@@ -120,7 +128,9 @@ class Sleepers:
     thread's next one belongs to it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[Array], None] | None = None) -> None:
+        """`told` is given all faults, as FAULT: each when it is over, and at the end those that are not."""
+        self._told = told
         self._open = Batch(np.empty(0, dtype=EVENT))
         self._open_ranges = np.empty(0, dtype=np.int64)
         # Of the batch that is fed next.
@@ -183,6 +193,8 @@ class Sleepers:
         done = over | (woken != 0) if final else over
         keep = ~done[segments] if count else np.zeros(len(events), bool)
         self._open, self._open_ranges = events[keep].settled(), numbers[keep]
+        if self._told is not None and (final or done.any()):
+            self._tell(begun, before, (began, read, woken, returned, died), np.ones(count, bool) if final else done)
         if self.endings:
             next_one = np.where(superseded, np.append(began[1:], 0)[:count], 0)
             until = next_one
@@ -195,6 +207,17 @@ class Sleepers:
         wakeup = np.where((returned >= woken) & (woken > 0), returned - woken, np.nan)
         waits = np.stack([read - began, woken - read, woken - began, wakeup], axis=1)[served].astype(np.float32)
         return numbers[faults][served], waits, began[served]
+
+    def _tell(self, faults: Batch, before: Array, times: tuple[Array, ...], wanted: Array) -> None:
+        assert self._told is not None
+        found = np.zeros(len(faults), dtype=FAULT)
+        for name in ("tid", "tgid", "kind"):
+            found[name] = faults[name]
+        found["before"] = before
+        found["address"] = faults["start"] & ~np.uint64(PAGE_SIZE - 1)
+        for name, column in zip(_TIMES, times):
+            found[name] = column
+        self._told(found[wanted])
 
     def _compare(self, faults: Batch, numbers: Array, until: Array, before: Array) -> None:
         """Which of the faults slept when a registration of theirs ended: of those all events before that are here.
