@@ -191,6 +191,17 @@ def markdown(parts: Json) -> str:
     return "\n".join(texts)
 
 
+def costs(parts: Json) -> str:
+    """What uffdtrace makes of each act, by kernel: the instructions with it, times those without."""
+    traced = list(parts.get("traced", {}).values())
+    if not traced:
+        return ""
+    rows = [["times untraced", *(f"Linux {'.'.join(part['kernel'].split('.')[:2])}" for part in traced)]]
+    for number, one in enumerate(traced[0]["rows"]):
+        rows.append([one["what"], *(f"{part['rows'][number]['cells']['uffdtrace'][1]:.2f}" for part in traced)])
+    return _table(rows)
+
+
 def programs(part: Json, condition: str) -> str:
     """Instructions of each BPF program, for one WP round trip and one page fault of another process."""
     rows = [["program", "kind", "runs, WP", "each", "runs, other", "each"]]

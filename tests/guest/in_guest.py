@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,7 @@ KILL_AFTER_BYTES = 1 << 20
 # In these the workload must have come to its point.
 PENDING_SECONDS = "25"
 MOST_BOOTS = 3
+ANOTHER_USER = (65534, 65534)
 ALIVE_SECONDS = 30
 # Scenarios and where they stand when everybody is attached to.
 EVERYBODY = (
@@ -243,6 +245,19 @@ def stopped(guest: Guest, name: str, *options: str, interrupt: bool = False) -> 
     return {"exit_status": status, "state": state}
 
 
+def with_metrics(guest: Guest) -> Result:
+    """Metrics go into a folder in which nobody but another user may write."""
+    folder = Path("/run/uffdtrace-test-metrics")
+    folder.mkdir(mode=0o755)
+    os.chown(folder, *ANOTHER_USER)
+    try:
+        found = stopped(guest, "attach-duration", "-d", "8", "--metrics", str(folder / "metrics.prom"))
+        files = {one.name: one.read_text() for one in folder.iterdir()}
+    finally:
+        shutil.rmtree(folder)
+    return {**found, "files": files}
+
+
 def pending(guest: Guest) -> Result:
     """A trace that ends while threads sleep in faults of which the monitor has read."""
     name = "pending"
@@ -321,7 +336,7 @@ def main() -> None:
         steps["pending"] = lambda: pending(guest)
         steps["attach-interrupted"] = lambda: stopped(guest, "attach-interrupted", interrupt=True)
         steps["attach-forks"] = lambda: attach_forks(guest)
-        steps["attach-duration"] = lambda: stopped(guest, "attach-duration", "-d", "1")
+        steps["attach-duration"] = lambda: with_metrics(guest)
         for name in ("wheel", "deb"):
             steps[f"installed-{name}"] = lambda name=name: installed(guest, name)  # type: ignore[misc]
         steps["compare"] = lambda: trace_both(guest)

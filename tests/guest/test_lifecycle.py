@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from guest.compare import UNKNOWN, compare
 from guest.results import Guest, Json, Trace
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from uffdtrace.kernel.privileges import NEEDED, Capability
 from uffdtrace.reporters.text import render
@@ -149,6 +150,17 @@ def test_a_trace_that_ends_before_its_target(guest: Guest, name: str, reason: st
 
 
 # In each kernel the same is seen of a process that is attached to (test_hangs.py).
+@pytest.mark.once
+def test_metrics_are_the_reports(guest: Guest) -> None:
+    """What could be written there only by somebody with more than a trace keeps."""
+    (content,) = guest.step("attach-duration")["files"].values()
+    found = {family.name: family for family in text_string_to_metric_families(content)}
+    report = guest.trace("attach-duration").report
+    assert found["uffdtrace_trace_info"].samples[0].labels["verdict"] == report["verdict"]
+    assert found["uffdtrace_trace_duration_seconds"].samples[0].value == report["trace"]["duration_s"]
+    assert found["uffdtrace_armed_pages"].samples[0].value == sum(row["armed_pages"] for row in report["ranges"])
+
+
 @pytest.mark.once
 def test_faults_that_outlive_the_trace_are_pending(guest: Guest) -> None:
     step = guest.step("pending")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import click
 
 from uffdtrace.cli.common import PID, Duration, errors_in_one_line, show, trace_options, where, write
 from uffdtrace.cli.messages import say
+from uffdtrace.cli.metrics import MetricsFile
 from uffdtrace.cli.status import StatusLine
 from uffdtrace.collect.program import Follow
 from uffdtrace.collect.progress import Progress
@@ -39,6 +41,13 @@ from uffdtrace.reporters.options import Color, TextOptions
     metavar="SECONDS",
     help="With --format jsonl: a line of JSON on standard output so often, the report as the last.",
 )
+@click.option(
+    "--metrics",
+    "metrics_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Keep FILE fresh while tracing, as OpenMetrics for the node exporter.",
+)
 @trace_options("text", "json", "jsonl")
 @errors_in_one_line
 def command(
@@ -49,6 +58,7 @@ def command(
     everybody: bool,
     follow_forks: bool,
     interval: float | None,
+    metrics_path: Path | None,
     output: Path,
     duration: float | None,
     most_bytes: int | None,
@@ -68,6 +78,7 @@ def command(
       uffdtrace attach --comm qemu-kvm
       uffdtrace attach --all -d 60
       uffdtrace attach --format jsonl --interval 5 1234
+      uffdtrace attach --all --metrics /var/lib/node_exporter/uffdtrace.prom
     """
     if (interval is None) != (form != "jsonl"):
         raise click.UsageError("--interval SECONDS and --format jsonl go together.")
@@ -98,9 +109,24 @@ def command(
     def tell(progress: Progress) -> None:
         write({"progress": asdict(progress)}, "jsonl", lambda stream: None)
 
-    with StatusLine(sys.stderr) as status:
+    with ExitStack() as stack:
+        # Before the probes are there, which must not stay if this process dies and its child does not.
+        metrics = None if metrics_path is None else stack.enter_context(closing(MetricsFile(metrics_path)))
+        status = stack.enter_context(StatusLine(sys.stderr))
         shows = tell if form == "jsonl" else status.show if status.live else None
-        session = Session(load(options, say), options, processes, status.say, shows)
+        program = load(options, say)
+
+        def look(progress: Progress) -> None:
+            if shows is not None:
+                shows(progress)
+            if metrics is not None:
+                name = processes[0].comm if processes else ""
+                metrics.so_far(progress, name, (one.kind for one in program.attachments))
+
+        wanted_looks = shows if metrics is None else look
+        session = Session(program, options, processes, status.say, wanted_looks)
         report = session.run(release=None, ended=ended, wait_fd=wait_fd)
+        if metrics is not None:
+            metrics.done(report)
     say(where(report, output))
     show(report, form, TextOptions(color))

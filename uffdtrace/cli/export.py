@@ -111,7 +111,8 @@ def command(files: Sequence[Path], form: str, output: Path, labels: Sequence[tup
 
 def _openmetrics(path: Path, output: Path, labels: dict[str, str]) -> None:
     _, report = identified(path)
-    replace(output, openmetrics.text(openmetrics.families(report, labels)).encode("utf-8", "replace"), 0o644)
+    told = openmetrics.families(openmetrics.numbers(report), labels)
+    replace(output, openmetrics.text(told), openmetrics.MODE)
 
 
 def _perfetto(path: Path, output: Path, labels: dict[str, str]) -> None:

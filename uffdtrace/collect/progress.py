@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from uffdtrace.model.account.model import Model
 from uffdtrace.model.account.ranges import Range
 from uffdtrace.model.diagnosis.case import VERDICTS, Case, verdict
 from uffdtrace.model.diagnosis.rules import MEANINGS, findings
+from uffdtrace.model.records.events import Kind
 
 # Ranges that are looked at closely, and looks that a range's history goes back.
 MOST_RANGES = 20
@@ -57,6 +59,10 @@ class Progress:
     newest: str | None = None
     # Share of one CPU that our probes took since the last look; None where the kernel does not count it.
     probes: float | None = None
+    # Messages by kind; lost pages by cause, None where some may have been lost that nobody saw.
+    by_kind: Mapping[str, int] = field(default_factory=dict)
+    by_cause: Mapping[str, int] | None = None
+    armed: int = 0
 
 
 class Watch:
@@ -88,13 +94,17 @@ class Watch:
         probes = None
         if since and run_ns is not None and self._run_ns is not None:
             probes = (run_ns - self._run_ns) / 1e9 / since
+        unknown = any(Case(row, model.uffd_of(row)).unknown for row in rows)
+        causes: Counter[str] = Counter()
+        for row in rows:
+            causes.update(row.causes())
         self._time, self._last, self._run_ns = elapsed_s, counts, run_ns
         return Progress(
             elapsed_s=elapsed_s,
             faults=sum(sum(row.faults) for row in rows),
             messages=sum(messages for messages, _ in counts.values()),
             lost=sum(lost for _, lost in counts.values()),
-            lost_unknown=any(Case(row, model.uffd_of(row)).unknown for row in rows),
+            lost_unknown=unknown,
             behind=behind,
             ranges=tuple(shown),
             more=len(rows) - len(shown),
@@ -102,6 +112,9 @@ class Watch:
             written=written,
             newest=self._newest,
             probes=probes,
+            by_kind={kind.name.lower(): sum(row.messages[kind] for row in rows) for kind in Kind},
+            by_cause=None if unknown else causes,
+            armed=sum(row.count("armed_pages") for row in rows),
         )
 
     def _range(

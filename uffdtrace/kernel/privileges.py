@@ -23,6 +23,8 @@ _VERSION = 0x20080522
 class Capability(IntEnum):
     """include/uapi/linux/capability.h."""
 
+    # Files in other users' folders.
+    DAC_OVERRIDE = 1
     # Folders and files of other users, in /proc and debugfs.
     DAC_READ_SEARCH = 2
     # Signals to a command that `run -u` started as somebody else.
@@ -115,11 +117,16 @@ def drop(but: Iterable[Capability] = ()) -> None:
 
     Of this thread only, which is the one that reads the target's data. OSError where the kernel refuses.
     """
-    sets = _sets()
     kept = {*KEPT, *but}
-    if not sets["Eff"] >> Capability.BPF & 1:
+    if not _sets()["Eff"] >> Capability.BPF & 1:
         # Here it stands for CAP_BPF and CAP_PERFMON.
         kept.add(Capability.SYS_ADMIN)
+    keep_only(kept)
+
+
+def keep_only(kept: Iterable[Capability]) -> None:
+    """Give up all that this thread may do, but these. OSError where the kernel refuses."""
+    sets = _sets()
     keep = sum(1 << capability for capability in kept)
     permitted, effective = sets["Prm"] & keep, sets["Eff"] & keep
     halves = (_Half * 2)(
