@@ -30,6 +30,7 @@ import hangs
 import programs
 import survival
 import unprivileged
+import who
 from steps import (
     FINISH_SECONDS,
     PROBES_GONE_SECONDS,
@@ -330,6 +331,7 @@ def main() -> None:
         **criu.STEPS,
         **foreign.STEPS,
         **unprivileged.STEPS,
+        **who.STEPS,
     }.items():
         steps[name] = lambda program=program: program(guest)  # type: ignore[misc]
     if arguments.once:

@@ -435,3 +435,16 @@ def test_without_proc_it_is_said_that_it_is_missing(arguments: list[str]) -> Non
     assert done.stderr == (
         "uffdtrace: there is no /proc here, which tells of processes: mount it (mount -t proc proc /proc)\n"
     )
+
+
+def test_where_a_thread_stands() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        for _ in range(200):
+            place = proc.stands_at(process.pid)
+            if place is not None and place[0] is not None:
+                break
+            time.sleep(0.01)
+        process.kill()
+    # clock_nanosleep(2) on x86-64 and arm64.
+    assert place is not None and place[0] in (230, 115) and place[1] > 4096
+    assert proc.stands_at(2**22 + 1) is None

@@ -148,6 +148,7 @@ def a_report(*ranges: dict[str, Any], verdict: str | None = None, **loss: Any) -
             "loss": {"events_dropped": 0, "probes_missed": 0, "unattributed_messages": 0, "lower_bounds": [], **loss},
             "userfaultfds": [a_userfaultfd()],
             "ranges": list(ranges),
+            "stacks": [],
             "verdict": verdict or (ranges[0]["verdict"] if ranges else "idle"),
         }
     )

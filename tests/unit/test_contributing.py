@@ -20,7 +20,7 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 BLOCKS = re.findall(r"^```diff\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 FINDING = SCENARIO = "short-read"
 SUITE = "forky"
-PARTS = ("uffdtrace", "tests", "scripts", "man", "docs", "README.md", "pyproject.toml", ".clang-format")
+PARTS = ("uffdtrace", "tests", "scripts", "man", "docs", "examples", "README.md", "pyproject.toml", ".clang-format")
 # Code in the prose that is not ours.
 KERNELS = {"EINVAL", "read()", "userfaultfd_ctx_read()"}
 # Tests of the copy that the example must pass.
@@ -41,7 +41,7 @@ assert (reads.place, reads.fentry, reads.positions) == ("userfaultfd_read_iter",
 assert (reads.place, reads.fentry) == ("userfaultfd_read", True)
 assert "reads" not in served(without=("userfaultfd_read_iter", "userfaultfd_read"))
 text = source_for(one for row in served().values() for one in row)
-assert "KFUNC_PROBE(userfaultfd_read_iter)\\n{\\n\\treturn on_read_iter(true, ctx[0], ctx[1]);" in text
+assert "KFUNC_PROBE(userfaultfd_read_iter)\\n{\\n\\treturn tell_stack(ctx, on_read_iter(true, ctx[0], ctx[1]));" in text
 for row in probes.TABLE:
     for candidate in row.candidates:
         assert f"static __always_inline int {candidate.handler}(" in text, candidate

@@ -82,7 +82,7 @@ import sys, time
 from pathlib import Path
 from uffdtrace.cli.metrics import MetricsFile
 file = MetricsFile(Path(sys.argv[1]))
-print(file._child, flush=True)
+print(file._child.pid, flush=True)
 time.sleep(60)
 """
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True)
@@ -123,7 +123,7 @@ def test_a_trace_that_fails_leaves_no_child(tmp_path: Path, monkeypatch: pytest.
 
     def note(path: Path) -> MetricsFile:
         file = MetricsFile(path)
-        made.append(file._child)
+        made.append(file._child.pid)
         return file
 
     def refuse(*_: object) -> None:

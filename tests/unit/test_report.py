@@ -248,6 +248,7 @@ def test_the_whole_report_of_a_small_trace() -> None:
                 ],
             }
         ],
+        "stacks": [],
         "verdict": "lost-writes",
     }
 

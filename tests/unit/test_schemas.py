@@ -64,6 +64,7 @@ TYPED = {
     ".userfaultfds.holders": document.HolderDict,
     ".userfaultfds.asleep_in_events": document.EventWaitDict,
     ".userfaultfds.before_trace": document.BeforeTraceDict,
+    ".stacks": document.StackDict,
     ".guest_memory": document.BlockDict,
 }
 # Those whose keys are the kernel's or a list's: dict[str, ...] there.

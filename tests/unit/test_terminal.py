@@ -24,7 +24,8 @@ from uffdtrace.collect import session
 from uffdtrace.collect.program import Program
 from uffdtrace.collect.progress import Progress
 from uffdtrace.collect.proof import Proof
-from uffdtrace.collect.session import Options, Session
+from uffdtrace.collect.session import Loaded, Options, Session
+from uffdtrace.collect.stacks import Stacks
 from uffdtrace.kernel import privileges
 from uffdtrace.kernel.proc import Process
 from uffdtrace.model.records.events import EVENT, Array
@@ -182,11 +183,27 @@ class FakeStream:
     def fetch(self) -> int:
         return 0
 
+    def stacks(self) -> Array:
+        return Events().array()
+
     def push(self, events: list[Array]) -> None:
         self.batches += [one for one in events if len(one)]
 
     def drain(self, horizon: int | None) -> Array:
         return self.batches.pop(0) if self.batches else Events().array()
+
+
+class FakeStacks:
+    def take(self, records: Array) -> list[Any]:
+        return []
+
+    rest = take
+
+    def sleepers(self, threads: Any, now: int) -> None:
+        list(threads)
+
+    def close(self) -> None:
+        pass
 
 
 class FakeProgram:
@@ -227,7 +244,7 @@ def traced(
     said: list[str] = []
     process = Process(PROCESS["pid"], PROCESS["comm"], PROCESS["cmdline"])
     made = Session(
-        cast(Program, FakeProgram(*batches)),
+        Loaded(cast(Program, FakeProgram(*batches)), cast(Stacks, FakeStacks()), FakeProgram.wchan_tells),
         Options(tmp_path / "trace", most_bytes=most_bytes),
         [process],
         said.append,

@@ -294,7 +294,10 @@ static __always_inline int on_protect(bool typed, u64 vma, u64 start, u64 end, u
 	if (event.kind)
 		event.value = read64(TOTAL_SWAP_PAGES) != read64(FREE_SWAP_PAGES);
 	emit_often(typed, &event);
-	return 0;
+	if (!event.kind)
+		return 0;
+	note_arm();
+	return wants_stack(EVENT_PROTECT, event.time);
 }
 
 static __always_inline int on_protect_return(bool typed, u64 pages, u64 flags)

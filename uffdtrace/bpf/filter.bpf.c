@@ -49,6 +49,93 @@ static __always_inline struct thread *make_thread(void)
 	return thread;
 }
 
+/* ---- who did it ----------------------------------------------------------- */
+
+/* A target has as many threads as it likes. */
+#define MOST_SHOWN 4096
+
+/* Memory is armed: who does something to it now may be another than who did before. */
+static __always_inline void note_arm(void)
+{
+	int zero = 0;
+	struct shows *now = shows.lookup(&zero);
+
+	if (!now)
+		return;
+	now->arms++;
+	if (!(now->arms & (now->arms - 1)))
+		now->level++;
+}
+
+/* Whether the program is to tell its stack with the event that it has sent. */
+static __always_inline bool wants_stack(u32 type, u64 time)
+{
+	int zero = 0;
+	struct shows *now = shows.lookup(&zero);
+	struct thread *thread;
+
+	/* Of these one asks who did it. */
+	if (type != EVENT_FRESH_PAGE && type != EVENT_HUGE_PAGE && type != EVENT_HUGE_ZERO_WRITE &&
+	    type != EVENT_FILE_PAGE && type != EVENT_UNPROTECTED_WRITE && type != EVENT_HUGE_WRITE &&
+	    type != EVENT_PROTECT)
+		return false;
+	if (!now || now->told >= MOST_SHOWN)
+		return false;
+	thread = make_thread();
+	if (!thread || thread->shown[type & 15] > now->level)
+		return false;
+	thread->shown[type & 15] = now->level + 1;
+	thread->shown_at = time;
+	thread->shown_type = type;
+	now->told++;
+	return true;
+}
+
+/* BPF_F_USER_STACK (include/uapi/linux/bpf.h). */
+#define OF_USER_SPACE (1UL << 8)
+#define FRAMES_IN_SLOT 5
+
+/*
+ * In records of five frames each: bpf_get_stack() writes where the record has its members from ctx to
+ * value, and passes over the frames that were told. For all at once there is no room. The last record
+ * has the thread's name: it may be gone before anybody asks.
+ */
+static __always_inline int tell_stack(void *context, bool wanted)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct thread *thread;
+
+	if (!wanted)
+		return 0;
+	thread = this_thread();
+	if (!thread)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (u32 slot = 0; slot <= STACK_NAME; slot++) {
+		struct event *record = events.ringbuf_reserve(sizeof(*record));
+		u64 passed_over = slot * FRAMES_IN_SLOT;
+
+		/* No number rests on a stack. */
+		if (!record)
+			return 0;
+		__builtin_memset(record, 0, sizeof(*record));
+		record->type = EVENT_STACK;
+		record->kind = slot;
+		record->time = thread->shown_at;
+		record->flags = thread->shown_type;
+		record->tid = id;
+		record->tgid = id >> 32;
+		if (slot >= STACK_USER)
+			passed_over = (slot - STACK_USER) * FRAMES_IN_SLOT | OF_USER_SPACE;
+		if (slot == STACK_NAME)
+			bpf_get_current_comm(&record->start, 16);
+		else
+			bpf_get_stack(context, &record->ctx, FRAMES_IN_SLOT * sizeof(u64), passed_over);
+		events.ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	}
+	return 0;
+}
+
 /* ---- what has passed a filter --------------------------------------------- */
 
 /*

@@ -9,6 +9,8 @@
  * defined are -D defines: VMA_*, VMF_*, CTX_* ... are member offsets, and
  * EVENT_*, KIND_* ... come from model/records/events.py.
  *
+ * A handler returns whether the stack is to be told, which the entry points do.
+ *
  * Nothing here depends on a return being seen: entry points lose nothing, exits
  * only add results (kernel-semantics.md 8.1).
  */
@@ -125,6 +127,20 @@ struct thread {
 	struct pass calls;
 	/* The userfaultfd whose monitor read its message. */
 	struct pass told;
+	/* The event of which the program that runs is to tell the stack. */
+	u64 shown_at;
+	u32 shown_type;
+	/* By type of event: how far `shows.level` was when its stack was told. */
+	u8 shown[16];
+};
+
+/* Stacks are told once for each thread, type of event, and level. */
+struct shows {
+	/* One more than the power of two of how often memory was armed: what is armed again and again shows less often. */
+	u64 level;
+	u64 arms;
+	/* How many stacks were told. */
+	u64 told;
 };
 
 struct huge_write {
@@ -201,6 +217,7 @@ BPF_HASH(counters, struct place, struct counts, 65536);
 BPF_F_TABLE("array", u32, u64, losses, LOSS_COUNT, BPF_F_MMAPABLE);
 /* Grows as a userfaultfd or an address space goes. */
 BPF_ARRAY(generations, u64, 1);
+BPF_ARRAY(shows, struct shows, 1);
 /*
  * A record costs least where nobody else writes: each CPU has lanes of its own, of
  * LANE_SLOTS records each, which the collector reads through mmap. What finds its lane full,

@@ -28,13 +28,15 @@ static __always_inline void unmark(void)
 		thread->mark.kind = 0;
 }
 
-static __always_inline void emit_page(struct area *area, u32 type, u32 kind, u64 start, u64 size, u64 aux)
+/* Whether its stack is to be told, too. */
+static __always_inline bool emit_page(struct area *area, u32 type, u32 kind, u64 start, u64 size, u64 aux)
 {
 	struct event event = {.type = type, .kind = kind, .start = start, .end = start + size, .aux = aux};
 
 	event.ctx = area->ctx;
 	event.flags = memory_of(area);
 	emit_often(area->typed, &event);
+	return wants_stack(type, event.time);
 }
 
 /* do_anonymous_page(), where the compiler left it a function (6.12, 7.2). */
@@ -158,9 +160,11 @@ static __always_inline int on_huge_wp_return(bool typed, u64 result)
 	event.flags = write->memory;
 	entry = walk(write->mm, write->address);
 	huge_writes.delete(&tid);
-	if (!(result & VM_FAULT_FALLBACK) && entry.shift > 12 && entry.value & PTE_PRESENT && entry.value & PTE_WRITE)
-		emit_here(&event);
-	return 0;
+	if (result & VM_FAULT_FALLBACK || entry.shift <= 12 || !(entry.value & PTE_PRESENT) ||
+	    !(entry.value & PTE_WRITE))
+		return 0;
+	emit_here(&event);
+	return wants_stack(event.type, event.time);
 }
 
 /* The page a fault adds is committed here, once, however many threads raced. */
@@ -187,11 +191,12 @@ static __always_inline int on_anon_commit(bool typed, u64 page, u64 vma, u64 add
 	if (huge && seen.kind == MARK_HUGE_ZERO) {
 		/* A new page, and not the one that was there. */
 		huge_writes.delete(&tid);
-		emit_page(&area, EVENT_HUGE_ZERO_WRITE, 1, address, PMD_SIZE, seen.page);
-	} else if (huge && seen.kind == MARK_HUGE)
-		emit_page(&area, EVENT_HUGE_PAGE, seen.write, address, PMD_SIZE, seen.page);
-	else if (!huge && (seen.kind == MARK_HOLE || seen.kind == MARK_HUGE) && seen.write)
-		emit_page(&area, EVENT_FRESH_PAGE, 1, address, PAGE_SIZE, address);
+		return emit_page(&area, EVENT_HUGE_ZERO_WRITE, 1, address, PMD_SIZE, seen.page);
+	}
+	if (huge && seen.kind == MARK_HUGE)
+		return emit_page(&area, EVENT_HUGE_PAGE, seen.write, address, PMD_SIZE, seen.page);
+	if (!huge && (seen.kind == MARK_HOLE || seen.kind == MARK_HUGE) && seen.write)
+		return emit_page(&area, EVENT_FRESH_PAGE, 1, address, PAGE_SIZE, address);
 	return 0;
 }
 
@@ -237,8 +242,7 @@ static __always_inline int on_wp_fault(bool typed, u64 vmf)
 	/* KSM may have put the zero page there (use_zero_pages). */
 	zero = access.orig_pte & PTE_SPECIAL && !(area.flags & VM_MERGEABLE);
 	/* No write to a protected page comes here. A bit without the mode protects nothing: it outlives the mode. */
-	emit_page(&area, EVENT_UNPROTECTED_WRITE, zero, address, PAGE_SIZE, 0);
-	return 0;
+	return emit_page(&area, EVENT_UNPROTECTED_WRITE, zero, address, PAGE_SIZE, 0);
 }
 
 static __always_inline int on_file_fault(bool typed, u64 vmf)
@@ -255,8 +259,7 @@ static __always_inline int on_file_fault(bool typed, u64 vmf)
 	/* A marker makes finish_fault() map the page protected. */
 	if (access.flags & FAULT_FLAG_ORIG_PTE_VALID && access.orig_pte)
 		return 0;
-	emit_page(&area, EVENT_FILE_PAGE, access.flags & FAULT_FLAG_WRITE ? 1 : 0, address, PAGE_SIZE, 0);
-	return 0;
+	return emit_page(&area, EVENT_FILE_PAGE, access.flags & FAULT_FLAG_WRITE ? 1 : 0, address, PAGE_SIZE, 0);
 }
 
 static __always_inline int on_hugetlb_fault(bool typed, u64 vma, u64 address, u64 flags)
@@ -271,9 +274,9 @@ static __always_inline int on_hugetlb_fault(bool typed, u64 vma, u64 address, u6
 	address &= ~(size - 1);
 	entry = walk(area.mm, address);
 	if (!entry.value && !(area.flags & VM_UFFD_MISSING))
-		emit_page(&area, EVENT_FILE_PAGE, flags & FAULT_FLAG_WRITE ? 1 : 0, address, size, 0);
-	else if (entry.value & PTE_PRESENT && flags & FAULT_FLAG_WRITE && !(entry.value & (PTE_UFFD_WP | PTE_WRITE)))
-		emit_page(&area, EVENT_UNPROTECTED_WRITE, 0, address, size, 0);
+		return emit_page(&area, EVENT_FILE_PAGE, flags & FAULT_FLAG_WRITE ? 1 : 0, address, size, 0);
+	if (entry.value & PTE_PRESENT && flags & FAULT_FLAG_WRITE && !(entry.value & (PTE_UFFD_WP | PTE_WRITE)))
+		return emit_page(&area, EVENT_UNPROTECTED_WRITE, 0, address, size, 0);
 	return 0;
 }
 

@@ -114,17 +114,17 @@ def command(
         metrics = None if metrics_path is None else stack.enter_context(closing(MetricsFile(metrics_path)))
         status = stack.enter_context(StatusLine(sys.stderr))
         shows = tell if form == "jsonl" else status.show if status.live else None
-        program = load(options, say)
+        loaded = load(options, say)
 
         def look(progress: Progress) -> None:
             if shows is not None:
                 shows(progress)
             if metrics is not None:
                 name = processes[0].comm if processes else ""
-                metrics.so_far(progress, name, (one.kind for one in program.attachments))
+                metrics.so_far(progress, name, (one.kind for one in loaded.program.attachments))
 
         wanted_looks = shows if metrics is None else look
-        session = Session(program, options, processes, status.say, wanted_looks)
+        session = Session(loaded, options, processes, status.say, wanted_looks)
         report = session.run(release=None, ended=ended, wait_fd=wait_fd)
         if metrics is not None:
             metrics.done(report)

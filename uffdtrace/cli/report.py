@@ -80,6 +80,7 @@ class _Addresses(click.ParamType):
     help="Give the virtual machine's own addresses, too; uffdtrace map makes FILE.",
 )
 @click.option("--relative", is_flag=True, help="Count their addresses from the range's start.")
+@click.option("--stacks", is_flag=True, help="Show the stacks of who wrote to, populated or armed the memory.")
 @click.option("--histogram", is_flag=True, help="Draw how long faults took.")
 @click.option(
     "--compare", nargs=2, type=_FILE, metavar="BEFORE AFTER", help="Tell whether a fix helped, from two traces."
@@ -99,6 +100,7 @@ def command(
     summary: bool,
     all_ranges: bool,
     pages: bool,
+    stacks: bool,
     addresses: tuple[int, int] | None,
     pattern: str | None,
     guest: TextIO | None,
@@ -117,6 +119,7 @@ def command(
       uffdtrace report
       uffdtrace report --summary
       uffdtrace report --pages --relative migration.data
+      uffdtrace report --stacks
       uffdtrace report --range 7f0000000000 migration.data
       uffdtrace report --pages --map vm1.map migration.data
       uffdtrace report uffdtrace.data migration.data
@@ -124,21 +127,22 @@ def command(
       uffdtrace report --format html -o migration.html migration.data
       uffdtrace report --compare uffdtrace.data.old uffdtrace.data
     """
-    options = TextOptions(color, pages, histogram, all_ranges)
-    if summary and (form != "text" or compare or pages or relative or histogram or all_ranges):
+    options = TextOptions(color, pages, histogram, all_ranges, stacks)
+    more = pages or relative or histogram or all_ranges or stacks
+    if summary and (form != "text" or compare or more):
         raise click.UsageError("--summary is text of one trace, and takes none of the options that show more")
-    if form == "html" and (compare or pages or relative or histogram or all_ranges):
+    if form == "html" and (compare or more):
         raise click.UsageError("--format html is a page of one trace, with all that the other options show")
     if output is not None and (form != "html"):
         raise click.UsageError("-o takes --format html: other reports go to standard output")
     if compare:
-        if files or pages or relative or histogram or addresses or pattern or guest:
+        if files or pages or relative or histogram or stacks or addresses or pattern or guest:
             raise click.UsageError(
                 "--compare takes BEFORE and AFTER, and neither FILE nor what chooses pages or ranges of one trace"
             )
         judged = _compare(*compare, form, options)
     elif len(files) > 1:
-        if form != "text" or pages or relative or histogram or all_ranges or addresses or pattern or guest or summary:
+        if form != "text" or more or addresses or pattern or guest or summary:
             raise click.UsageError("of several traces a line each is printed: the other options are of one trace")
         sys.exit(_several(files, color, check))
     else:

@@ -96,14 +96,14 @@ def _entry_point(attachment: Attachment) -> str:
         # fexit finds the return value behind the arguments.
         slots = (*([attachment.parameter_count] if returns else []), *attachment.positions)
         arguments = "".join(f", ctx[{slot}]" for slot in slots)
-        return f"{macro}({candidate.function})\n{{\n\treturn {candidate.handler}(true{arguments});\n}}\n"
+        call = f"{candidate.handler}(true{arguments})"
+        return f"{macro}({candidate.function})\n{{\n\treturn tell_stack(ctx, {call});\n}}\n"
     values = [f"PT_REGS_PARM{position + 1}(ctx)" for position in attachment.positions]
     if returns:
         values = ["PT_REGS_RC(ctx)", *("UNTOLD" for _ in values)]
     arguments = "".join(f", {value}" for value in values)
-    return (
-        f"int {_entry_name(attachment)}(struct pt_regs *ctx)\n{{\n\treturn {candidate.handler}(false{arguments});\n}}\n"
-    )
+    call = f"{candidate.handler}(false{arguments})"
+    return f"int {_entry_name(attachment)}(struct pt_regs *ctx)\n{{\n\treturn tell_stack(ctx, {call});\n}}\n"
 
 
 def source_for(attachments: Iterable[Attachment]) -> str:
@@ -151,9 +151,6 @@ class Program:
     Everything hangs on file descriptors of this process (perf events, BPF
     links), so the kernel removes the probes however the process dies.
     """
-
-    # Whether /proc/PID/wchan tells of each thread where it sleeps (load() asks); else only its stack does.
-    wchan_tells: bool = False
 
     def __init__(
         self,

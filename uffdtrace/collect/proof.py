@@ -156,6 +156,7 @@ def _taken_out(program: Program, stream: Stream, pid: int) -> Array:
     own = _of_child(stream.held, pid)
     events = stream.held[own]
     stream.held = stream.held[~own]
+    stream.forget_stacks(pid)
     # Where these probes fire, they have done it already, before others could have the same addresses.
     if not {int(Type.EXIT), int(Type.RELEASE)} <= set(events["type"].tolist()):
         program.forget(pid, _addresses(events, pid).tolist())

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from uffdtrace.collect.maps import whole_pages
-from uffdtrace.model.records.events import EVENT, LANE, WHOLE, Array, joined, picked
+from uffdtrace.model.records.events import EVENT, LANE, WHOLE, Array, Type, joined, picked
 
 _HEADER = np.dtype([("length", "<u4"), ("page", "<u4")])
 _RECORD = np.dtype([("header", _HEADER), ("event", WHOLE)])
@@ -99,6 +99,8 @@ class Stream:
         self._clear = 0
         # The time up to which events were handed on.
         self._handed = 0
+        # STACK records, which are no events.
+        self._stacks: list[Array] = []
         # Events that came after younger ones had been handed on: their order is lost.
         self.late = 0
 
@@ -123,12 +125,28 @@ class Stream:
     def _read(self) -> list[Array]:
         """Hold what came just now, which is returned."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        came = [self._ring.drain(), self._lanes.drain()]
+        came = [self._without_stacks(self._ring.drain()), self._lanes.drain()]
         if not self._ring.blocked:
             self._clear = now
         self.late += sum(int((events["time"] < self._handed).sum()) for events in came)
         self.push(came)
         return came
+
+    def _without_stacks(self, came: Array) -> Array:
+        stacks = came["type"] == Type.STACK
+        if not stacks.any():
+            return came
+        self._stacks.append(came[stacks])
+        return picked(came, ~stacks)
+
+    def stacks(self) -> Array:
+        """The STACK records that came since the last call."""
+        found, self._stacks = joined(self._stacks), []
+        return found
+
+    def forget_stacks(self, tgid: int) -> None:
+        """Those of this process tell nobody anything."""
+        self._stacks = [picked(part, part["tgid"] != tgid) for part in self._stacks]
 
     def fetch(self) -> int:
         """Hold what came; the time (ns) before which nothing is missing.

@@ -22,13 +22,15 @@ from uffdtrace.collect.program import Follow, Program, Say
 from uffdtrace.collect.progress import Progress, Watch
 from uffdtrace.collect.ring import Stream
 from uffdtrace.collect.sharing import Sharing
+from uffdtrace.collect.stacks import Stacks
 from uffdtrace.kernel import layout, offers, preflight, privileges, probes, proc
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
 from uffdtrace.model.account.model import Model
 from uffdtrace.model.diagnosis.document import ProcessDict, ReportDict, TraceDict
 from uffdtrace.model.diagnosis.report import FROM_EVENTS, Name, build
-from uffdtrace.model.records.events import PAGE_SIZE, Array, joined
+from uffdtrace.model.diagnosis.stacks import Stack
+from uffdtrace.model.records.events import PAGE_SIZE, Array, Type, joined
 from uffdtrace.trace.output import Output, check_path
 from uffdtrace.trace.writer import Writer
 
@@ -71,8 +73,23 @@ class Stop:
             )
 
 
-def load(options: Options, say: Say) -> Program:
-    """The program for this kernel, compiled but not attached; Refusal and its kin say why not."""
+@dataclass
+class Loaded:
+    """What a trace needs of this machine: the program, compiled but not attached, and who names stacks' frames."""
+
+    program: Program
+    stacks: Stacks
+    # Whether /proc/PID/wchan tells of each thread where it sleeps; else only its stack does.
+    wchan_tells: bool
+
+    def close(self) -> None:
+        """Take the probes away, and end the child."""
+        self.program.close()
+        self.stacks.close()
+
+
+def load(options: Options, say: Say) -> Loaded:
+    """The program for this kernel; Refusal and its kin say why not."""
     preflight.check_privileges()
     preflight.check_tracing()
     check_path(options.output)
@@ -91,11 +108,17 @@ def load(options: Options, say: Say) -> Program:
             say(f"{attachment.row.name}: {attachment.place}: {attachment.candidate.caveat}")
         if attachment.exception and options.backend is not probes.Backend.AUTO:
             say(f"{attachment.row.name}: kprobe on {attachment.place}: {attachment.exception}")
-    program = Program(module, attachments, defines, say, options.follow)
+    functions = {name for one in attachments for name in (one.candidate.function, one.candidate.within) if name}
+    # Before there is anything of BPF: the child would keep it.
+    stacks = Stacks(module, functions)
+    try:
+        program = Program(module, attachments, defines, say, options.follow)
+    except BaseException:
+        stacks.close()
+        raise
     # Before "x86: Fix get_wchan() to support the ORC unwinder" (bc9bbb81730e, 5.16) it is silent about most threads.
     # "sched: Add wrapper for get_wchan() to keep task blocked" (42a20f86dc19) gave the function this name with it.
-    program.wchan_tells = symbols.has("__get_wchan")
-    return program
+    return Loaded(program, stacks, symbols.has("__get_wchan"))
 
 
 def _rows(counters: dict[tuple[int, int], list[int]]) -> list[list[int]]:
@@ -108,14 +131,15 @@ class Session:
 
     def __init__(
         self,
-        program: Program,
+        loaded: Loaded,
         options: Options,
         processes: Sequence[proc.Process],
         say: Say,
         show: Callable[[Progress], None] | None = None,
     ) -> None:
         """No `processes` are all userfaultfds; `show` is called twice a second, or each interval."""
-        self._program = program
+        self._loaded = loaded
+        self._program = program = loaded.program
         self._options = options
         self._targets = processes
         self._say = say
@@ -133,6 +157,7 @@ class Session:
         self._processes = found.Processes()
         self._threads = found.Threads()
         self._thread_names: dict[int, str] = {}
+        self._stacks: list[Stack] = []
         self._sharing = Sharing()
         self._names: list[Name] = []
         self._who: list[ProcessDict] = []
@@ -169,7 +194,7 @@ class Session:
             output.abandon()
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            self._program.close()
+            self._loaded.close()
 
     def stopped_by(self, number: signal.Signals) -> bool:
         return number in self._stop.signals
@@ -243,6 +268,7 @@ class Session:
                 self._wait(wait_fd)
             horizon = stream.fetch()
             self._call(look_back.late(), writer)
+            self._shown(self._loaded.stacks.take(stream.stacks()), writer)
             self._take(stream, writer, horizon)
             writer.looks(self._sharing.look(self._model))
             self._look_at_file(writer, trace, began)
@@ -255,6 +281,8 @@ class Session:
         # Where this kernel would not tell who sleeps, nobody is asked: pending is then null, not 0.
         asleep = found.asleep(sorted(self._registrations.owners | set(pids)) if tells_sleepers else [])
         self._name((int(event["tid"][0]) for event in asleep), writer)
+        sleepers = [(int(one["tid"][0]), int(one["tgid"][0])) for one in asleep if one["type"][0] == Type.ASLEEP]
+        self._loaded.stacks.sleepers((one for one in sleepers if one[0]), time.clock_gettime_ns(time.CLOCK_MONOTONIC))
         waiting_for = self._registrations.watching({int(one["tgid"][0]) for one in asleep if one["tid"][0]})
         stream.push(asleep + found.holders(stream, waiting_for))
         writer.looks(self._sharing.look(self._model, last=True))
@@ -263,6 +291,7 @@ class Session:
         stream.push([self._program.returns()])
         stream.fetch()
         self._call(look_back.late(), writer)
+        self._shown(self._loaded.stacks.rest(stream.stacks()), writer)
         self._take(stream, writer, None)
         self._look_at_file(writer, trace, began)
         # Nothing more can come.
@@ -294,6 +323,7 @@ class Session:
             looks=self._sharing.looks,
             threads=self._thread_names,
             also_traced=also,
+            stacks=self._stacks,
         )
 
     def _look_at_file(self, writer: Writer, trace: TraceDict, began: float) -> None:
@@ -316,7 +346,7 @@ class Session:
 
     def _give_up_privileges(self) -> bool:
         """Whether it will be known who sleeps in a fault when the trace ends."""
-        stacks = [] if self._program.wchan_tells else [privileges.Capability.SYS_ADMIN]
+        stacks = [] if self._loaded.wchan_tells else [privileges.Capability.SYS_ADMIN]
         known = all(map(privileges.has, stacks))
         if not known:
             self._say(
@@ -346,6 +376,14 @@ class Session:
         named = self._threads.named(tids)
         self._thread_names.update({one["tid"]: one["comm"] for one in named})
         writer.threads(named)
+
+    def _shown(self, stacks: list[Stack], writer: Writer) -> None:
+        self._stacks += stacks
+        writer.stacks(stacks)
+        called = {stack.tid: self._loaded.stacks.names.pop(stack.tid, "") for stack in stacks}
+        fresh = {tid: comm for tid, comm in called.items() if comm and tid not in self._thread_names}
+        self._thread_names.update(fresh)
+        writer.threads([{"tid": tid, "comm": comm} for tid, comm in fresh.items()])
 
     def _call(self, names: list[Name], writer: Writer) -> None:
         self._names += names

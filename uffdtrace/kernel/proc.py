@@ -222,6 +222,19 @@ def asleep_in_fault(pid: int) -> list[int]:
     ]
 
 
+def stands_at(tid: int) -> tuple[int | None, int] | None:
+    """The system call that a thread sleeps in, None for none, and the user address that it came from; None if unknown.
+
+    Documentation/filesystems/proc.rst, /proc/PID/syscall: `-1 SP PC`, or the call, its arguments, SP and PC.
+    """
+    try:
+        words = (PROC / str(tid) / "syscall").read_text().split()
+        call, address = int(words[0]), int(words[-1], 16)
+    except (OSError, ValueError, IndexError):
+        return None
+    return (None if call < 0 else call), address
+
+
 # The callers of userfaultfd_event_wait_completion(), which may be inlined into them (fs/userfaultfd.c): the
 # system call that waits, and the event that the monitor has to read.
 _EVENT_CALLERS = {

@@ -15,7 +15,7 @@ import numpy as np
 from uffdtrace.errors import UffdtraceError
 from uffdtrace.model.account.timeline import SLOTS, Timeline
 from uffdtrace.model.diagnosis.case import LOST
-from uffdtrace.model.diagnosis.document import RangeDict, ReportDict, phase
+from uffdtrace.model.diagnosis.document import RangeDict, ReportDict, StackDict, phase
 from uffdtrace.model.diagnosis.latency import readable
 from uffdtrace.model.diagnosis.page_map import KINDS, PageMap
 from uffdtrace.model.records.events import Array
@@ -25,6 +25,7 @@ from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.latency import PARTS
 from uffdtrace.reporters.offline import Picture
 from uffdtrace.reporters.sections import badness, command
+from uffdtrace.reporters.stacks import did, frame
 from uffdtrace.reporters.summary import answer
 from uffdtrace.reporters.words import (
     add,
@@ -48,6 +49,8 @@ MOST_RANGES = 1000
 MOST_HISTOGRAMS = 12
 # Blocks of guest memory in the table.
 MOST_SHOWN_BLOCKS = 100
+# Stacks one by one.
+MOST_SHOWN_STACKS = 50
 _COLUMNS = 64
 # What is longer is packed.
 _PLAIN_BYTES = 1 << 18
@@ -236,6 +239,11 @@ def _finding(one: Grouped) -> dict[str, Any]:
     }
 
 
+def _frames(stack: StackDict) -> str:
+    kernel, user = ("\n".join(f"  {frame(one)}" for one in frames) for frames in (stack["kernel"], stack["user"]))
+    return f"kernel\n{kernel}\nuser\n{user}"
+
+
 def _embedded(report: ReportDict) -> tuple[str, bool]:
     """The report's JSON for a script element, and whether it is packed (gzip, base64)."""
     text = json.dumps(report, separators=(",", ":"), allow_nan=False)
@@ -290,6 +298,8 @@ def page(report: ReportDict, picture: Picture) -> str:
             (printable(block["block"]), f"{block['start']}-{block['end']}", f"{block['lost_pages']:,}")
             for block in guest_blocks(report)[:MOST_SHOWN_BLOCKS]
         ],
+        stacks=[(did(stack), _frames(stack)) for stack in report["stacks"][:MOST_SHOWN_STACKS]],
+        more_stacks=max(0, len(report["stacks"]) - MOST_SHOWN_STACKS),
         data=data,
         packed=packed,
     )

@@ -114,6 +114,7 @@ def _read(path: Path, most_runs: int | None, picture: Picture | None, told: Told
         reader.looks,
         reader.threads,
         reader.meta["also_traced"],
+        reader.stacks,
     )
     if picture is not None:
         cells = max(_FEWEST_CELLS, picture.most_cells // max(1, len(report["ranges"])))

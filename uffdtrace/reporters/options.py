@@ -25,6 +25,8 @@ class TextOptions:
     pages: bool = False
     histogram: bool = False
     all_ranges: bool = False
+    # Stacks of who wrote, populated or armed.
+    stacks: bool = False
 
     @property
     def most_ranges(self) -> int | None:

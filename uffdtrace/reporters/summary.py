@@ -14,6 +14,7 @@ from uffdtrace.model.diagnosis.rules import MEANINGS, SEVERITIES
 from uffdtrace.reporters.grouped import grouped
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.options import Color
+from uffdtrace.reporters.stacks import of_run, of_sleeper, where
 from uffdtrace.reporters.terminal import STYLES, console_for, plain
 from uffdtrace.reporters.words import add, alternatives, doubt, guest_addresses, lost_pages, name, noun, size, thread
 
@@ -159,14 +160,18 @@ def _who(report: ReportDict) -> str:
         _, first = min(runs, key=lambda one: float(one[1]["first_s"]))
         threads = len({run["tid"] for _, run in runs})
         rest = f", and {noun(threads - 1, 'more thread')}" if threads > 1 else ""
-        return f"thread {thread(first)}, first {first['first_s']:.3f} s into the trace{rest}"
+        stack = of_run(report, first["tid"], first["first_s"])
+        how = f" {where(stack)}".rstrip() if stack else ""
+        return f"thread {thread(first)}{how}, first {first['first_s']:.3f} s into the trace{rest}"
     waits = [wait for found in report["ranges"] for wait in found["waiting"] or []]
     if not waits:
         return ""
     longest = max(waits, key=lambda wait: float("inf") if wait["for_s"] is None else float(wait["for_s"]))
     since = "since before the trace" if longest["for_s"] is None else f"for {longest['for_s']:.3f} s"
     rest = f", and {len(waits) - 1:,} more" if len(waits) > 1 else ""
-    return f"thread {thread(longest)} waits {since}{rest}"
+    stack = of_sleeper(report, longest["tid"])
+    how = f" {where(stack)}".rstrip() if stack else ""
+    return f"thread {thread(longest)}{how} waits {since}{rest}"
 
 
 def _trust(report: ReportDict) -> str:

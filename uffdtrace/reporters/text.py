@@ -19,6 +19,7 @@ from uffdtrace.reporters.latency import latency_table, render_histogram
 from uffdtrace.reporters.options import DEFAULT, MOST_RANGES, TextOptions
 from uffdtrace.reporters.pages import render_lost, render_waiting
 from uffdtrace.reporters.sections import Section, command, not_followed, sections
+from uffdtrace.reporters.stacks import render_stacks
 from uffdtrace.reporters.terminal import STYLES, console_for, fit, memory, plain, print_line, table
 from uffdtrace.reporters.words import (
     add,
@@ -298,6 +299,8 @@ def render(report: ReportDict, stream: TextIO, options: TextOptions = DEFAULT) -
     _guest_memory(console, report)
     if children := not_followed(report):
         console.print(children + "\n")
+    if options.stacks:
+        render_stacks(console, report["stacks"])
     _of_no_range(console, report, told.fix)
     _before(console, report)
     _losses(console, report)

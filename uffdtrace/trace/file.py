@@ -9,6 +9,7 @@ payload, length of the payload in bytes, little-endian), then the payload.
     NAME  JSON: what mappings are called (model.diagnosis.report.Name)
     PROC  JSON: pid, comm and cmdline (or null) of processes that own or watch memory
     THRD  JSON: tid and comm of threads that wrote or wait
+    STKS  JSON: stacks of who wrote, populated or armed (model.diagnosis.stacks.Stack)
     MAPD  JSON: who else maps registered shared memory (model.elsewhere.Look)
     LOSS  JSON: what was dropped so far, whenever that changes
     DONE  JSON, last: why it stopped, loss, counts of faults and messages that are not in the file
@@ -35,6 +36,7 @@ PACKED = b"PACK"
 NAMES = b"NAME"
 PROCESSES = b"PROC"
 THREADS = b"THRD"
+STACKS = b"STKS"
 LOOKS = b"MAPD"
 LOSS = b"LOSS"
 DONE = b"DONE"

@@ -18,6 +18,7 @@ import numpy as np
 
 from uffdtrace.model.account.elsewhere import Elsewhere, Look
 from uffdtrace.model.diagnosis.report import Name
+from uffdtrace.model.diagnosis.stacks import MOST_STACKS, Stack
 from uffdtrace.model.records.events import EVENT, PAGE_SIZE, Array
 from uffdtrace.trace import shape
 from uffdtrace.trace.file import (
@@ -32,6 +33,7 @@ from uffdtrace.trace.file import (
     PACKED,
     PROCESSES,
     SCHEMA,
+    STACKS,
     THREADS,
     TraceError,
 )
@@ -58,7 +60,7 @@ def _opened(path: Path) -> BinaryIO:
 class Reader:
     """`meta` at once; then iterate over `events()`; then the rest is known.
 
-    That is `names`, `processes`, `threads`, `looks`, `ending`.
+    That is `names`, `processes`, `threads`, `stacks`, `looks`, `ending`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,6 +70,7 @@ class Reader:
         self.processes: list[dict[str, Any]] = []
         # What threads are called, by tid.
         self.threads: dict[int, str] = {}
+        self.stacks: list[Stack] = []
         self.looks: list[Look] = []
         self.complete = False
         # Some event has an earlier time than one before it.
@@ -132,6 +135,9 @@ class Reader:
             elif tag == THREADS:
                 told = self._checked(self._json(payload), shape.THREADS)
                 self.threads.update({one["tid"]: one["comm"] for one in told})
+            elif tag == STACKS:
+                told = self._checked(self._json(payload), shape.STACKS)
+                self.stacks += [Stack(**one) for one in told][: max(0, MOST_STACKS - len(self.stacks))]
             elif tag == LOOKS:
                 for look in self._checked(self._json(payload), shape.LOOKS):
                     others = tuple(Elsewhere(**other) for other in look["elsewhere"])

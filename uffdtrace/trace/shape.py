@@ -20,7 +20,7 @@ class Within:
 
 @dataclass(frozen=True)
 class Word:
-    """Small letters and underscores, as the names of a report's fields."""
+    """Small letters, underscores and hyphens, as the names of a report's fields and of events."""
 
     longest: int = 40
 
@@ -58,6 +58,16 @@ NAMES = [{"time": int, "ctx": int, "start": int, "end": int, "name": str}]
 # No cmdline where it was gone before it could be asked.
 PROCESSES = [{**_PROCESS, "cmdline": ([str], _NONE)}]
 THREADS = [{"tid": Within((int,), 1, (1 << 31) - 1), "comm": str}]
+_FRAMES = [str]
+STACKS = [
+    {
+        "tid": Within((int,), 0, (1 << 31) - 1),
+        "time": Within((int,), 0, (1 << 63) - 1),
+        "event": Word(),
+        "kernel": _FRAMES,
+        "user": _FRAMES,
+    }
+]
 LOOKS = [
     {
         "unreadable": int,
@@ -100,7 +110,7 @@ def fits(value: Any, shape: Any) -> bool:
             return False
         return shape.least <= value <= shape.most
     if isinstance(shape, Word):
-        return isinstance(value, str) and len(value) <= shape.longest and bool(re.fullmatch("[a-z_]+", value))
+        return isinstance(value, str) and len(value) <= shape.longest and bool(re.fullmatch("[a-z_-]+", value))
     if isinstance(shape, tuple):
         return any(fits(value, one) for one in shape)
     if isinstance(shape, list):

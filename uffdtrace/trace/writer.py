@@ -15,6 +15,7 @@ import numpy as np
 
 from uffdtrace.model.account.elsewhere import Look
 from uffdtrace.model.diagnosis.report import Name
+from uffdtrace.model.diagnosis.stacks import Stack
 from uffdtrace.model.records.events import Array, Counter, Kind, Type
 from uffdtrace.trace import packing
 from uffdtrace.trace.file import (
@@ -29,6 +30,7 @@ from uffdtrace.trace.file import (
     PACKED,
     PROCESSES,
     SCHEMA,
+    STACKS,
     THREADS,
     TraceError,
 )
@@ -95,6 +97,10 @@ class Writer:
     def threads(self, threads: list[dict[str, Any]]) -> None:
         if threads:
             self._chunk(THREADS, json.dumps(threads).encode())
+
+    def stacks(self, stacks: list[Stack]) -> None:
+        if stacks:
+            self._chunk(STACKS, json.dumps([asdict(stack) for stack in stacks]).encode())
 
     def looks(self, looks: list[Look]) -> None:
         if looks:

@@ -196,6 +196,16 @@ class UserfaultfdDict(TypedDict):
     before_trace: BeforeTraceDict | None
 
 
+class StackDict(TypedDict):
+    tid: int
+    thread: str | None
+    at_s: float
+    event: str
+    way: str
+    kernel: list[str]
+    user: list[str]
+
+
 class BlockDict(TypedDict):
     block: str
     host: str
@@ -214,6 +224,7 @@ class _Report(TypedDict):
     loss: LossDict
     userfaultfds: list[UserfaultfdDict]
     ranges: list[RangeDict]
+    stacks: list[StackDict]
     verdict: str
 
 

@@ -27,6 +27,7 @@ from uffdtrace.model.diagnosis.document import (
 from uffdtrace.model.diagnosis.rules import findings
 from uffdtrace.model.diagnosis.rules_calls import userfaultfd_findings
 from uffdtrace.model.diagnosis.rules_waits import waiting_findings
+from uffdtrace.model.diagnosis.stacks import Stack, told
 from uffdtrace.model.records.events import HIGHEST, PAGE_SIZE, Counter, Feature, Kind, Memory, Mode, UffdEvent
 
 SCHEMA = "uffdtrace-report/1"
@@ -256,6 +257,7 @@ def build(
     looks: Sequence[Look] = (),
     threads: Mapping[int, str] | None = None,
     also_traced: Sequence[ProcessDict] = (),
+    stacks: Sequence[Stack] = (),
 ) -> ReportDict:
     """The report of a finished model.
 
@@ -264,7 +266,7 @@ def build(
     count), `doubtful` (fields that rest on missed probes), `counters`,
     `features_offered`, and `file_ended` where events are missing in the file.
     `processes` are those that own or watch memory, `threads` what those are called (by tid) that wrote
-    or wait, as far as they lived when they were asked. `began` is the time (ns,
+    or wait, as far as they lived when they were asked, `stacks` what their stacks were. `began` is the time (ns,
     CLOCK_MONOTONIC) from which the report counts seconds; a range lists
     `most_runs` of its lost pages' runs, or all.
     """
@@ -326,5 +328,6 @@ def build(
             for uffd in model.userfaultfds
         ],
         "ranges": ranges,
+        "stacks": told(stacks, began, called),
         "verdict": min(verdicts, key=VERDICTS.index) if verdicts else "idle",
     }

@@ -68,6 +68,7 @@ class Type(IntEnum):
     CHILD = 42
     PAGE_SCAN = 43
     PAGE_SCAN_RETURN = 44
+    STACK = 45
     # From the collector, not from the kernel:
     RANGE_FOUND = 128
     PAGES_FOUND = 129
@@ -139,6 +140,9 @@ FIELDS = {
     Type.PAGE_SCAN: "ctx=mm: ioctl(PAGEMAP_SCAN) with PM_SCAN_WP_MATCHING begins to protect what matches in start..end",
     Type.PAGE_SCAN_RETURN: "ctx=mm: that call has gone through start..end; kind=1 where it protected every page there"
     " that counted as written, ret=0 or -errno",
+    Type.STACK: "frames of what the thread did at that time: an event of the type `flags`; ctx to value are five"
+    " addresses, 0 behind the last, from the frame 5*kind on, or of user space from the frame 5*(kind-STACK_USER) on;"
+    " where kind=STACK_NAME, start and end hold the thread's name, 16 bytes",
     Type.RANGE_FOUND: "found registered at attach: start, end, aux=Mode, flags=Memory,"
     " kind=1 if protected pages would be found",
     Type.PAGES_FOUND: "found protected at attach: start, end",
@@ -179,6 +183,9 @@ MEMORY_ORDER_SHIFT = 8
 # enum fault_flag (include/linux/mm_types.h) in a FAULT's aux; above them stands how long ago the last fault returned.
 SINCE_RETURN_SHIFT = 16
 FAULT_FLAGS = (1 << SINCE_RETURN_SHIFT) - 1
+# The first slot of a STACK that tells of user space; those before it tell of the kernel. Five frames each.
+STACK_USER = 4
+STACK_NAME = 7
 # No architecture has huge pages of more than 2^18 base pages: 1 GiB of 4 KiB ones, 16 GiB of 64 KiB ones.
 MOST_ORDER = 18
 # In a FAULT's flags, the area's modes: MISSING and WP, MINOR's bit is not the same everywhere.
@@ -380,5 +387,6 @@ def c_header() -> str:
         lines += [f"#define {prefix}_COUNT {len(enum)}"]
     lines += [f"#define COUNTER_SLOTS {COUNTER_SLOTS}"]
     lines += [f"#define SINCE_RETURN_SHIFT {SINCE_RETURN_SHIFT}", f"#define FAULT_FLAGS {FAULT_FLAGS:#x}"]
+    lines += [f"#define STACK_USER {STACK_USER}", f"#define STACK_NAME {STACK_NAME}"]
     lines += [f"#define MEMORY_ORDER_SHIFT {MEMORY_ORDER_SHIFT}", f"#define MODES_SHIFT {MODES_SHIFT}"]
     return "\n".join(lines) + "\n"
