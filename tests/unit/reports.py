@@ -135,6 +135,19 @@ def a_userfaultfd(**fields: Any) -> dict[str, Any]:
     }
 
 
+def a_stack(**more: Any) -> dict[str, Any]:
+    return {
+        "tid": 255,
+        "thread": "CPU 2/KVM",
+        "at_s": 0.3,
+        "event": "fresh-page",
+        "way": "kvm",
+        "kernel": ["do_anonymous_page+0x1", "kvm_mmu_page_fault+0x20 [kvm]"],
+        "user": ["ioctl+0x3b (libc.so.6)"],
+        **more,
+    }
+
+
 def a_report(*ranges: dict[str, Any], verdict: str | None = None, **loss: Any) -> dict[str, Any]:
     """A report of these ranges, the worst of which comes first."""
     return copy.deepcopy(

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.events import Events
-from unit.reports import BASE, HOSTILE, a_range, a_report, latency
+from unit.reports import BASE, HOSTILE, a_range, a_report, a_stack, latency
 from unit.traces import history, write
 
 from uffdtrace.cli import main
@@ -52,7 +52,9 @@ def many(ranges: int, pages: int = 10_000) -> Made:
     picture.timeline.start = 0
     for name in ("messages", "lost", "arms", "discards", "began"):
         picture.timeline.add(name, np.arange(0, 10**9, 10**6))
-    return a_report(*found, verdict="lost-writes"), picture
+    report = a_report(*found, verdict="lost-writes")
+    report["stacks"] = [a_stack(), a_stack(event="protect", way="unknown", kernel=[], user=[])] * (ranges // 2 + 1)
+    return report, picture
 
 
 def made(report: dict[str, Any], picture: Picture) -> str:
@@ -103,6 +105,7 @@ def test_hostile_text_is_text() -> None:
     report["ranges"][0]["name"] = name
     report["process"] = {"pid": 1, "comm": name, "cmdline": [name]}
     report["trace"]["stop_reason"] = name
+    report["stacks"] = [a_stack(thread=name, event=name, user=[name], kernel=[name])]
     text = made(report, picture)
     assert text.count("<script") == text.count("</script>") == 2
     assert not [one for one in text if not one.isprintable() and one not in "\n\t"]

@@ -212,8 +212,8 @@ def test_who_is_told_with_the_first_write() -> None:
     who = dict(answer(report).lines)["who"]
     assert "in KVM, for its guest, first" in who
     shown = [did(one) for one in report["stacks"]]
-    assert where(report["stacks"][0]) == "in its own code (memset+0x1 (vm))"
-    assert any(" armed (protect), " in one for one in shown)
+    assert where(report["stacks"][0]) == "in its own code (memset)"
+    assert any(" armed: protect, " in one for one in shown)
 
 
 def test_a_namer_says_no_more_than_a_message_holds() -> None:

@@ -49,7 +49,8 @@ def where(stack: StackDict) -> str:
     """How the thread came to the page: `in KVM, for its guest`, `in its own code (memcpy)`; empty if nothing tells."""
     said = _WORDS.get(stack["way"], "")
     if stack["way"] == "its own code" and stack["user"]:
-        said += f" ({frame(stack['user'][0])})"
+        # The function alone: where in which file is with the frames.
+        said += f" ({frame(stack['user'][0]).partition('+')[0]})"
     return said
 
 
@@ -58,10 +59,10 @@ def frame(one: str) -> str:
 
 
 def did(stack: StackDict) -> str:
-    """`255 "CPU 2/KVM" wrote in KVM, for its guest (fresh-page), 0.308 s into the trace`."""
-    act = _ACTS.get(stack["event"], "came to a page")
+    """`255 "CPU 2/KVM" touched a page in KVM, for its guest: fresh-page, 0.308 s into the trace`."""
+    act = _ACTS.get(stack["event"], "touched a page")
     ways = "" if stack["event"] == _ARMED else f" {where(stack)}".rstrip()
-    return f"{thread(stack)} {act}{ways} ({printable(stack['event'])}), {stack['at_s']:.3f} s into the trace"
+    return f"{thread(stack)} {act}{ways}: {printable(stack['event'])}, {stack['at_s']:.3f} s into the trace"
 
 
 def render_stacks(console: Console, stacks: Sequence[StackDict]) -> None:
