@@ -102,12 +102,13 @@ static __always_inline bool wants_stack(u32 type, u64 time)
  */
 static __always_inline int tell_stack(void *context, bool wanted)
 {
-	u64 id = bpf_get_current_pid_tgid();
 	struct thread *thread;
+	u64 id;
 
 	if (!wanted)
 		return 0;
-	thread = this_thread();
+	id = bpf_get_current_pid_tgid();
+	thread = thread_of(id);
 	if (!thread)
 		return 0;
 #pragma clang loop unroll(disable)
