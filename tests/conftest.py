@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from guest.features import SUITES
+from guest.features import MACHINES, SUITES
 
 from uffdtrace.kernel import privileges
 from uffdtrace.kernel.probes import Backend
@@ -20,7 +20,9 @@ LINES, LINE = 4, 300
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("uffdtrace")
-    group.addoption("--suite", action="append", choices=SUITES, help="only this guest kernel (may be repeated)")
+    group.addoption(
+        "--suite", action="append", choices=[*SUITES, *MACHINES], help="only this guest kernel (may be repeated)"
+    )
     group.addoption("--all", action="store_true", help="what takes minutes as long as it takes, on every kernel")
     group.addoption("--step", action="append", help="guests take only this step (may be repeated)")
     kinds = [backend.value for backend in Backend]
@@ -40,7 +42,7 @@ def boots(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     chosen = {str(item.callspec.params.get("suite")) for item in items if hasattr(item, "callspec")}
     backends = request.config.getoption("--backend") or []
     boots = Boots(
-        [suite for suite in SUITES if suite in chosen],
+        [suite for suite in (*SUITES, *MACHINES) if suite in chosen],
         backends,
         tmp_path_factory.mktemp("guests"),
         request.config.getoption("--all"),

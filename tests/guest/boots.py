@@ -16,7 +16,7 @@ from concurrent.futures import TimeoutError as StillRuns
 from pathlib import Path
 from typing import NamedTuple
 
-from guest.features import ONCE, absent_steps, backends
+from guest.features import MACHINES, ONCE, absent_steps, backends
 from guest.results import Guest, tail
 from installed import build_deb, from_deb, from_wheel
 
@@ -77,7 +77,7 @@ class Boots:
         for suite in in_order:
             self._boots[suite] = [self._pool.submit(self._boot, suite)]
         for suite in in_order:
-            if long or suite == ONCE:
+            if (long and suite not in MACHINES) or suite == ONCE:
                 # Where collectors are killed, in a boot of its own; last, when what it needs is compiled.
                 self._boots[suite].append(self._pool.submit(self._boot, suite, survival=True))
 
@@ -125,8 +125,13 @@ class Boots:
         folder = self._folder(suite)
         command = [sys.executable, str(HERE / "in_guest.py"), "--dir", str(folder)]
         command += ["--workload", str(folder / "workload"), "--repository", str(ROOT)]
+        machine_of = MACHINES.get(suite)
         for name in self._steps:
             command += ["--step", name]
+        if machine_of is not None:
+            command += machine_of.inside
+            for backend in self._backends or backends(suite, self._long):
+                command += ["--step", f"run-{backend}"]
         for name in sorted(absent_steps(suite, self._long) - set(self._steps)):
             command += ["--without", name]
         chosen = {"--once": suite == ONCE, "--long": self._long, "--survival": survival}
@@ -135,6 +140,8 @@ class Boots:
             command += ["--backend", backend]
         # Where collectors are killed, the kernel's code is patched while others run it: a thread for each CPU may die.
         machine = ["--in-turn"] if survival or not self._long else []
+        if machine_of is not None:
+            return self._run(suite, machine_of.kernel, command, folder, [*machine, *machine_of.boot])
         return self._run(f"{suite}-survival" if survival else suite, suite, command, folder, machine)
 
     def _run(self, name: str, suite: str, command: list[str], folder: Path, machine: list[str]) -> Boot:

@@ -11,7 +11,7 @@ from typing import Callable
 
 import pytest
 from guest.boots import Boots
-from guest.features import ONCE, SCENARIOS, SUITES, absent_steps, backends, expected
+from guest.features import MACHINES, ONCE, SCENARIOS, SUITES, absent_steps, backends, expected
 from guest.results import Guest, Trace
 
 HERE = Path(__file__).resolve().parent
@@ -51,7 +51,10 @@ def parameters_of(item: pytest.Item) -> dict[str, object]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Absent scenarios are not collected: nothing here is green by skipping."""
     option = metafunc.config.getoption
-    suites = option("--suite") or list(SUITES)
+    suites = option("--suite") or [*SUITES, *(MACHINES if option("--all") else ())]
+    if metafunc.module.__name__.rpartition(".")[2] != "test_scenarios":
+        # Of these machines the scenarios are judged, and nothing else.
+        suites = [suite for suite in suites if suite not in MACHINES]
     names = [name for name in ("suite", "backend", "scenario") if name in metafunc.fixturenames]
     if not names:
         return

@@ -6,6 +6,8 @@ fails, and so does one that runs where this table calls it absent.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 # In the order of `workload list`, which test_scenarios.py holds it against.
 SCENARIOS = (
     "populated",
@@ -316,6 +318,8 @@ SECOND_BACKEND = {"bullseye": "kprobe", "bookworm": "kprobe", "trixie": "kprobe"
 
 def backends(suite: str, every: bool) -> tuple[str, ...]:
     """Those that a suite is traced with: both where everything is tried, and with --all (`every`) everywhere."""
+    if suite in MACHINES:
+        return ("auto",)
     return ("auto", SECOND_BACKEND[suite]) if every or suite == ONCE else ("auto",)
 
 
@@ -382,3 +386,35 @@ ONCE = "trixie"
 
 def expected(suite: str) -> list[str]:
     return [scenario for scenario in SCENARIOS if scenario not in ABSENT[suite]]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine or a kernel that is booted in another way. `like` is the suite in whose rows it stands above."""
+
+    like: str
+    # What scripts/guests boots, and how.
+    kernel: str
+    boot: tuple[str, ...] = ()
+    # For in_guest.py.
+    inside: tuple[str, ...] = ()
+    # Scenarios and findings that it cannot have beyond those of `like`.
+    lacks: frozenset[str] = frozenset()
+    unearned: frozenset[str] = frozenset()
+
+
+# With --all the scenarios run here, too. 7.2 has full and lazy preemption only, and is lazy by itself; 6.12 is
+# voluntary. Five levels of page tables where the CPU has them; CPUs whose numbers have a hole.
+MACHINES = {
+    "trixie-full": Machine("trixie", "trixie", ("--append", "preempt=full")),
+    "trixie-none": Machine("trixie", "trixie", ("--append", "preempt=none")),
+    "sid-full": Machine("sid", "sid", ("--append", "preempt=full")),
+    "trixie-rt": Machine("trixie", "trixie-rt"),
+    "trixie-wide": Machine("trixie", "trixie", ("--qemu", "-cpu max", "--cpus", "4"), ("--offline", "1")),
+    "sid-locked": Machine("sid", "sid", ("--append", "lockdown=integrity"), ("--bare",)),
+}
+for _name, _machine in MACHINES.items():
+    for _table in (SERIES, SECOND_BACKEND, SAME_AS_AUTO):
+        _table[_name] = _table[_machine.like]
+    ABSENT[_name] = ABSENT[_machine.like] | _machine.lacks
+    UNEARNED[_name] = UNEARNED[_machine.like] | _machine.unearned

@@ -72,6 +72,15 @@ def mount(kind: str, where: str) -> None:
         subprocess.run(["mount", "-t", kind, kind, where], check=True)
 
 
+def lay_bare() -> None:
+    """Take away what not every kernel has."""
+    while os.path.ismount("/sys/kernel/debug"):
+        subprocess.run(["umount", "/sys/kernel/debug"], check=True)
+    nothing = Path("/run/uffdtrace-test-nothing")
+    nothing.touch()
+    subprocess.run(["mount", "--bind", str(nothing), "/proc/kcore"], check=True)
+
+
 def make_swap() -> str:
     """A compressed block device in memory, ready for swapon(2)."""
     subprocess.run(["modprobe", "zram"], check=True)
@@ -304,11 +313,18 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="what the kernel has no part in, too")
     parser.add_argument("--survival", action="store_true", help="only what collectors survive, and their targets")
     parser.add_argument("--long", action="store_true", help="what takes minutes, as long as it takes")
+    parser.add_argument("--offline", type=int, metavar="CPU", help="take this CPU away first")
+    parser.add_argument("--bare", action="store_true", help="without debugfs and /proc/kcore")
     arguments = parser.parse_args()
     built = str(arguments.workload.parent)
     guest = Guest(arguments.dir, arguments.workload, arguments.repository, arguments.backend, built, arguments.long)
-    mount("debugfs", "/sys/kernel/debug")
+    if arguments.bare:
+        lay_bare()
+    else:
+        mount("debugfs", "/sys/kernel/debug")
     mount("tracefs", "/sys/kernel/tracing")
+    if arguments.offline is not None:
+        Path(f"/sys/devices/system/cpu/cpu{arguments.offline}/online").write_text("0")
 
     guest.environment["UFFDTRACE_SWAP"] = make_swap()
 

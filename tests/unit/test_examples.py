@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 import pytest
 
 from uffdtrace.cli import main
+from uffdtrace.kernel.privileges import NEEDED, Capability
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 STORIES = ("balloon", "late", "unprotected")
@@ -45,6 +47,14 @@ def test_the_units_commands_are_commands() -> None:
         # Parses all of it; an option that is none is a UsageError.
         with click.Context(main) as parent:
             main.commands[verb].make_context(verb, list(arguments), parent=parent)
+
+
+def test_the_container_has_the_capabilities_and_its_package() -> None:
+    text = (EXAMPLES / "container" / "README.md").read_text()
+    given = set(re.findall(r"--cap-add=(\w+)", text))
+    assert given == {one.name for one in (*NEEDED, Capability.SYS_RAWIO)}
+    built = (EXAMPLES / "container" / "Containerfile").read_text()
+    assert "uffdtrace_*.deb" in built and 'ENTRYPOINT ["uffdtrace"]' in built
 
 
 def test_the_units_have_what_systemd_wants() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +327,25 @@ def test_a_required_function_that_is_missing_is_named(missing: tuple[str, ...]) 
         served(without=missing)
     assert all(name in str(caught.value) for name in missing)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_what_the_kernel_does_not_have_need_not_be_observed(
+    has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PREEMPT_RT has no transparent huge pages, and no functions for them."""
+    functions = ("do_huge_pmd_anonymous_page", "do_huge_pmd_wp_page")
+    rows = [row for row in TABLE if row.only_with is not None]
+    assert {row.candidates[0].function for row in rows} == set(functions)
+    changed = tuple(
+        replace(row, only_with=tmp_path if has else tmp_path / "no") if row in rows else row for row in TABLE
+    )
+    monkeypatch.setattr(probes, "TABLE", changed)
+    if has:
+        with pytest.raises(ProbeError, match="do_huge_pmd_anonymous_page"):
+            served(without=functions)
+    else:
+        assert not {row.name for row in rows} & set(served(without=functions))
 
 
 @pytest.mark.parametrize(

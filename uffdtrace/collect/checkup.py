@@ -139,7 +139,7 @@ def _row(row: Row, attachment: Attachment | None, problem: str | None) -> Json:
         "row": row.name,
         "place": attachment and attachment.place,
         "kind": kind,
-        "required": row.required,
+        "required": row.is_needed,
         "numbers": list(row.numbers),
         "problem": problem,
         "exception": (kind and attachment and (attachment.exception or attachment.candidate.caveat)) or None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from uffdtrace.errors import UffdtraceError
 from uffdtrace.kernel.btf import Btf
@@ -55,12 +56,18 @@ class Row:
     name: str
     numbers: tuple[str, ...]
     candidates: tuple[Candidate, ...]
-    # Without it the report would be wrong, not merely poorer.
+    # Without it the report would be wrong, not merely poorer; of what the kernel does not have (`only_with`) nothing
+    # is to be observed.
     required: bool = True
+    only_with: Path | None = None
     # A kretprobe runs out of instances where many threads sleep in the function, a
     # fentry program is skipped where it was preempted (kernel-semantics.md 8.1 A, B):
     # where both can happen, both are attached; the handler counts the first.
     twice: bool = False
+
+    @property
+    def is_needed(self) -> bool:
+        return self.required and (self.only_with is None or self.only_with.exists())
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,8 @@ class ProbeError(UffdtraceError):
 
 
 _RETURN = Where.RETURN
+# Where CONFIG_TRANSPARENT_HUGEPAGE is set, which it cannot be with PREEMPT_RT.
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 
 TABLE: tuple[Row, ...] = (
     Row("faults", ("faults", "pending", "latency_us"), (Candidate("handle_userfault", "on_fault", ("vmf", "reason")),)),
@@ -173,18 +182,30 @@ TABLE: tuple[Row, ...] = (
             Candidate("handle_mm_fault", "on_mm_fault", ("vma", "address", "flags")),
         ),
     ),
-    Row("huge-faults", ("skipped", "lost"), (Candidate("do_huge_pmd_anonymous_page", "on_huge_fault", ("vmf",)),)),
+    Row(
+        "huge-faults",
+        ("skipped", "lost"),
+        (Candidate("do_huge_pmd_anonymous_page", "on_huge_fault", ("vmf",)),),
+        only_with=HUGE_PAGES,
+    ),
     Row(
         "huge-fault-returns",
         ("skipped",),
         (Candidate("do_huge_pmd_anonymous_page", "on_huge_fault_return", (), _RETURN),),
+        only_with=HUGE_PAGES,
         twice=True,
     ),
-    Row("huge-writes", ("lost",), (Candidate("do_huge_pmd_wp_page", "on_huge_wp", ("vmf",)),)),
+    Row(
+        "huge-writes",
+        ("lost",),
+        (Candidate("do_huge_pmd_wp_page", "on_huge_wp", ("vmf",)),),
+        only_with=HUGE_PAGES,
+    ),
     Row(
         "huge-write-returns",
         ("lost",),
         (Candidate("do_huge_pmd_wp_page", "on_huge_wp_return", (), _RETURN),),
+        only_with=HUGE_PAGES,
         twice=True,
     ),
     Row("swap-ins", ("skipped",), (Candidate("do_swap_page", "on_swap", ("vmf",)),)),
@@ -384,6 +405,6 @@ def plan(btf: Btf, symbols: Symbols, wanted: Backend, preemptible: bool) -> list
         try:
             chosen += plan_row(row, btf, symbols, wanted, preemptible)
         except ProbeError:
-            if row.required:
+            if row.is_needed:
                 raise
     return chosen
