@@ -19,8 +19,8 @@ from enum import IntEnum
 from types import TracebackType
 
 import numpy as np
-import numpy.typing as npt
 
+from uffdtrace.arrays import Array
 from uffdtrace.kernel import proc
 
 # include/uapi/linux/fs.h, Linux 6.7.
@@ -89,7 +89,7 @@ class Pagemap:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         os.close(self._fd)
 
-    def _scan(self, start: int, end: int, any_of: int, tell: int) -> tuple[npt.NDArray[np.uint64], int]:
+    def _scan(self, start: int, end: int, any_of: int, tell: int) -> tuple[Array, int]:
         """Rows start, end, categories of pages in any of the categories, and where the kernel stopped."""
         # No flags: PM_SCAN_WP_MATCHING would protect pages.
         argument = bytearray(
@@ -147,7 +147,7 @@ class Pagemap:
                 yield start, stopped, Kind.EMPTY
             start = stopped
 
-    def _scanned(self, start: int, end: int) -> npt.NDArray[np.int64]:
+    def _scanned(self, start: int, end: int) -> Array:
         counts = np.zeros(4, dtype=np.int64)
         while start < end:
             regions, start = self._scan(start, end, _PRESENT | _SWAPPED, _PRESENT | _SWAPPED | _WRITTEN)
@@ -156,14 +156,14 @@ class Pagemap:
             counts += [pages[which].sum() for which in (~written, written & present, written & ~present, present)]
         return counts
 
-    def _read(self, start: int, end: int) -> npt.NDArray[np.int64]:
+    def _read(self, start: int, end: int) -> Array:
         counts = np.zeros(4, dtype=np.int64)
         for _, entries in proc.pagemap_entries(self._pid, start, end):
             counts += [np.count_nonzero(kind) for kind in _of_entries(entries)]
         return counts
 
 
-def _of_entries(entries: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.bool_], ...]:
+def _of_entries(entries: Array) -> tuple[Array, ...]:
     """Which are protected, unprotected, swapped; and which are present at all."""
     # A hugetlb marker has only the bit of protection.
     protected, present, swapped = (

@@ -8,11 +8,10 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from uffdtrace.arrays import Array
 from uffdtrace.errors import UffdtraceError
 from uffdtrace.kernel import mappings
 
@@ -178,7 +177,7 @@ def registered(pid: int) -> list[Registered]:
     return found
 
 
-def pagemap_entries(pid: int, start: int, end: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+def pagemap_entries(pid: int, start: int, end: int) -> Iterator[tuple[int, Array]]:
     """Address and pagemap entries of each chunk of a range; nothing if the process is gone."""
     try:
         pagemap = (PROC / str(pid) / "pagemap").open("rb", buffering=0)

@@ -80,7 +80,7 @@ def _out_of_order(before: list[Range], after: list[Range], pairs: set[Pair]) -> 
     here = Counter(kind(before[at]) for at in left)
     there = Counter(kind(after[at]) for at in right)
     where = {kind(after[at]): at for at in right}
-    return {(at, where[alike]) for at in left if here[alike := kind(before[at])] == 1 and there[alike] == 1}
+    return {(at, where[alike]) for at in left if here[(alike := kind(before[at]))] == 1 and there[alike] == 1}
 
 
 def match(before: list[Range], after: list[Range]) -> list[tuple[Range | None, Range | None]]:

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from uffdtrace.arrays import Array as Array
 
 PAGE_SIZE = 4096
 # User addresses end here with five-level page tables; more no trace can claim.
 HIGHEST = 1 << 56
-
-# Any numpy array; docstrings give dtype and shape.
-Array = npt.NDArray[Any]
 
 
 class Type(IntEnum):
