@@ -409,7 +409,13 @@ MACHINES = {
     "trixie-full": Machine("trixie", "trixie", ("--append", "preempt=full")),
     "trixie-none": Machine("trixie", "trixie", ("--append", "preempt=none")),
     "sid-full": Machine("sid", "sid", ("--append", "preempt=full")),
-    "trixie-rt": Machine("trixie", "trixie-rt"),
+    "trixie-rt": Machine(
+        "trixie",
+        "trixie-rt",
+        lacks=frozenset(one for one in SCENARIOS if one.startswith("huge-"))
+        | {"registered-late", "registered-late-and-discarded"},
+        unearned=frozenset({"huge-page-over-hole"}),
+    ),
     "trixie-wide": Machine("trixie", "trixie", ("--qemu", "-cpu max", "--cpus", "4"), ("--offline", "1")),
     "sid-locked": Machine("sid", "sid", ("--append", "lockdown=integrity"), ("--bare",)),
 }

@@ -41,7 +41,8 @@ assert (reads.place, reads.fentry, reads.positions) == ("userfaultfd_read_iter",
 assert (reads.place, reads.fentry) == ("userfaultfd_read", True)
 assert "reads" not in served(without=("userfaultfd_read_iter", "userfaultfd_read"))
 text = source_for(one for row in served().values() for one in row)
-assert "KFUNC_PROBE(userfaultfd_read_iter)\\n{\\n\\treturn tell_stack(ctx, on_read_iter(true, ctx[0], ctx[1]));" in text
+assert "tracing_on_read_iter(unsigned long long *ctx)\\n" in text
+assert "return tell_stack(ctx, on_read_iter(true, ctx[0], ctx[1]));" in text
 for row in probes.TABLE:
     for candidate in row.candidates:
         assert f"static __always_inline int {candidate.handler}(" in text, candidate

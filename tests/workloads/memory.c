@@ -66,7 +66,9 @@ struct range *map_huge(size_t pages)
 
 	if (start == MAP_FAILED)
 		fail("mmap: %s", strerror(errno));
-	advise(start, pages, MADV_HUGEPAGE);
+	/* PREEMPT_RT excludes them. */
+	if (madvise(start, pages * PAGE, MADV_HUGEPAGE))
+		unsupported("MADV_HUGEPAGE: %s", strerror(errno));
 	return truth_new_range(start, pages, 0, MEMORY_ANON);
 }
 

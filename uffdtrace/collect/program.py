@@ -84,26 +84,31 @@ def lane_slots(cpus: int) -> int:
 
 
 def _entry_name(attachment: Attachment) -> str:
-    return f"kp_{attachment.candidate.handler}"
+    """Of a row that has both kinds of probe each has its own."""
+    return f"{'tracing' if attachment.fentry else 'kp'}_{attachment.candidate.handler}"
 
 
 def _entry_point(attachment: Attachment) -> str:
-    """The C function that calls a row's handler with its arguments."""
+    """The C function that calls a row's handler with its arguments.
+
+    BCC's KFUNC_PROBE() would do nothing more, and up to BCC 0.18 takes no function without arguments.
+    """
     candidate = attachment.candidate
     returns = candidate.where is Where.RETURN
     if attachment.fentry:
-        macro = "KRETFUNC_PROBE" if returns else "KFUNC_PROBE"
         # fexit finds the return value behind the arguments.
         slots = (*([attachment.parameter_count] if returns else []), *attachment.positions)
-        arguments = "".join(f", ctx[{slot}]" for slot in slots)
-        call = f"{candidate.handler}(true{arguments})"
-        return f"{macro}({candidate.function})\n{{\n\treturn tell_stack(ctx, {call});\n}}\n"
-    values = [f"PT_REGS_PARM{position + 1}(ctx)" for position in attachment.positions]
-    if returns:
-        values = ["PT_REGS_RC(ctx)", *("UNTOLD" for _ in values)]
-    arguments = "".join(f", {value}" for value in values)
-    call = f"{candidate.handler}(false{arguments})"
-    return f"int {_entry_name(attachment)}(struct pt_regs *ctx)\n{{\n\treturn tell_stack(ctx, {call});\n}}\n"
+        values, typed, context = [f"ctx[{slot}]" for slot in slots], "true", "unsigned long long"
+    else:
+        values, typed, context = (
+            [f"PT_REGS_PARM{position + 1}(ctx)" for position in attachment.positions],
+            "false",
+            "struct pt_regs",
+        )
+        if returns:
+            values = ["PT_REGS_RC(ctx)", *("UNTOLD" for _ in values)]
+    call = f"{candidate.handler}({', '.join([typed, *values])})"
+    return f"int {_entry_name(attachment)}({context} *ctx)\n{{\n\treturn tell_stack(ctx, {call});\n}}\n"
 
 
 def source_for(attachments: Iterable[Attachment]) -> str:
@@ -210,31 +215,31 @@ class Program:
                 ) from error
         for name in _TRACEPOINTS:
             try:
-                program = self._load(f"raw_tracepoint__{name}", Kind.RAW_TRACEPOINT)
+                program = self._load(f"raw_tracepoint__{name}", Kind.RAW_TRACEPOINT, name)
                 self._probe(self._lib.bpf_attach_raw_tracepoint(program, name.encode()))
             except Exception as error:
                 raise Refusal(f"the kernel refuses the tracepoint {name} ({error}): run uffdtrace doctor") from error
 
     def _attach(self, attachment: Attachment) -> None:
         candidate = attachment.candidate
-        name = self._program_name(attachment)
+        name = _entry_name(attachment)
         returns = candidate.where is Where.RETURN
         if attachment.fentry:
             at = At.RETURN if returns else At.ENTRY
-            self._probe(self._lib.bpf_attach_kfunc(self._load(name, Kind.TRACING, at, attachment.number)))
+            program = self._load(name, Kind.TRACING, candidate.function, at, attachment.number)
+            self._probe(self._lib.bpf_attach_kfunc(program))
             return
         function = (candidate.within if candidate.where is Where.CALL else candidate.function).encode()
         event = f"{'r' if returns else 'p'}_{function.decode()}".replace(".", "_").encode()
-        program = self._load(name, Kind.KPROBE)
+        program = self._load(name, Kind.KPROBE, name)
         offset = 0 if returns else attachment.offset
         self._probe(self._lib.bpf_attach_kprobe(program, int(returns), event, function, offset, 0), event)
 
-    def _load(self, name: str, kind: Kind, at: At = At.NOTHING, function: int = 0) -> int:
-        """Load a program of the image; its file descriptor."""
+    def _load(self, name: str, kind: Kind, shown: str, at: At = At.NOTHING, function: int = 0) -> int:
+        """Load a program of the image; its file descriptor. bpftool shows it as `shown`."""
         descriptors = [table.fd for table in self._tables.values()]
         code = placed(self._image.programs[name], descriptors, list(self._settings.values()), self._functions)
-        # As BCC names them, for bpftool.
-        fd = load_program(kind, code, name.rpartition("__")[2], at, function)
+        fd = load_program(kind, code, shown, at, function)
         self._programs[name] = fd
         return fd
 
@@ -243,17 +248,6 @@ class Program:
         if fd < 0:
             raise OSError(ctypes.get_errno(), f"it cannot be attached: {os.strerror(ctypes.get_errno())}")
         self._probes.append((fd, event))
-
-    def _program_name(self, attachment: Attachment) -> str:
-        if not attachment.fentry:
-            return _entry_name(attachment)
-        prefix = "kretfunc__" if attachment.candidate.where is Where.RETURN else "kfunc__"
-        function = attachment.candidate.function
-        # kfunc__X up to BCC 0.18, kfunc__vmlinux__X since.
-        for name in (prefix + "vmlinux__" + function, prefix + function):
-            if name in self._image.programs:
-                return name
-        raise LookupError(f"BCC made no program for {function}")
 
     def stream(self) -> Stream:
         """The events, from now on."""
@@ -316,7 +310,7 @@ class Program:
         """
         missed = []
         for attachment in self.attachments:
-            runs = _fdinfo_number(self._programs[self._program_name(attachment)], "recursion_misses")
+            runs = _fdinfo_number(self._programs[_entry_name(attachment)], "recursion_misses")
             if runs:
                 missed.append((attachment, runs))
         return missed
