@@ -123,9 +123,14 @@ class Boots:
 
     def _boot(self, suite: str, survival: bool = False) -> Boot:
         folder = self._folder(suite)
-        command = [sys.executable, str(HERE / "in_guest.py"), "--dir", str(folder)]
-        command += ["--workload", str(folder / "workload"), "--repository", str(ROOT)]
         machine_of = MACHINES.get(suite)
+        if machine_of is not None and machine_of.own:
+            # As scripts/guests boot --own hangs them in.
+            python, seen, repository = "python3", Path("/mnt"), Path("/srv")
+        else:
+            python, seen, repository = sys.executable, folder, ROOT
+        command = [python, str(repository / "tests" / "guest" / "in_guest.py"), "--dir", str(seen)]
+        command += ["--workload", str(seen / "workload"), "--repository", str(repository)]
         for name in self._steps:
             command += ["--step", name]
         if machine_of is not None:
@@ -141,7 +146,9 @@ class Boots:
         # Where collectors are killed, the kernel's code is patched while others run it: a thread for each CPU may die.
         machine = ["--in-turn"] if survival or not self._long else []
         if machine_of is not None:
-            return self._run(suite, machine_of.kernel, command, folder, [*machine, *machine_of.boot])
+            return self._run(
+                suite, machine_of.kernel, command, folder, [*machine, *machine_of.boot, *["--own"] * machine_of.own]
+            )
         return self._run(f"{suite}-survival" if survival else suite, suite, command, folder, machine)
 
     def _run(self, name: str, suite: str, command: list[str], folder: Path, machine: list[str]) -> Boot:

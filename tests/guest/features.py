@@ -401,6 +401,8 @@ class Machine:
     # Scenarios and findings that it cannot have beyond those of `like`.
     lacks: frozenset[str] = frozenset()
     unearned: frozenset[str] = frozenset()
+    # With that suite's own Python and BCC.
+    own: bool = False
 
 
 # With --all the scenarios run here, too. 7.2 has full and lazy preemption only, and is lazy by itself; 6.12 is
@@ -417,6 +419,10 @@ MACHINES = {
         unearned=frozenset({"huge-page-over-hole"}),
     ),
     "trixie-wide": Machine("trixie", "trixie", ("--qemu", "-cpu max", "--cpus", "4"), ("--offline", "1")),
+    "bullseye-own": Machine("bullseye", "bullseye", own=True),
+    "bookworm-own": Machine("bookworm", "bookworm", own=True),
+    "trixie-own": Machine("trixie", "trixie", own=True),
+    "sid-own": Machine("sid", "sid", own=True),
     "sid-locked": Machine("sid", "sid", ("--append", "lockdown=integrity"), ("--bare",)),
 }
 for _name, _machine in MACHINES.items():
