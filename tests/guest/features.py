@@ -414,8 +414,7 @@ MACHINES = {
     "trixie-rt": Machine(
         "trixie",
         "trixie-rt",
-        lacks=frozenset(one for one in SCENARIOS if one.startswith("huge-"))
-        | {"registered-late", "registered-late-and-discarded"},
+        lacks=frozenset(one for one in SCENARIOS if one.startswith("huge-")),
         unearned=frozenset({"huge-page-over-hole"}),
     ),
     "trixie-wide": Machine("trixie", "trixie", ("--qemu", "-cpu max", "--cpus", "4"), ("--offline", "1")),
@@ -430,3 +429,8 @@ for _name, _machine in MACHINES.items():
         _table[_name] = _table[_machine.like]
     ABSENT[_name] = ABSENT[_machine.like] | _machine.lacks
     UNEARNED[_name] = UNEARNED[_machine.like] | _machine.unearned
+
+
+def like(suite: str) -> str:
+    """The suite whose kernel it is."""
+    return MACHINES[suite].like if suite in MACHINES else suite
