@@ -125,6 +125,25 @@ def test_a_file_that_kills_or_stops_whoever_reads_it(
     ]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\xff",
+        b"[" * 60_000,
+        b"{}",
+        b'{"number": 9, "tgid": 1, "kernel": [], "user": []}',
+        b'{"number": 0, "tgid": 1, "kernel": [1], "user": []}',
+    ],
+)
+def test_a_child_that_a_targets_file_has_taken_over(made: Stacks, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
+    monkeypatch.setattr(made._child, "receive", lambda seconds=0.0: said)
+    (stack,) = made.rest(records([PROBED], [0x2000]))
+    assert (stack.kernel, stack.user, made.unnamed) == ([hex(PROBED)], ["0x2000"], 1)
+    monkeypatch.undo()
+    # It is gone, and nobody waits for it.
+    assert len(made.rest(records([PROBED], [], at=9))) == 1 and made._child.receive(60) == b""
+
+
 def test_where_a_sleeper_stands(made: Stacks, monkeypatch: pytest.MonkeyPatch) -> None:
     places = {7: (None, 0x2000), 8: (0, 0x1001), 9: None}
     monkeypatch.setattr(module.proc, "stands_at", lambda tid: places[tid])

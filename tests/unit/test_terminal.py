@@ -198,6 +198,7 @@ class FakeStacks:
         return []
 
     rest = take
+    unnamed = 0
 
     def sleepers(self, threads: Any, now: int) -> None:
         list(threads)

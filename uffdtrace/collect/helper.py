@@ -26,6 +26,7 @@ class Helper:
     def __init__(self, work: Callable[[bytes], bytes | None], kept: Iterable[Capability]) -> None:
         # A message arrives whole or not at all.
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ended = False
         self.pid = os.fork()
         if not self.pid:
             status = 1
@@ -39,6 +40,8 @@ class Helper:
 
     def send(self, message: bytes, seconds: float = 0.0) -> bool:
         """Whether the message is on its way: a child that is busy, or gone, takes none."""
+        if self._ended:
+            return False
         self._ours.settimeout(seconds)
         # settimeout(0) makes it BlockingIOError.
         with suppress(socket.timeout, BlockingIOError, ConnectionError):
@@ -47,6 +50,8 @@ class Helper:
 
     def receive(self, seconds: float = 0.0) -> bytes:
         """The next answer; empty where there is none yet, or the child is gone."""
+        if self._ended:
+            return b""
         self._ours.settimeout(seconds)
         with suppress(socket.timeout, BlockingIOError, ConnectionError):
             return self._ours.recv(MOST_BYTES)
@@ -55,11 +60,14 @@ class Helper:
     def close(self) -> None:
         """The child ends when it has done what it was sent."""
         self._ours.close()
-        os.waitpid(self.pid, 0)
+        if not self._ended:
+            self._ended = True
+            os.waitpid(self.pid, 0)
 
     def kill(self) -> None:
-        """Whatever it does, it ends now."""
-        os.kill(self.pid, signal.SIGKILL)
+        """Whatever it does, it ends now, and answers nothing more."""
+        if not self._ended:
+            os.kill(self.pid, signal.SIGKILL)
         self.close()
 
 

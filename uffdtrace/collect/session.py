@@ -292,6 +292,10 @@ class Session:
         stream.fetch()
         self._call(look_back.late(), writer)
         self._shown(self._loaded.stacks.rest(stream.stacks()), writer)
+        if unnamed := self._loaded.stacks.unnamed:
+            self._say(
+                f"{unnamed:,} stacks have addresses instead of names: who looks those up fell over, or was too slow"
+            )
         self._take(stream, writer, None)
         self._look_at_file(writer, trace, began)
         # Nothing more can come.

@@ -15,10 +15,12 @@ from uffdtrace.kernel.privileges import Capability
 from uffdtrace.kernel.symbols import KALLSYMS
 from uffdtrace.model.diagnosis.stacks import ASLEEP, MOST_STACKS, PAGE_FAULT, SYSTEM_CALL, Stack
 from uffdtrace.model.records.events import STACK_NAME, STACK_USER, Array, Type, name_in
+from uffdtrace.trace import shape
 
 # Programs and trampolines of BPF stand before the function that was probed, as does what calls them.
 _MOST_BEFORE = 8
 _FIELDS = ("ctx", "start", "end", "aux", "value")
+_ANSWER = {"number": int, "tgid": int, "kernel": [str], "user": [str]}
 # A name that a target's file holds.
 _MOST_NAME = 200
 # Processes whose symbols are kept, and seconds that the last answers are waited for.
@@ -98,6 +100,9 @@ class Stacks:
         # By thread and time.
         self._parts: dict[tuple[int, int], _Parts] = {}
         self._waiting: dict[int, Stack] = {}
+        # Whose frames nobody names.
+        self._plain: list[Stack] = []
+        self.unnamed = 0
         # What the threads were called, by tid.
         self.names: dict[int, str] = {}
         self._asked = 0
@@ -123,8 +128,7 @@ class Stacks:
             if self._asked < MOST_STACKS and (place := proc.stands_at(tid)) is not None:
                 call, address = place
                 kernel = [PAGE_FAULT if call is None else f"{SYSTEM_CALL} {call}"]
-                self._waiting[self._asked] = Stack(tid, now, ASLEEP, kernel, [hex(address)])
-                self._send(tgid, [], [address])
+                self._send(Stack(tid, now, ASLEEP, kernel, [hex(address)]), tgid, [], [address])
 
     def rest(self, records: Array) -> list[Stack]:
         """The last records, and the last answers that come in time; of others the frames have no names."""
@@ -134,8 +138,9 @@ class Stacks:
             if not more:
                 break
             found += more
-        found += self._waiting.values()
-        self._waiting = {}
+        found += [*self._plain, *self._waiting.values()]
+        self.unnamed = len(self._plain) + len(self._waiting)
+        self._waiting, self._plain = {}, []
         return found
 
     def close(self) -> None:
@@ -151,13 +156,15 @@ class Stacks:
         plain = Stack(
             tid, time, parts.type.name.lower().replace("_", "-"), [hex(a) for a in kernel], [hex(a) for a in user]
         )
-        self._waiting[self._asked] = plain
-        self._send(parts.tgid, kernel, user)
+        self._send(plain, parts.tgid, kernel, user)
 
-    def _send(self, tgid: int, kernel: list[int], user: list[int]) -> None:
+    def _send(self, plain: Stack, tgid: int, kernel: list[int], user: list[int]) -> None:
         question = {"number": self._asked, "tgid": tgid, "kernel": kernel, "user": user}
+        if self._child.send(json.dumps(question).encode()):
+            self._waiting[self._asked] = plain
+        else:
+            self._plain.append(plain)
         self._asked += 1
-        self._child.send(json.dumps(question).encode())
 
     def _answers(self, seconds: float = 0.0) -> list[Stack]:
         found: list[Stack] = []
@@ -165,7 +172,11 @@ class Stacks:
             answer = self._child.receive(0.0 if found else seconds)
             if not answer:
                 break
-            told = json.loads(answer)
+            told = _read(answer)
+            if told is None or told["number"] not in self._waiting:
+                # What it reads has made it somebody else's: it is asked nothing more.
+                self._child.kill()
+                break
             stack = self._waiting.pop(told["number"])
             kernel = stack.kernel if stack.event == ASLEEP else self._below(told["kernel"])
             found.append(Stack(stack.tid, stack.time, stack.event, kernel, told["user"]))
@@ -189,6 +200,15 @@ class Stacks:
                 kept.append(frame)
             ours = False
         return kept
+
+
+def _read(answer: bytes) -> dict[str, Any] | None:
+    """What the child says, if it has the form of an answer: a target's file may have got the better of it."""
+    try:
+        told = json.loads(answer)
+    except (ValueError, RecursionError):
+        return None
+    return told if shape.fits(told, _ANSWER) else None
 
 
 def _keys(records: Array) -> set[tuple[int, int]]:
