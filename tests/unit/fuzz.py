@@ -45,6 +45,7 @@ from uffdtrace.trace.file import (
     PACKED,
     PROCESSES,
     SCHEMA,
+    STACKS,
     THREADS,
 )
 
@@ -133,6 +134,10 @@ def _chunks(rng: random.Random) -> list[Chunk]:
         (NAMES, [name]),
         (PROCESSES, [{"pid": 1, "comm": "a", "cmdline": None}]),
         (THREADS, [{"tid": 200, "comm": "\x1b[2Jwriter"}]),
+        (
+            STACKS,
+            [{"tid": 200, "time": 5, "event": "fresh-page", "kernel": ["kvm_a+0x1"], "user": ["\x1b[2Jf+0x2 (x)"]}],
+        ),
         (LOOKS, [{"unreadable": 0, "elsewhere": [{**other, "comm": "b"}]}]),
         (PACKED if packed else EVENTS, packing.pack(events) if packed else events.tobytes()),
         (LOSS, {"events_dropped": 0}),
@@ -186,14 +191,14 @@ def read(path: Path, as_text: bool = True) -> str:
     as_json = json.dumps(report, allow_nan=False)
     if picture is None:
         return as_json
-    openmetrics.text(openmetrics.families(report, {}))
+    openmetrics.text(openmetrics.families(openmetrics.numbers(report), {}))
     made = exported(report, "0", {})
     assert re.fullmatch(r"unknown|\d{4}-\d{2}-\d{2}", made.date), made.date
     page = html.page(report, picture)
     assert page.count("<script") == page.count("</script") == 2
     assert not [one for one in page if not one.isprintable() and one not in "\n\t"]
     stream = io.StringIO()
-    text.render(report, stream, TextOptions())
+    text.render(report, stream, TextOptions(stacks=True))
     hostile = [one for one in stream.getvalue() if not one.isprintable() and one != "\n"]
     assert not hostile, repr(hostile[:5])
     return as_json

@@ -113,6 +113,9 @@ class Kernel:
             other = {"type": Type.UNMAP, "ctx": MM + 8, "tgid": 7}
             self.held = events(uffd, {"type": Type.FAULT, "ctx": CTX, "tgid": self.pid}, other)
 
+    def forget_stacks(self, tgid: int) -> None:
+        assert tgid == self.pid
+
     def forget(self, pid: int, addresses: list[int]) -> None:
         self.forgotten.append((pid, addresses))
 
