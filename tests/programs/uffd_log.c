@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -172,14 +173,50 @@ static void add_messages(int fd, const void *buffer, ssize_t length)
 	errno = error;
 }
 
+struct reading {
+	int fd;
+	void *buffer;
+	/* 0 where it is no userfaultfd. */
+	size_t size;
+};
+
+static struct reading begin_reading(int fd, void *buffer, size_t size)
+{
+	struct reading reading = {.fd = fd, .buffer = buffer};
+
+	if (fd >= 0 && fd < DESCRIPTORS && userfaultfd_of[fd]) {
+		memset(buffer, 0, size);
+		reading.size = size;
+	}
+	return reading;
+}
+
+/*
+ * A thread that is cancelled in read(2) may have been given messages all the same, of which its program never
+ * hears (uffd-stress ends its threads so): the buffer, which was empty before, has them.
+ */
+static void cancelled(void *argument)
+{
+	const struct reading *reading = argument;
+	const struct uffd_msg *messages = reading->buffer;
+	size_t count = 0;
+
+	while (count < reading->size / sizeof(*messages) && messages[count].event)
+		count++;
+	add_messages(reading->fd, messages, count * sizeof(*messages));
+}
+
 ssize_t read(int fd, void *buffer, size_t size)
 {
+	struct reading reading = begin_reading(fd, buffer, size);
 	static ssize_t (*next_read)(int, void *, size_t);
 	ssize_t length;
 
 	if (!next_read)
 		next_read = next("read");
+	pthread_cleanup_push(cancelled, &reading);
 	length = next_read(fd, buffer, size);
+	pthread_cleanup_pop(0);
 	add_messages(fd, buffer, length);
 	return length;
 }
@@ -187,12 +224,15 @@ ssize_t read(int fd, void *buffer, size_t size)
 /* read() as _FORTIFY_SOURCE calls it. */
 ssize_t __read_chk(int fd, void *buffer, size_t size, size_t room)
 {
+	struct reading reading = begin_reading(fd, buffer, size);
 	static ssize_t (*next_read_chk)(int, void *, size_t, size_t);
 	ssize_t length;
 
 	if (!next_read_chk)
 		next_read_chk = next("__read_chk");
+	pthread_cleanup_push(cancelled, &reading);
 	length = next_read_chk(fd, buffer, size, room);
+	pthread_cleanup_pop(0);
 	add_messages(fd, buffer, length);
 	return length;
 }
