@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -20,6 +21,8 @@ from uffdtrace.trace import shape
 # Programs and trampolines of BPF stand before the function that was probed, as does what calls them.
 _MOST_BEFORE = 8
 _FIELDS = ("ctx", "start", "end", "aux", "value")
+# A row of kallsyms for code: address, kind, name, and perhaps the module.
+_CODE = re.compile(r"^([0-9a-f]+) [tTwW] (.+)$", re.MULTILINE)
 _ANSWER = {"number": int, "tgid": int, "kernel": [str], "user": [str]}
 # A name that a target's file holds.
 _MOST_NAME = 200
@@ -72,12 +75,9 @@ def _text(raw: bytes | str | None) -> str:
 
 def _kernel_symbols() -> tuple[list[int], list[str]]:
     """Addresses, ascending, and their names: `kvm_mmu_page_fault [kvm]`."""
-    found = []
-    for line in KALLSYMS.read_text().splitlines():
-        address, kind, name, *module = line.split()
-        if kind in "tTwW":
-            found.append((int(address, 16), " ".join([name, *module])))
-    found.sort()
+    # By one pattern: line by line it takes several times as long, and there are 200,000.
+    rows = _CODE.findall(KALLSYMS.read_text(errors="replace"))
+    found = sorted((int(address, 16), name.replace("\t", " ")) for address, name in rows)
     return [address for address, _ in found], [name for _, name in found]
 
 
