@@ -168,6 +168,19 @@ def test_a_look_tells_what_is_new_since_the_last() -> None:
     assert len(last.ranges[0].history) == HISTORY and sum(last.ranges[0].history) == 0
 
 
+def test_what_was_armed_before_the_trace_is_no_number() -> None:
+    """As in the report: pagemap shows what was protected, and not the holes."""
+    events = Events()
+    events.userfaultfd()
+    events.range_found(0, 8)
+    events.pages_found(0, 3)
+    model, watch = fed(events)
+    assert watch.look(model, 1.0, False, 0, 0).armed is None
+    events = losing()
+    model, watch = fed(events)
+    assert watch.look(model, 1.0, False, 0, 0).armed == 8
+
+
 def test_the_worst_are_shown_of_many() -> None:
     events = Events()
     events.userfaultfd()

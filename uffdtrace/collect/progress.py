@@ -62,7 +62,8 @@ class Progress:
     # Messages by kind; lost pages by cause, None where some may have been lost that nobody saw.
     by_kind: Mapping[str, int] = field(default_factory=dict)
     by_cause: Mapping[str, int] | None = None
-    armed: int = 0
+    # Pages; None where it is not known, as in the report.
+    armed: int | None = 0
 
 
 class Watch:
@@ -94,7 +95,9 @@ class Watch:
         probes = None
         if since and run_ns is not None and self._run_ns is not None:
             probes = (run_ns - self._run_ns) / 1e9 / since
-        unknown = any(Case(row, model.uffd_of(row)).unknown for row in rows)
+        cases = [Case(row, model.uffd_of(row)) for row in rows]
+        unknown = any(case.unknown for case in cases)
+        armed = [case.armed for case in cases]
         causes: Counter[str] = Counter()
         for row in rows:
             causes.update(row.causes())
@@ -114,7 +117,7 @@ class Watch:
             probes=probes,
             by_kind={kind.name.lower(): sum(row.messages[kind] for row in rows) for kind in Kind},
             by_cause=None if unknown else causes,
-            armed=sum(row.count("armed_pages") for row in rows),
+            armed=None if None in armed else sum(filter(None, armed)),
         )
 
     def _range(

@@ -109,8 +109,8 @@ class Stacks:
 
     def take(self, records: Array) -> list[Stack]:
         """More STACK records; the stacks that are whole since the last call."""
-        complete = [key for key in self._parts if not len(records) or key not in _keys(records)]
-        for key in complete:
+        came = _keys(records)
+        for key in [key for key in self._parts if key not in came]:
             self._ask(*key, self._parts.pop(key))
         for record in records:
             key = (int(record["tid"]), int(record["time"]))

@@ -101,6 +101,12 @@ class Case:
         return self.populated_before if self.before else 0
 
     @property
+    def armed(self) -> int | None:
+        """Pages that were armed. Of an arming before the trace pagemap shows what it protected, not the holes."""
+        armed = self.row.count("armed_pages")
+        return None if self.row.untracked or (self.before and armed < self.row.pages) else armed
+
+    @property
     def unknown(self) -> bool:
         """Nobody can tell which of its pages were lost."""
         return self.row.untracked or self.unknown_before > 0

@@ -91,7 +91,6 @@ def _range(case: Case, name: str | None, runs: list[RunDict], left_off: int, cal
     row = case.row
     # Populated without protection here, but perhaps armed before the trace; or more than can be kept.
     unknown = case.unknown
-    armed_unknown = row.untracked or (case.before and row.count("armed_pages") < row.pages)
 
     def known(count: int) -> int | None:
         return None if unknown else count
@@ -105,8 +104,7 @@ def _range(case: Case, name: str | None, runs: list[RunDict], left_off: int, cal
         "memory": _memory(row),
         "modes": _MODES[row.modes & 7],
         "userfaultfd": case.userfaultfd.number,
-        # Of an earlier arming pagemap shows what it protected, not the holes.
-        "armed_pages": None if armed_unknown else row.count("armed_pages"),
+        "armed_pages": case.armed,
         "holes": None if case.before else row.holes,
         "messages": _kinds(row.messages),
         "notified_pages": None if row.untracked else row.count("notified_pages"),
