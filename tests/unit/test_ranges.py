@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.events import Events, fed
+from unit.events import MONITOR, THREAD, Events, fed
 
 from uffdtrace.model.account.ranges import Piece, Space
-from uffdtrace.model.records.events import PAGE_SIZE, Kind
+from uffdtrace.model.records.events import PAGE_SIZE, Kind, Memory, Mode
 
 
 def test_a_page_that_was_a_range_of_its_own_counts_once() -> None:
@@ -71,3 +71,47 @@ def expanded(pieces: list[Piece]) -> dict[int, tuple[int, int]]:
         for piece in pieces
         for page in range(piece.start // PAGE_SIZE, piece.end // PAGE_SIZE)
     }
+
+
+def named_before_it_was_known() -> Events:
+    """Two messages of threads that slept when the userfaultfd turned up, then a fault that tells their range."""
+    events = Events(monitor=MONITOR)
+    events.userfaultfd()
+    for at in (3, 9, 30):
+        events.message(at, Kind.MISSING, tid=THREAD + at)
+    events.message(3, Kind.MISSING, tid=THREAD + 77)
+    events.fault(5, Kind.MISSING, area=(0, 16), modes=Mode.MISSING | Mode.WP)
+    events.message(5, Kind.MISSING)
+    return events
+
+
+def test_messages_read_before_their_range_was_known_are_its_messages() -> None:
+    events = named_before_it_was_known().array()
+    for cut in range(len(events)):
+        model = fed(events, [cut])
+        (row,) = model.rows()
+        assert (row.messages, row.faults) == ([4, 0, 0], [1, 0, 0])
+        assert row.count("notified_pages") == 3
+        # The one at page 30.
+        assert model.unattributed_messages == 1
+
+
+def test_a_registration_that_was_seen_has_no_messages_from_before_it() -> None:
+    events = named_before_it_was_known()
+    events.message(31, Kind.MISSING, tid=THREAD + 31)
+    events.register(28, 4, Mode.MISSING)
+    events.fault(29, Kind.MISSING, area=(28, 32), modes=Mode.MISSING)
+    model = fed(events.array())
+    first, second = model.rows()
+    assert (first.messages, second.messages) == ([4, 0, 0], [0, 0, 0])
+    assert model.unattributed_messages == 2
+
+
+def test_of_huge_pages_each_message_names_all() -> None:
+    events = Events()
+    events.memory, events.order = Memory.HUGETLB, 9
+    events.userfaultfd()
+    events.message(512, Kind.MISSING, tid=THREAD + 1)
+    events.fault(0, Kind.MISSING, area=(0, 1024), modes=Mode.MISSING)
+    (row,) = fed(events.array()).rows()
+    assert (row.messages, row.count("notified_pages")) == ([1, 0, 0], 512)

@@ -26,6 +26,7 @@ from uffdtrace.model.records.events import (
     EVENT,
     MEMORY_ORDER_SHIFT,
     MODES_SHIFT,
+    MOST_ORDER,
     PAGE_SIZE,
     Array,
     Feature,
@@ -256,6 +257,19 @@ class Model:
             raise ModelError(f"the trace has a fault at {int(fault['start']):#x} outside of its area")
         self.watched.register(int(fault["ctx"]), start, end, modes, int(fault["time"]))
         self.watched.before(int(fault["ctx"]), start, end)
+        self._place(self.watched.uffd(int(fault["ctx"])), start, end, fault)
+
+    def _place(self, uffd: Userfaultfd, start: int, end: int, fault: Array) -> None:
+        """Messages that were read before `fault` told of their range: a process may be gone before it is looked at."""
+        # On hugetlb memory a message names all of a huge page.
+        size = PAGE_SIZE << min(int(fault["flags"]) >> MEMORY_ORDER_SHIFT & 31, MOST_ORDER)
+        for address, kind in uffd.take_unplaced(start, end):
+            number = self.ranges.space(uffd.ctx).touched(address, address + 1)
+            if kind < len(Kind):
+                self.ranges.all[number].root().messages[kind] += 1
+            self.unattributed_messages -= 1
+            page = address & ~(size - 1)
+            self._operations.interval(uffd.ctx, page, page + size, Op.NAMED_BEFORE, fault)
 
     def _run_seen(self, work: Work, begin: int, end: int) -> None:
         if begin == end:
@@ -297,7 +311,9 @@ class Model:
         """Count those at these indices; the ones whose range is known."""
         uffd.read(events[messages])
         known = number[messages] >= 0
-        self.unattributed_messages += len(messages) - int(known.sum())
+        if not known.all():
+            self.unattributed_messages += len(messages) - int(known.sum())
+            uffd.keep_unplaced(events[messages[~known]])
         messages = messages[known]
         tally.by_kind(self.ranges, "messages", number[messages], events["kind"][messages])
         return messages

@@ -81,6 +81,9 @@ class Op(IntEnum):
     MOVED_AWAY_MAYBE = 36
     # The monitor had read of a write to it when the trace began.
     TOLD_BEFORE = 37
+    # The monitor read a message of it before anything told which range it lies in: whether it was answered since
+    # is not known.
+    NAMED_BEFORE = 38
 
 
 _POPULATES = frozenset(
@@ -238,6 +241,10 @@ def step(state: int, op: Op) -> tuple[int, _Change]:
         bits |= NOTIFIED | ASKED
         if bits & (ARMED | DOUBT) and op is not Op.MESSAGE:
             bits |= TOLD
+    elif op is Op.NAMED_BEFORE:
+        if not bits & NOTIFIED:
+            add("notified_pages")
+        bits |= NOTIFIED
     elif op is Op.TOLD_BEFORE:
         bits |= ASKED | (TOLD if bits & (ARMED | DOUBT) else 0)
     elif op is Op.DOUBT:

@@ -22,6 +22,9 @@ _INITIALIZED = 1 << 31
 # Forks that are remembered until it is known whether the monitor had a part in them. More than
 # that would let a target that forks and forks fill our memory.
 MOST_FORKS = 4096
+# Messages of a userfaultfd that are kept until a fault tells of their range. They are those of threads that slept when
+# it turned up: of more threads, the rest stays in no range, which is said.
+MOST_UNPLACED = 4096
 # Above every address.
 EVERYWHERE = (1 << 63) - 1
 
@@ -136,6 +139,8 @@ class Userfaultfd:
     failures: Failures = field(default_factory=Failures)
     # The thread that forks, while it may wait for the monitor to read of it.
     forker: int | None = None
+    # Address and Kind of messages that name no range known so far.
+    unplaced: list[tuple[int, int]] = field(default_factory=list)
     unwatched_forks: deque[UnwatchedFork] = field(default_factory=deque)
 
     def has(self, feature: Feature) -> bool:
@@ -149,6 +154,18 @@ class Userfaultfd:
                 reader = self.threads.setdefault(tid, Reader(int(messages["tgid"][index[0]]), first, first))
                 reader.tgid, reader.last = int(messages["tgid"][index[-1]]), max(reader.last, last)
         self.readers.update(different(messages["tgid"]))
+
+    def keep_unplaced(self, messages: Batch) -> None:
+        """MESSAGE events in no range known so far: a fault may tell of their range later."""
+        room = MOST_UNPLACED - len(self.unplaced)
+        self.unplaced += list(zip(messages["start"][:room].tolist(), messages["kind"][:room].tolist()))
+
+    def take_unplaced(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Those in [start, end), which are kept no longer."""
+        taken = [one for one in self.unplaced if start <= one[0] < end]
+        if taken:
+            self.unplaced = [one for one in self.unplaced if not start <= one[0] < end]
+        return taken
 
 
 class Watched:
@@ -334,6 +351,8 @@ class Watched:
             old = page_bounds(remap.start, remap.end)
             # MREMAP_FIXED unmaps what was there.
             self.unmap(uffd, *page_bounds(remap.to, max(remap.to_end, remap.to + PAGE_SIZE)))
+            # What was told of the memory that was there is not told of this.
+            uffd.take_unplaced(remap.to, remap.to_end)
             for piece in space.parts(*old) if remap.kept else self.ranges.cut(space, *old):
                 if uffd.has(Feature.EVENT_REMAP):
                     self._move(uffd, piece, piece.start - remap.start + remap.to, time)
@@ -399,6 +418,8 @@ class Watched:
     def called(self, event: Array, start: int, end: int, modes: Mode) -> None:
         """A REGISTER has succeeded, and what it registered is a range."""
         ctx = int(event["ctx"])
+        # Messages there were of an earlier registration.
+        self.uffd(ctx).take_unplaced(start, end)
         late = self.populated.registered(event)
         if late is not None:
             late.range_number = self.ranges.space(ctx).overlapping(start, end)[0].range_number
@@ -455,6 +476,8 @@ class Watched:
     def end(self, ctx: int, start: int, end: int, time: int) -> bool:
         """UNREGISTER or close; whether anything was registered there."""
         space = self.ranges.space(ctx)
+        if ctx in self.current:
+            self.current[ctx].take_unplaced(start, end)
         rows = {row.number: row for row in map(self.ranges.row_of, self.ranges.end(space, start, end))}
         for row in rows.values():
             # All pieces of a range lie within it.
