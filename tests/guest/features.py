@@ -337,6 +337,7 @@ _WITH_ALL = frozenset(
     (
         "attach-all",
         "handoff-monitor",
+        "handoff-late",
         "handoff-tracked",
         "hanging-one",
         "qemu-snapshot",

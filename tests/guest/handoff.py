@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,15 +45,20 @@ def answer(counts: Result, collector: subprocess.Popen[str], statuses: list[int 
     return {"exit_status": status, "tracked_exit_statuses": statuses, "counts": counts}
 
 
-def of_monitor(guest: Guest) -> Result:
-    """Attached to the monitor before anybody has connected: what is tracked comes later."""
-    name = "handoff-monitor"
+def of_monitor(guest: Guest, name: str, stopped: bool) -> Result:
+    """Attached to the monitor before anybody has connected: what is tracked comes later.
+
+    With `stopped` the collector is, meanwhile: what was tracked has ended before anybody looks at it.
+    """
     with contextlib.ExitStack() as stack:
         watcher, path, counts = monitor(guest, name, stack)
         collector = stack.enter_context(attached(guest, name, str(watcher.pid)))
         together = [tracked(guest, path, pages, stack) for pages in PAGES]
+        if stopped:
+            collector.send_signal(signal.SIGSTOP)
         statuses = [go_on(one) for one in together]
         found = counted(counts, len(PAGES))
+        collector.send_signal(signal.SIGCONT)
         watcher.terminate()
         return {**answer(found, collector, statuses), "monitor": watcher.pid}
 
@@ -68,4 +74,8 @@ def of_tracked(guest: Guest) -> Result:
         return {**answer(counted(counts, 1), collector, statuses), "monitor": watcher.pid}
 
 
-STEPS: dict[str, Callable[[Guest], Result]] = {"handoff-monitor": of_monitor, "handoff-tracked": of_tracked}
+STEPS: dict[str, Callable[[Guest], Result]] = {
+    "handoff-monitor": lambda guest: of_monitor(guest, "handoff-monitor", stopped=False),
+    "handoff-late": lambda guest: of_monitor(guest, "handoff-late", stopped=True),
+    "handoff-tracked": of_tracked,
+}

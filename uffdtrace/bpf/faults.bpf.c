@@ -142,6 +142,11 @@ static __always_inline int on_message(bool typed, u64 entry)
 		/* Its descriptor came from a process that we do not follow. */
 		if (describe_process(&event, (u64)bpf_get_current_task()))
 			emit_message(&event);
+#ifdef MM_OWNER
+		/* It may have ended by the time that anybody looks. */
+		if (describe_process(&event, read64(read64(event.ctx + CTX_MM) + MM_OWNER)))
+			emit_message(&event);
+#endif
 		event.tid = id;
 		event.tgid = id >> 32;
 		describe(&event, event.ctx);
