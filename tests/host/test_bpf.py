@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from uffdtrace.kernel import bpf
+from uffdtrace.kernel import architecture
 from uffdtrace.kernel.bpf import Kind, load_program
 
 # r0 = 0; exit
@@ -35,6 +35,6 @@ def test_a_program_is_loaded_or_refused_with_its_reason() -> None:
 
 
 def test_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpf.platform, "machine", lambda: "vax")
+    monkeypatch.setattr(architecture.platform, "machine", lambda: "vax")
     with pytest.raises(OSError, match="Function not implemented"):
         load_program(Kind.KPROBE, NOTHING)

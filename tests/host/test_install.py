@@ -16,6 +16,7 @@ from unit.traces import history, write
 
 from uffdtrace import __version__
 from uffdtrace.collect import bcc, program
+from uffdtrace.kernel import architecture
 
 pytestmark = pytest.mark.host
 
@@ -43,9 +44,10 @@ def test_all_of_it_is_there(installed: Installed) -> None:
     mine = {path.relative_to(ROOT) for path in repository_files() if path.relative_to(ROOT).parts[0] == "uffdtrace"}
     theirs = {path for path in (installed.library / "uffdtrace").rglob("*") if path.is_file() and path.suffix != ".pyc"}
     assert {path.relative_to(installed.library) for path in theirs} == mine
-    code = "from uffdtrace.collect import bcc, program; print(*program.SOURCES, bcc.STUB_ROOT, sep='\\n')"
+    code = "from uffdtrace.collect import bcc, program; from uffdtrace.kernel import architecture"
+    code += "; print(*program.sources(architecture.of()), bcc.STUB_ROOT, sep='\\n')"
     found = [Path(line) for line in installed.out(installed.python, "-c", code).splitlines()]
-    for path, ours in zip(found, (*program.SOURCES, bcc.STUB_ROOT)):
+    for path, ours in zip(found, (*program.sources(architecture.of()), bcc.STUB_ROOT)):
         # The Debian package's library is seen elsewhere while it runs.
         there = ours.relative_to(ROOT)
         assert path.parts[-len(there.parts) :] == there.parts and (installed.library / there).exists()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uffdtrace.collect.program import _entry_point
-from uffdtrace.kernel import callsite, preflight, probes
+from uffdtrace.kernel import architecture, callsite, preflight, probes
 from uffdtrace.kernel.btf import Function
 from uffdtrace.kernel.callsite import calls_in, find_call
 from uffdtrace.kernel.probes import TABLE, Attachment, Backend, ProbeError, Where, plan
@@ -23,6 +23,7 @@ from uffdtrace.kernel.symbols import SymbolError, Symbols
 BASE = 0xFFFFFFFF81000000
 TARGET = 0xFFFFFFFF81234560
 NOP = b"\x90"
+X86_64, ARM64 = architecture.of("x86_64"), architecture.of("aarch64")
 
 
 def call(offset: int, target: int = TARGET) -> bytes:
@@ -31,29 +32,50 @@ def call(offset: int, target: int = TARGET) -> bytes:
 
 def test_a_call_is_found_where_it_stands() -> None:
     code = NOP * 7 + call(7) + NOP * 3 + call(15, TARGET + 1) + call(20) + b"\xc3"
-    assert calls_in(code, BASE, TARGET) == [7, 20]
+    assert calls_in(code, BASE, TARGET, X86_64) == [7, 20]
 
 
 def test_a_call_backwards() -> None:
-    assert calls_in(NOP * 100 + call(100, BASE - 5000), BASE, BASE - 5000) == [100]
+    assert calls_in(NOP * 100 + call(100, BASE - 5000), BASE, BASE - 5000, X86_64) == [100]
 
 
 def test_a_call_at_the_very_end_and_one_that_is_cut() -> None:
     code = NOP * 3 + call(3)
-    assert calls_in(code, BASE, TARGET) == [3]
+    assert calls_in(code, BASE, TARGET, X86_64) == [3]
     for length in range(len(code)):
-        assert calls_in(code[:length], BASE, TARGET) == []
+        assert calls_in(code[:length], BASE, TARGET, X86_64) == []
 
 
 @pytest.mark.parametrize("code", [b"", b"\xe8", b"\xe8\0\0\0", b"\xe8" * 40])
 def test_what_holds_no_such_call(code: bytes) -> None:
-    assert calls_in(code, BASE, TARGET) == []
+    assert calls_in(code, BASE, TARGET, X86_64) == []
 
 
 @given(st.binary(max_size=64), st.integers(0, 64))
 def test_no_bytes_are_an_error(code: bytes, at: int) -> None:
-    found = calls_in(code[:at] + call(min(at, len(code))) + code[at:], BASE, TARGET)
+    found = calls_in(code[:at] + call(min(at, len(code))) + code[at:], BASE, TARGET, X86_64)
     assert min(at, len(code)) in found
+
+
+def branch(offset: int, target: int, link: bool = True) -> bytes:
+    """arm64's `bl`, or `b`, at that offset."""
+    return struct.pack("<I", (0x94000000 if link else 0x14000000) | (target - BASE - offset) // 4 & 0x3FFFFFF)
+
+
+def test_calls_of_arm64() -> None:
+    near, far, behind = BASE + 0x1234560, BASE + (1 << 27) - 4, BASE - (1 << 27) + 12
+    code = b"".join(
+        [branch(0, near), branch(4, near, link=False), branch(8, far), branch(12, behind), branch(16, near), b"\0\0\0"]
+    )
+    assert calls_in(code, BASE, near, ARM64) == [0, 16]
+    assert calls_in(code, BASE, far, ARM64) == [8]
+    assert calls_in(code, BASE, behind, ARM64) == [12]
+
+
+@given(st.binary(max_size=64))
+def test_no_bytes_are_an_error_on_arm64(code: bytes) -> None:
+    for offset in calls_in(code, BASE, BASE, ARM64):
+        assert offset % 4 == 0 and code[offset + 3] >> 2 == 0x25
 
 
 def core(path: Path, address: int, code: bytes) -> Path:
@@ -83,7 +105,7 @@ def kallsyms(path: Path, text: str) -> Symbols:
 def test_the_only_call(tmp_path: Path, code: bytes, found: tuple[str, int] | None) -> None:
     symbols = kallsyms(tmp_path / "k", f"{BASE:x} t reader\n{BASE + 64:x} t next\n{TARGET:x} T waiter\n")
     file = core(tmp_path / "core", BASE, code.ljust(4096, NOP))
-    assert find_call(symbols, "reader", "waiter", file) == found
+    assert find_call(symbols, "reader", "waiter", file, "x86_64") == found
 
 
 def test_no_kernel_memory_to_read(tmp_path: Path) -> None:
@@ -296,9 +318,9 @@ def test_the_last_resort_for_messages(calls: dict[str, int]) -> None:
 def test_a_return_that_asks_for_an_argument() -> None:
     """Behind the function's result; a kretprobe is given none."""
     (one,) = served(change_protection=("tlb", "vma", "start", "end", "cp_flags"))["protection-returns"]
-    assert "on_protect_return(true, ctx[5], ctx[4])" in _entry_point(one)
+    assert "on_protect_return(true, ctx[5], ctx[4])" in _entry_point(one, X86_64)
     (one,) = served(wanted=Backend.KPROBE)["protection-returns"]
-    assert "on_protect_return(false, PT_REGS_RC(ctx), UNTOLD)" in _entry_point(one)
+    assert "on_protect_return(false, ctx->ax, UNTOLD)" in _entry_point(one, X86_64)
 
 
 def test_positions_are_this_kernels() -> None:

@@ -4,33 +4,23 @@
 /* include/linux/mm.h; the same in 5.10 to 7.2. */
 #define VM_WIPEONFORK 0x2000000UL
 
-/* arch/x86/include/asm/segment.h, __USER_CS: the code segment of 64-bit user mode. */
-#define USER_CS 0x33
-
 /* UFFD_FEATURE_* (include/uapi/linux/userfaultfd.h). */
 #define FEATURE_EVENT_FORK 0x2
 #define FEATURE_EVENT_REMOVE 0x8
 
-/* arch/x86/entry/syscalls/syscall_64.tbl. */
+/* Since 5.10 (ecb8ac8b1f14); the same number everywhere. */
 #define SYS_PROCESS_MADVISE 440
 
-/*
- * Which system call the current thread is in, from the registers that it saved on
- * entry, at the top of its kernel stack. FRED leaves 16 bytes above them
- * (TOP_OF_KERNEL_STACK_PADDING, arch/x86/include/asm/thread_info.h): the segment
- * of 64-bit user code tells where they lie. Elsewhere, for a kernel thread and for
- * a 32-bit program, the call stays 0.
- */
+/* Which system call the current thread is in; outside of one, and where that cannot be told, it stays 0. */
 static __always_inline void name_call(struct event *event)
 {
-	u64 top = read64((u64)bpf_get_current_task() + TASK_STACK) + THREAD_SIZE - REGS_SIZE;
-	u64 regs = (read64(top + REGS_CS) & 0xffff) == USER_CS ? top : top - 16;
+	u64 regs = saved_registers();
 
-	if ((read64(regs + REGS_CS) & 0xffff) != USER_CS)
+	if (!regs)
 		return;
-	event->aux = read64(regs + REGS_ORIG_AX);
+	event->aux = read32(regs + REGS_CALL);
 	/* The advice: madvise()'s third argument, process_madvise()'s fourth. */
-	event->value = (u32)read64(regs + (event->aux == SYS_PROCESS_MADVISE ? REGS_R10 : REGS_DX));
+	event->value = (u32)read64(regs + (event->aux == SYS_PROCESS_MADVISE ? REGS_ARGUMENT_4 : REGS_ARGUMENT_3));
 }
 
 static __always_inline int dropped(bool typed, u32 type, u64 vma, u64 start, u64 end, u64 wanted_flags)
@@ -217,10 +207,10 @@ static __always_inline int on_remap(bool typed, u64 regs)
 	event.ctx = current_mm();
 	if (!is_traced(event.ctx))
 		return 0;
-	event.start = read64(regs + REGS_DI);
-	event.end = event.start + read64(regs + REGS_SI);
-	event.aux = read64(regs + REGS_DX);
-	event.flags = read64(regs + REGS_R10);
+	event.start = untagged(read64(regs + REGS_ARGUMENT_1));
+	event.end = event.start + read64(regs + REGS_ARGUMENT_2);
+	event.aux = read64(regs + REGS_ARGUMENT_3);
+	event.flags = read64(regs + REGS_ARGUMENT_4);
 	emit_here(&event);
 	return 0;
 }

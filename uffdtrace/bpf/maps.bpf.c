@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * What uffdtrace sees in the kernel: one program, of the files that PARTS in
- * collect/program.py names, in that order. Here is what it keeps, and how it tells.
+ * What uffdtrace sees in the kernel: one program, of the files that sources()
+ * in collect/program.py names, in that order. Here is what it keeps, and how it tells.
  *
  * One on_<row>() per row of the probe table (kernel/probes.py); the loader adds
  * the entry points that call them, as kprobe or fentry, with arguments taken
@@ -55,6 +55,28 @@
 	})
 
 #define PAGE_MASK (~(u64)(PAGE_SIZE - 1))
+
+/* A table fills a page. Level 0 has the entries of single pages. */
+#define TABLE_SHIFT(level) (PAGE_SHIFT + (level) * (PAGE_SHIFT - 3))
+#define PMD_SIZE (1UL << TABLE_SHIFT(1))
+#if TABLE_SHIFT(4) < 64
+#define MOST_LEVELS 5
+#else
+#define MOST_LEVELS 4
+#endif
+
+/* How the tables of an address space are reached: a part of the kernel's addresses maps all memory, in its order. */
+struct direct_map {
+	/* The first table. */
+	u64 root;
+	u64 begin;
+	/* The physical address that the map begins with, where that is not 0. */
+	u64 memory_begins;
+	/* The bits of an entry that are a physical address. */
+	u64 address_bits;
+	/* TABLE_SHIFT() of the first table. */
+	u32 top_shift;
+};
 
 /* What a thread is doing between entering a fault path and adding a page. */
 enum mark_kind { MARK_HOLE = 1, MARK_PROTECTED_HOLE, MARK_HUGE, MARK_HUGE_ZERO };
@@ -162,14 +184,17 @@ struct counts {
 	u64 slot[COUNTER_SLOTS];
 };
 
-/* The last level of the page table: an entry for each page of PMD_SIZE. */
-#define TABLE_ENTRIES 512
-#define TABLE_SIZE 4096
-/* How many of them a REGISTER has us read: 32 MiB of populated memory. */
+/*
+ * The last level of the page table is read in parts of so many entries: all of a table with pages
+ * of 4 KiB. A table of pages of 64 KiB is more than a map has for one CPU.
+ */
+#define TABLE_PART 512
+#define TABLE_PART_SHIFT (PAGE_SHIFT + 9)
+/* How many of them a REGISTER has us read: 32 MiB of populated memory with pages of 4 KiB. */
 #define MOST_TABLES 16
 
 struct table {
-	u64 entry[TABLE_ENTRIES];
+	u64 entry[TABLE_PART];
 	/* A program of another thread counts on this CPU, and was preempted. */
 	u64 busy;
 };
@@ -326,6 +351,9 @@ static __always_inline bool keep(struct event *event, u32 number)
 	u64 head;
 	u32 index;
 
+	/* No instruction that every kernel has for us would keep the head behind the slot. */
+	if (!ORDERED)
+		return false;
 	if (!lane || !tail || lane->busy)
 		return false;
 	lane->busy = 1;

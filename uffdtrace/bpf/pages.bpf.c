@@ -160,7 +160,7 @@ static __always_inline int on_huge_wp_return(bool typed, u64 result)
 	event.flags = write->memory;
 	entry = walk(write->mm, write->address);
 	huge_writes.delete(&tid);
-	if (result & VM_FAULT_FALLBACK || entry.shift <= 12 || !(entry.value & PTE_PRESENT) ||
+	if (result & VM_FAULT_FALLBACK || entry.shift <= PAGE_SHIFT || !(entry.value & PTE_PRESENT) ||
 	    !(entry.value & PTE_WRITE))
 		return 0;
 	emit_here(&event);

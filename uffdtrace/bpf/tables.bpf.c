@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Page tables, read without locks. */
 
+/* Where in a table of this level the entry of an address is, in bytes. */
+static __always_inline u64 table_place(u64 address, u32 level)
+{
+	return address >> TABLE_SHIFT(level) << 3 & (PAGE_SIZE - 1);
+}
+
 struct entry {
 	u64 value;
 	u32 shift;
@@ -12,74 +18,70 @@ struct entry {
  */
 static __always_inline struct entry walk(u64 mm, u64 address)
 {
+	struct direct_map map = {};
 	struct entry found = {};
-	u64 direct_map = read64(PAGE_OFFSET_BASE);
-	u64 physical = read64(PHYSICAL_MASK) & PAGE_MASK;
-	u64 table = read64(mm + MM_PGD);
+	u64 table;
 
-#ifdef PGTABLE_L5_ENABLED
-	if (read32(PGTABLE_L5_ENABLED)) {
-		found.shift = 48;
-		found.value = read64(table + ((address >> 48 & 511) << 3));
-		if (!(found.value & PTE_PRESENT))
-			return found;
-		table = direct_map + (found.value & physical);
-	}
-#endif
+	find_direct_map(&map, mm);
+	table = map.root;
 #pragma unroll
-	for (int shift = 39; shift >= 12; shift -= 9) {
-		found.shift = shift;
-		found.value = read64(table + ((address >> shift & 511) << 3));
-		if (!(found.value & PTE_PRESENT) || (shift < 39 && shift > 12 && found.value & PTE_HUGE))
+	for (int level = MOST_LEVELS - 1; level >= 0; level--) {
+		if (TABLE_SHIFT(level) > map.top_shift)
+			continue;
+		found.shift = TABLE_SHIFT(level);
+		found.value = read64(table + table_place(address, level));
+		if (!(found.value & PTE_PRESENT) || (level < 3 && level > 0 && is_huge(found.value)))
 			return found;
-		table = direct_map + (found.value & physical);
+		table = in_direct_map(&map, found.value);
 	}
 	return found;
 }
 
 /* Where the table of an entry is, or 0 where the entry has none: reading there then brings zeroes. */
-static __always_inline u64 table_of(u64 value, u64 direct_map, u64 physical, bool may_be_huge)
+static __always_inline u64 table_of(struct direct_map *map, u64 value, bool may_be_huge)
 {
-	u64 huge = may_be_huge ? value / PTE_HUGE & 1 : 0;
+	u64 huge = may_be_huge ? is_huge(value) : 0;
 
-	return (direct_map + (value & physical)) & -(value & PTE_PRESENT & ~huge);
+	return in_direct_map(map, value) & -(value & PTE_PRESENT & ~huge);
 }
 
 /*
- * Populated pages, of the `pages` from an address on that PMD_SIZE holds at most;
- * swapped ones do not count. `shift` becomes that of the entry which decided.
- * There is no branch in it: the verifier follows every path through every turn
- * of the caller's loop.
+ * Populated pages, of those from an address on that one part of a table holds, or one
+ * entry above where that decides; swapped ones do not count. `shift` becomes that of
+ * what decided. There is no branch in it but for the levels: the verifier follows every
+ * path through every turn of the caller's loop.
  */
 static __always_inline u64 count_present(struct table *table, u64 mm, u64 address, u64 end, u32 *shift)
 {
-	u64 direct_map = read64(PAGE_OFFSET_BASE);
-	u64 physical = read64(PHYSICAL_MASK) & PAGE_MASK;
-	u64 top, upper, middle, place, present, outside;
+	struct direct_map map = {};
+	u64 upper, middle, place, present, outside;
 	u64 pages, huge, last;
 
-	top = read64(mm + MM_PGD);
-#ifdef PGTABLE_L5_ENABLED
-	if (read32(PGTABLE_L5_ENABLED))
-		top = table_of(read64(top + ((address >> 48 & 511) << 3)), direct_map, physical, false);
+	find_direct_map(&map, mm);
+	place = map.root;
+#if MOST_LEVELS > 4
+	if (map.top_shift > TABLE_SHIFT(3))
+		place = table_of(&map, read64(place + table_place(address, 4)), false);
 #endif
-	place = table_of(read64(top + ((address >> 39 & 511) << 3)), direct_map, physical, false);
-	/* Nothing above the entries of 1 GiB is worth a turn of its own. */
-	upper = read64(place + ((address >> 30 & 511) << 3));
-	place = table_of(upper, direct_map, physical, true);
-	middle = read64(place + ((address >> 21 & 511) << 3));
-	*shift = 21 + 9 * (place == 0);
-	place = table_of(middle, direct_map, physical, true);
-	bpf_probe_read_kernel(table->entry, TABLE_SIZE, (void *)place);
+	if (map.top_shift > TABLE_SHIFT(2))
+		place = table_of(&map, read64(place + table_place(address, 3)), false);
+	/* Nothing above these entries, of 1 GiB with pages of 4 KiB, is worth a turn of its own. */
+	upper = read64(place + table_place(address, 2));
+	place = table_of(&map, upper, true);
+	middle = read64(place + table_place(address, 1));
+	*shift = TABLE_PART_SHIFT + (TABLE_SHIFT(2) - TABLE_PART_SHIFT) * (place == 0);
+	place = table_of(&map, middle, true);
+	bpf_probe_read_kernel(table->entry, sizeof(table->entry),
+			      (void *)place + (table_place(address, 0) & -sizeof(table->entry)));
 	last = ((address >> *shift) + 1) << *shift;
 	last = last < end ? last : end;
-	pages = (last - address) >> 12;
-	huge = (upper & upper / PTE_HUGE & PTE_PRESENT) | (middle & middle / PTE_HUGE & PTE_PRESENT);
+	pages = (last - address) >> PAGE_SHIFT;
+	huge = (upper & is_huge(upper) & PTE_PRESENT) | (middle & is_huge(middle) & PTE_PRESENT);
 	present = huge * pages;
 	/* Counts up from below 0 at the first page, so that its sign says whether one lies before it. */
-	outside = -(address >> 12 & 511);
+	outside = -(address >> PAGE_SHIFT & (TABLE_PART - 1));
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < TABLE_ENTRIES; i += 16) {
+	for (int i = 0; i < TABLE_PART; i += 16) {
 #pragma unroll
 		for (int j = 0; j < 16; j++) {
 			u64 entry = table->entry[i + j];

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
 import resource
@@ -20,29 +21,22 @@ from uffdtrace.collect.bcc import STUB_ROOT, library, version
 from uffdtrace.collect.image import Image, Map, compiled, placed, placeholder
 from uffdtrace.collect.maps import Table
 from uffdtrace.collect.ring import Lanes, Ring, Stream
+from uffdtrace.kernel import architecture
+from uffdtrace.kernel.architecture import Architecture
 from uffdtrace.kernel.bpf import At, Kind, load_program
 from uffdtrace.kernel.layout import ADDRESSES, FUNCTIONS
 from uffdtrace.kernel.preflight import Refusal, can_call, preemptible
 from uffdtrace.kernel.probes import Attachment, Where
 from uffdtrace.model.records.events import Array, Counter, Loss, c_header
 
-# 32 MiB hold half a million events: what two cores can fault in half a second.
-RING_PAGES = 8192
+# Half a million events: what two cores can fault in half a second.
+_RING_BYTES = 32 << 20
+RING_PAGES = _RING_BYTES // mmap.PAGESIZE
 # Lanes of each CPU (LANES in bpf/maps.bpf.c), and slots of all CPUs' first lanes.
 LANES = 2
 _SLOTS = 1 << 17
 _FEWEST_SLOTS = 1 << 12
 
-# The parts of the BPF program, each after those that it needs.
-PARTS = ("maps", "filter", "tables", "found", "calls", "faults", "pages", "areas")
-SOURCES = tuple(STUB_ROOT / f"{part}.bpf.c" for part in PARTS)
-
-# include/uapi/asm/ptrace.h: what a kprobe program is given on x86-64.
-_PT_REGS = """
-struct pt_regs {
-	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss;
-};
-"""
 _TRACEPOINT_PROGRAMS = """
 RAW_TRACEPOINT_PROBE(sched_process_fork)
 {
@@ -88,7 +82,7 @@ def _entry_name(attachment: Attachment) -> str:
     return f"{'tracing' if attachment.fentry else 'kp'}_{attachment.candidate.handler}"
 
 
-def _entry_point(attachment: Attachment) -> str:
+def _entry_point(attachment: Attachment, here: Architecture) -> str:
     """The C function that calls a row's handler with its arguments.
 
     BCC's KFUNC_PROBE() would do nothing more, and up to BCC 0.18 takes no function without arguments.
@@ -101,25 +95,31 @@ def _entry_point(attachment: Attachment) -> str:
         values, typed, context = [f"ctx[{slot}]" for slot in slots], "true", "unsigned long long"
     else:
         values, typed, context = (
-            [f"PT_REGS_PARM{position + 1}(ctx)" for position in attachment.positions],
+            [f"ctx->{here.arguments[position]}" for position in attachment.positions],
             "false",
             "struct pt_regs",
         )
         if returns:
-            values = ["PT_REGS_RC(ctx)", *("UNTOLD" for _ in values)]
+            values = [f"ctx->{here.returned}", *("UNTOLD" for _ in values)]
     call = f"{candidate.handler}({', '.join([typed, *values])})"
     return f"int {_entry_name(attachment)}({context} *ctx)\n{{\n\treturn tell_stack(ctx, {call});\n}}\n"
 
 
-def source_for(attachments: Iterable[Attachment]) -> str:
+def sources(here: Architecture) -> list[Path]:
+    """The parts of the BPF program, each after those that it needs."""
+    parts = ("maps", here.name, "filter", "tables", "found", "calls", "faults", "pages", "areas")
+    return [STUB_ROOT / f"{part}.bpf.c" for part in parts]
+
+
+def source_for(attachments: Iterable[Attachment], here: Architecture) -> str:
     """The whole C text: pt_regs, the events' definitions, the handlers, the entry points."""
     return "\n".join(
         [
-            _PT_REGS,
+            here.registers,
             "#include <linux/types.h>",
             c_header(),
-            *(source.read_text() for source in SOURCES),
-            *map(_entry_point, attachments),
+            *(source.read_text() for source in sources(here)),
+            *(_entry_point(attachment, here) for attachment in attachments),
             _TRACEPOINT_PROGRAMS,
         ]
     )
@@ -179,7 +179,7 @@ class Program:
         flags += [f"-DRING_PAGES={RING_PAGES}", f"-DCPUS={self._cpus}", f"-DLANES={LANES}"]
         flags += [f"-DLANE_SLOTS={self._slots}", f"-DPREEMPTIBLE={int(preemptible())}"]
         flags += [*(f"-DFOLLOW_{one.name}={one.value}" for one in Follow), "-Wno-unused-function"]
-        self._image = _image(bcc, source_for(attachments), flags, say)
+        self._image = _image(bcc, source_for(attachments, architecture.of()), flags, say)
         # Up to 5.10 maps and programs count as locked memory, of which a user may have a few megabytes at most.
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

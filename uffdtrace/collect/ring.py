@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import mmap
+import platform
+import threading
 import time
 
 import numpy as np
 
 from uffdtrace.collect.maps import whole_pages
+from uffdtrace.kernel import architecture
 from uffdtrace.model.records.events import EVENT, LANE, WHOLE, Array, Type, joined, picked
 
 _HEADER = np.dtype([("length", "<u4"), ("page", "<u4")])
@@ -16,6 +19,26 @@ _BUSY = np.uint32(1 << 31)
 
 # An event has its time before it has its place: one that is older than this is complete.
 _SETTLE_NS = 200_000_000
+
+
+class _Fence:
+    """Before a call of it loads take place that stand before it, and after it those that stand after it.
+
+    Python has no memory barrier. To let a lock go is a store-release and to take it a load-acquire, and arm64
+    keeps an acquire behind a release that stands before it (RCsc; Arm ARM B2.3, "barrier-ordered-before"). Where a
+    CPU's loads take place in their order anyway, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        here = architecture.KNOWN.get(platform.machine())
+        self._lock = None if here is not None and here.ordered else threading.Lock()
+        if self._lock is not None:
+            self._lock.acquire()
+
+    def __call__(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock.acquire()
 
 
 class Ring:
@@ -36,6 +59,7 @@ class Ring:
         self._consumer = np.frombuffer(consumer, dtype="<u8", count=1)
         self._producer = np.frombuffer(producer, dtype="<u8", count=1)
         self._data = np.frombuffer(producer, dtype=np.uint8, offset=page)
+        self._fence = _Fence()
         # The last look ended at a record that was not complete: what lies behind it is not known.
         self.blocked = False
 
@@ -43,17 +67,22 @@ class Ring:
         """A copy of every event that is complete, in the order in which they were reserved."""
         consumed = int(self._consumer[0])
         waiting = (int(self._producer[0]) - consumed) // _RECORD.itemsize
+        # The kernel marks a record as busy before it moves the producer's position behind it.
+        self._fence()
         self.blocked = False
         if not waiting:
             return np.empty(0, dtype=EVENT)
         offset = consumed % self._size
         records = self._data[offset : offset + waiting * _RECORD.itemsize].view(_RECORD)
-        # x86 keeps loads in order: a header seen without BUSY means a complete payload.
         busy = np.flatnonzero(records["header"]["length"] & _BUSY)
+        # From here on a header that was seen without BUSY means a complete payload.
+        self._fence()
         if busy.size:
             records = records[: busy[0]]
             self.blocked = True
         events = records["event"].copy().view(EVENT)
+        # The kernel writes there again once the position has moved.
+        self._fence()
         self._consumer[0] = consumed + len(records) * _RECORD.itemsize
         return events
 
@@ -62,7 +91,8 @@ class Lanes:
     """Records that each CPU writes into slots of its own (the maps `slots`, `lanes` and `tails`).
 
     `count` lanes of `size` slots each. The kernel writes a slot before it moves the lane's
-    head, and none that we have not read: what finds its lane full goes into the ring.
+    head, and none that we have not read: what finds its lane full goes into the ring. It uses
+    them on machines only that keep stores and loads in order (ORDERED in bpf/maps.bpf.c).
     """
 
     def __init__(self, slots_fd: int, heads_fd: int, tails_fd: int, count: int, size: int) -> None:
@@ -82,7 +112,7 @@ class Lanes:
             place, end = tail % self._size, tail % self._size + head - tail
             parts = (self._slots[lane][place:end], self._slots[lane][: max(0, end - self._size)])
             found.append(np.concatenate(parts).view(EVENT))
-            # x86 keeps a store behind the loads before it: from here on the kernel may write there again.
+            # From here on the kernel may write there again: such a machine keeps a store behind the loads before it.
             self._tails[lane] = head
         return joined(found)
 

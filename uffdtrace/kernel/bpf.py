@@ -9,10 +9,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 from enum import IntEnum
 
-_SYS_BPF = {"x86_64": 321, "aarch64": 280}
+from uffdtrace.kernel import architecture
+
 _PROG_LOAD = 5
 _INSTRUCTION_BYTES = 8
 _NAME_BYTES = 16
@@ -67,7 +67,7 @@ def load_program(kind: Kind, code: bytes, name: str = "", at: At = At.NOTHING, f
     `function` is the number of the traced function in the kernel's BTF. The kernel
     takes 15 letters of the name.
     """
-    number = _SYS_BPF.get(platform.machine())
+    number = architecture.system_call("bpf")
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     instructions, license_text = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from uffdtrace.kernel import architecture
+from uffdtrace.kernel.architecture import Architecture
 from uffdtrace.kernel.symbols import Symbols
 
 KCORE = Path("/proc/kcore")
 # Far more than any function of ours; a call beyond the function's end would be
 # another function's, so the next symbol bounds the search where it is nearer.
 _WINDOW = 4096
-_CALL = 0xE8
 _PT_LOAD = 1
 _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
@@ -39,18 +40,14 @@ def _read_kernel(path: Path, address: int, size: int) -> bytes | None:
     return None
 
 
-def calls_in(code: bytes, base: int, target: int) -> list[int]:
-    """Offsets of the direct calls (x86-64, `e8 rel32`) to `target` in `code`."""
-    found = []
-    for offset in range(len(code) - 4):
-        if code[offset] == _CALL:
-            (relative,) = struct.unpack_from("<i", code, offset + 1)
-            if base + offset + 5 + relative == target:
-                found.append(offset)
-    return found
+def calls_in(code: bytes, base: int, target: int, here: Architecture) -> list[int]:
+    """Offsets of the direct calls to `target` in `code`, which lies at `base`."""
+    return [offset for offset, called in here.calls(code, base) if called == target]
 
 
-def find_call(symbols: Symbols, caller: str, callee: str, core: Path = KCORE) -> tuple[str, int] | None:
+def find_call(
+    symbols: Symbols, caller: str, callee: str, core: Path = KCORE, machine: str | None = None
+) -> tuple[str, int] | None:
     """(caller, offset) of its only call to callee, None where that cannot be shown."""
     start, target = symbols.address(caller), symbols.address(callee)
     if start is None or target is None:
@@ -58,5 +55,5 @@ def find_call(symbols: Symbols, caller: str, callee: str, core: Path = KCORE) ->
     code = _read_kernel(core, start, min(_WINDOW, symbols.room_after(caller)))
     if code is None:
         return None
-    offsets = calls_in(code, start, target)
+    offsets = calls_in(code, start, target, architecture.of(machine))
     return (caller, offsets[0]) if len(offsets) == 1 else None

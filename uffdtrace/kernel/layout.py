@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import platform
+import os
 
 from uffdtrace.errors import UffdtraceError
+from uffdtrace.kernel import architecture
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
 
@@ -56,16 +57,15 @@ _MEMBERS = {
     "SB_FS_INFO": ("super_block", "s_fs_info"),
     "HUGETLBFS_HSTATE": ("hugetlbfs_sb_info", "hstate"),
     "HSTATE_ORDER": ("hstate", "order"),
-    "REGS_DI": ("pt_regs", "di"),
-    "REGS_SI": ("pt_regs", "si"),
-    "REGS_DX": ("pt_regs", "dx"),
-    "REGS_R10": ("pt_regs", "r10"),
-    "REGS_ORIG_AX": ("pt_regs", "orig_ax"),
-    "REGS_CS": ("pt_regs", "cs"),
 }
 
-# Structs that are read whole.
-_SIZES = {"UWQ_SIZE": "userfaultfd_wait_queue", "WAKE_SIZE": "userfaultfd_wake_range"}
+# Structs that are read whole, and how large a kernel stack is and what lies at its top.
+_SIZES = {
+    "UWQ_SIZE": "userfaultfd_wait_queue",
+    "WAKE_SIZE": "userfaultfd_wake_range",
+    "THREAD_SIZE": "thread_union",
+    "REGS_SIZE": "pt_regs",
+}
 
 # How far a struct is read at once for these of its members.
 _SPANS = {
@@ -87,8 +87,6 @@ _OPTIONAL_MEMBERS = (
 
 _SYMBOLS = {
     "USERFAULTFD_WAKE_FUNCTION": "userfaultfd_wake_function",
-    "PAGE_OFFSET_BASE": "page_offset_base",
-    "PHYSICAL_MASK": "physical_mask",
     "TOTAL_SWAP_PAGES": "total_swap_pages",
     "FREE_SWAP_PAGES": "nr_swap_pages",
 }
@@ -105,34 +103,29 @@ _OPTIONAL_SYMBOLS = {
 }
 
 # Defines that are addresses: each boot has others (KASLR).
-ADDRESSES = frozenset({*_SYMBOLS, *_OPTIONAL_SYMBOLS})
+ADDRESSES = frozenset(
+    {*_SYMBOLS, *_OPTIONAL_SYMBOLS, *(name for known in architecture.KNOWN.values() for name in known.symbols)}
+)
 
 # Defines that are numbers of kernel functions which the program calls, in the kernel's BTF.
 FUNCTIONS = frozenset({"RDONLY_CAST"})
 
-# arch/x86/include/asm/pgtable_types.h: _PAGE_BIT_SOFTW1 (SPECIAL), SOFTW2
-# (UFFD_WP, since 5.7: 5a281062af1d), PSE; PMD_SHIFT from pgtable_64_types.h.
-_X86_64 = {
-    "PTE_PRESENT": 1 << 0,
-    "PTE_WRITE": 1 << 1,
-    "PTE_HUGE": 1 << 7,
-    "PTE_SPECIAL": 1 << 9,
-    "PTE_UFFD_WP": 1 << 10,
-    # _PAGE_BIT_GLOBAL, which says so where PRESENT is clear; a swap entry has it clear.
-    "PTE_PROTNONE_SHIFT": 8,
-    "PMD_SIZE": 1 << 21,
-    # arch/x86/include/asm/page_64_types.h, without KASAN; struct pt_regs has 21 words.
-    "THREAD_SIZE": 1 << 14,
-    "REGS_SIZE": 21 * 8,
-}
-
 
 def defines(btf: Btf, symbols: Symbols, machine: str | None = None) -> dict[str, int]:
-    """Name to value of every define; LayoutError names what this kernel lacks."""
-    machine = machine or platform.machine()
-    if machine != "x86_64":
-        raise LayoutError(f"tracing knows x86-64 only, this is {machine}: use uffdtrace inspect, which needs no BPF")
-    found = dict(_X86_64)
+    """Name to value of every define; LayoutError names what this kernel lacks, ArchitectureError a strange machine."""
+    here = architecture.of(machine)
+    page_size = os.sysconf("SC_PAGE_SIZE")
+    found = {
+        **here.bits,
+        "PAGE_SIZE": page_size,
+        "PAGE_SHIFT": page_size.bit_length() - 1,
+        "ORDERED": int(here.ordered),
+    }
+    for name, (member, behind) in here.saved.items():
+        offset = btf.offset("pt_regs", member)
+        if offset is None:
+            raise LayoutError(f"this kernel's BTF has no pt_regs.{member}: run uffdtrace doctor, and report it")
+        found[name] = offset + behind
     for name, (structure, path) in _MEMBERS.items():
         offset = btf.offset(structure, path)
         if offset is None:
@@ -149,11 +142,11 @@ def defines(btf: Btf, symbols: Symbols, machine: str | None = None) -> dict[str,
         offset = btf.offset(structure, path)
         if offset is not None:
             found[name] = offset
-    for name, symbol in {**_SYMBOLS, **_OPTIONAL_SYMBOLS}.items():
+    for name, symbol in {**_SYMBOLS, **here.symbols, **_OPTIONAL_SYMBOLS}.items():
         address = symbols.address(symbol)
         if address is not None:
             found[name] = address
-        elif name in _SYMBOLS:
+        elif name not in _OPTIONAL_SYMBOLS:
             raise LayoutError(f"/proc/kallsyms has no {symbol}: the kernel needs CONFIG_KALLSYMS_ALL=y")
     head = btf.enumerators("pageflags").get("PG_head")
     if head is None:

@@ -12,7 +12,7 @@ import struct
 from pathlib import Path
 
 from uffdtrace.errors import UffdtraceError
-from uffdtrace.kernel import privileges
+from uffdtrace.kernel import architecture, privileges
 from uffdtrace.kernel.bpf import Kind, load_program
 from uffdtrace.kernel.btf import Btf
 
@@ -132,12 +132,11 @@ def can_call(function: int, argument: int) -> bool:
 
 # The head of struct perf_event_attr (include/uapi/linux/perf_event.h): a software event that counts nothing.
 _EVENT = struct.pack("<IIQQQQQ", 1, 112, 9, 0, 0, 0, 1 | 1 << 5 | 1 << 6).ljust(112, b"\0")
-_SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 
 
 def try_event() -> int:
     """Open a perf event of our own, and close it: 0, or the errno."""
-    number = _SYS_PERF_EVENT_OPEN.get(platform.machine())
+    number = architecture.system_call("perf_event_open")
     if number is None:
         return 0
     libc = ctypes.CDLL(None, use_errno=True)

@@ -287,9 +287,18 @@ TABLE: tuple[Row, ...] = (
             # BTF took the parameter's name from a weak twin up to 6.12.
             Candidate("__x64_sys_mremap", "on_remap", ("regs",)),
             Candidate("__x64_sys_mremap", "on_remap", ("__unused",)),
+            Candidate("__arm64_sys_mremap", "on_remap", ("regs",)),
+            Candidate("__arm64_sys_mremap", "on_remap", ("__unused",)),
         ),
     ),
-    Row("remap-returns", ("pages",), (Candidate("__x64_sys_mremap", "on_remap_return", (), _RETURN),)),
+    Row(
+        "remap-returns",
+        ("pages",),
+        (
+            Candidate("__x64_sys_mremap", "on_remap_return", (), _RETURN),
+            Candidate("__arm64_sys_mremap", "on_remap_return", (), _RETURN),
+        ),
+    ),
     Row(
         "events",
         ("pages",),

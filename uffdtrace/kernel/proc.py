@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from uffdtrace.arrays import Array
 from uffdtrace.errors import UffdtraceError
-from uffdtrace.kernel import mappings
+from uffdtrace.kernel import architecture, mappings
 
 PROC = Path("/proc")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -21,7 +20,6 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 PAGEMAP_UFFD_WP, PAGEMAP_SWAPPED, PAGEMAP_PRESENT = (np.uint64(1 << bit) for bit in (57, 62, 63))
 _PAGEMAP_CHUNK = 1 << 16
 _MODES = {"um": 1, "uw": 2, "ui": 4}
-_SYS_KCMP = {"x86_64": 312, "aarch64": 272}
 
 
 class NoProcess(UffdtraceError):
@@ -129,7 +127,7 @@ def fdinfo(pid: int, fd: int) -> Fdinfo | None:
 
 def same_file(pid: int, fd: int, other: int, other_fd: int) -> bool | None:
     """Whether two descriptors are one open file: duplicated, inherited or passed on. None where the kernel says not."""
-    number = _SYS_KCMP.get(platform.machine())
+    number = architecture.system_call("kcmp")
     if number is None:
         return None
     answer = ctypes.CDLL(None).syscall(number, pid, other, 0, fd, other_fd)

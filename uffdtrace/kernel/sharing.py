@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from uffdtrace.kernel import mappings, proc
+from uffdtrace.kernel import architecture, mappings, proc
 from uffdtrace.kernel.mappings import File, Mapping
 
-_SYS_KCMP = {"x86_64": 312, "aarch64": 272}
 _KCMP_VM = 1
 
 
@@ -50,7 +48,7 @@ def _mappings(pid: int) -> list[Mapping] | None:
 
 def _same_memory(pid: int, other: int) -> bool:
     """Whether two processes have one address space, as after vfork(2)."""
-    number = _SYS_KCMP.get(platform.machine())
+    number = architecture.system_call("kcmp")
     return number is not None and ctypes.CDLL(None).syscall(number, pid, other, _KCMP_VM, 0, 0) == 0
 
 

@@ -6,12 +6,12 @@ import ctypes
 import errno
 import fcntl
 import os
-import platform
 import struct
 from enum import Enum
 from types import TracebackType
 
-_SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
+from uffdtrace.kernel import architecture
+
 # include/uapi/linux/userfaultfd.h
 _UFFD_API = 0xAA
 _UFFD_USER_MODE_ONLY = 1
@@ -31,7 +31,7 @@ class Access(str, Enum):
 
 def open_new() -> tuple[int, Access]:
     """The descriptor of a new one, and what faults it gets; OSError says why there is none."""
-    number = _SYS_USERFAULTFD.get(platform.machine())
+    number = architecture.system_call("userfaultfd")
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,2 +1,2 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#define PAGE_SIZE 4096
+/* BCC includes this header for PAGE_SIZE, which is a -D define: the page size of this machine (kernel/layout.py). */
