@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Callable
 
 from uffdtrace.kernel import offers, pagemap
+from uffdtrace.kernel.probes import HUGE_PAGES
 from uffdtrace.kernel.userfaultfd import Userfaultfd
 from uffdtrace.model.records.events import PAGE_SIZE, Feature, Mode
 
@@ -26,7 +27,6 @@ _MESSAGE_BYTES = 32
 _MADV_DONTNEED = 4
 _MADV_HUGEPAGE = 14
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
-_HUGE_PAGE = 2 << 20
 _WAIT_S = 5.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -119,15 +119,19 @@ def _huge_pages(uffd: _Userfaultfd) -> bool:
 
     Whether there were huge pages to be had.
     """
-    pages = _HUGE_PAGE // PAGE_SIZE
-    memory = _Memory(2 * pages, _HUGE_PAGE)
+    try:
+        huge_page = int((HUGE_PAGES / "hpage_pmd_size").read_text())
+    except FileNotFoundError:
+        return False
+    pages = huge_page // PAGE_SIZE
+    memory = _Memory(2 * pages, huge_page)
     memory.advise(0, 2 * pages, _MADV_HUGEPAGE)
     memory.write(pages)
-    there = _huge_bytes() >= _HUGE_PAGE
+    there = _huge_bytes() >= huge_page
     uffd.watch(memory, int(Mode.WP))
     uffd.arm(memory)
     memory.write(0)
-    both = _huge_bytes() >= 2 * _HUGE_PAGE
+    both = _huge_bytes() >= 2 * huge_page
     uffd.watch(memory, int(Mode.MISSING))
     memory.write(pages)
     return there and both

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from uffdtrace.model.records.counting import among
-from uffdtrace.model.records.events import Array, Type
+from uffdtrace.model.records.events import Array, Dropping, Type
 
-# arch/x86/entry/syscalls/syscall_64.tbl: calls that can drop pages of a mapping.
-_CALLS = {28: "madvise", 76: "truncate", 77: "ftruncate", 285: "fallocate", 440: "process_madvise"}
 # include/uapi/asm-generic/mman-common.h; MADV_GUARD_INSTALL since 6.13 (662df3e5c376).
 _ADVICE = {
     4: "MADV_DONTNEED",
@@ -20,7 +18,7 @@ _ADVICE = {
     24: "MADV_DONTNEED_LOCKED",
     102: "MADV_GUARD_INSTALL",
 }
-_ADVISED = ("madvise", "process_madvise")
+_ADVISED = (Dropping.MADVISE, Dropping.PROCESS_MADVISE)
 DISCARDS = among((Type.DISCARD, Type.ZAP))
 # What MADV_FREE frees stays until reclaim takes it, which nobody sees.
 _LATER = 8
@@ -37,15 +35,15 @@ class Dropped:
 def dropping(event: Array) -> Dropped:
     """The call behind a DISCARD or ZAP event."""
     number, advice = int(event["aux"]), int(event["value"])
-    call = _CALLS.get(number, "a call that is not known")
-    if call in _ADVISED:
+    call = Dropping(number).name.lower() if number in list(Dropping) else "a call that is not known"
+    if number in _ADVISED:
         call = f"{call}({_ADVICE.get(advice, 'an advice that is not known')})"
     return Dropped(call, bool(event["kind"]))
 
 
 def at_once(events: Array) -> Array:
     """Per DISCARD or ZAP event: whether the content is gone when the call returns."""
-    advised = np.isin(events["aux"], [number for number, call in _CALLS.items() if call in _ADVISED])
+    advised = np.isin(events["aux"], _ADVISED)
     now: Array = ~(advised & (events["value"] == _LATER))
     return now
 
