@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import pty
 import random
@@ -187,19 +188,23 @@ def two(guest: Guest) -> Result:
 
 
 def attaches(guest: Guest) -> Result:
-    """Traces that begin and end by the hundred, one after the other, under load."""
+    """Probes that come and go by the hundred, one after the other, under load."""
     probes, programs = probe_lists(), objects()
-    memory, statuses = [], []
-    command = [*guest.uffdtrace, "attach", "-d", "0.1", "-o", guest.path("trace-attaches.data")]
+    times = []
+    command = [sys.executable, str(Path(__file__).with_name("attaching.py"))]
     with soaking(guest, "attaches", THREADS, PAGES) as target:
         say(target)
-        for _ in range(ATTACHES):
-            with started(guest, [*command, str(target.pid)], subprocess.DEVNULL, subprocess.DEVNULL) as collector:
-                statuses.append(finish(collector, READY_SECONDS))
-            memory.append(kernel_memory())
+        command += [str(target.pid), str(ATTACHES), guest.path("trace-attaches.data")]
+        with open(guest.path("stderr-attaches.txt"), "w") as err:
+            with started(guest, command, subprocess.PIPE, err) as collector:
+                for _ in range(ATTACHES):
+                    line = first_line(collector, READY_SECONDS)
+                    times.append({**json.loads(line), "kernel": kernel_memory()})
+                    print(f"in_guest: attaches: {len(times)} {line.strip()}", flush=True)
+                status = finish(collector, FINISH_SECONDS)
         messages = stop(target)
     gone = until(lambda: probe_lists() == probes and objects() == programs, PROBES_GONE_SECONDS)
-    return {"exit_statuses": statuses, "gone": gone, "memory": memory, "messages": messages}
+    return {"exit_status": status, "gone": gone, "times": times, "messages": messages}
 
 
 def small_ring(guest: Guest) -> Result:
