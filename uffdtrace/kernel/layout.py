@@ -59,13 +59,12 @@ _MEMBERS = {
     "HSTATE_ORDER": ("hstate", "order"),
 }
 
-# Structs that are read whole, and how large a kernel stack is and what lies at its top.
-_SIZES = {
-    "UWQ_SIZE": "userfaultfd_wait_queue",
-    "WAKE_SIZE": "userfaultfd_wake_range",
-    "THREAD_SIZE": "thread_union",
-    "REGS_SIZE": "pt_regs",
-}
+# Structs that are read whole, and what lies at the top of a kernel stack.
+_SIZES = {"UWQ_SIZE": "userfaultfd_wait_queue", "WAKE_SIZE": "userfaultfd_wake_range", "REGS_SIZE": "pt_regs"}
+
+# Begin and end of the first task's kernel stack (include/asm-generic/vmlinux.lds.h). The names changed with
+# "arch: define CONFIG_PAGE_SIZE_*KB"'s neighbour.
+_FIRST_STACK = (("__start_init_stack", "__end_init_stack"), ("__start_init_task", "__end_init_task"))
 
 # How far a struct is read at once for these of its members.
 _SPANS = {
@@ -111,6 +110,17 @@ ADDRESSES = frozenset(
 FUNCTIONS = frozenset({"RDONLY_CAST"})
 
 
+def _stack_size(symbols: Symbols) -> int:
+    """Bytes of a kernel stack: BTF has no type of that size on every architecture, but the first task has a stack."""
+    for names in _FIRST_STACK:
+        start, end = map(symbols.address, names)
+        if start is not None and end is not None and start < end:
+            return end - start
+    raise LayoutError(
+        "/proc/kallsyms does not tell how large a kernel stack is: the kernel needs CONFIG_KALLSYMS_ALL=y"
+    )
+
+
 def defines(btf: Btf, symbols: Symbols, machine: str | None = None) -> dict[str, int]:
     """Name to value of every define; LayoutError names what this kernel lacks, ArchitectureError a strange machine."""
     here = architecture.of(machine)
@@ -136,6 +146,7 @@ def defines(btf: Btf, symbols: Symbols, machine: str | None = None) -> dict[str,
         if size is None:
             raise LayoutError(f"this kernel's BTF has no struct {structure}: was it built with CONFIG_USERFAULTFD=y?")
         found[name] = size
+    found["THREAD_SIZE"] = _stack_size(symbols)
     for name, members in _SPANS.items():
         found[name] = (max(found[member] for member in members) + 8) & ~7
     for name, structure, path in _OPTIONAL_MEMBERS:
