@@ -62,8 +62,8 @@ _MEMBERS = {
 # Structs that are read whole, and what lies at the top of a kernel stack.
 _SIZES = {"UWQ_SIZE": "userfaultfd_wait_queue", "WAKE_SIZE": "userfaultfd_wake_range", "REGS_SIZE": "pt_regs"}
 
-# Begin and end of the first task's kernel stack (include/asm-generic/vmlinux.lds.h). The names changed with
-# "arch: define CONFIG_PAGE_SIZE_*KB"'s neighbour.
+# Begin and end of the first task's kernel stack (include/asm-generic/vmlinux.lds.h), as they are called since "x86:
+# Rename __{start,end}_init_task to __{start,end}_init_stack" (8f69cba096b5, 6.10) and before.
 _FIRST_STACK = (("__start_init_stack", "__end_init_stack"), ("__start_init_task", "__end_init_task"))
 
 # How far a struct is read at once for these of its members.
@@ -117,7 +117,7 @@ def _stack_size(symbols: Symbols) -> int:
         if start is not None and end is not None and start < end:
             return end - start
     raise LayoutError(
-        "/proc/kallsyms does not tell how large a kernel stack is: the kernel needs CONFIG_KALLSYMS_ALL=y"
+        "/proc/kallsyms does not tell how large kernel stacks are: the kernel needs CONFIG_KALLSYMS_ALL=y"
     )
 
 
