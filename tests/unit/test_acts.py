@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from unit.events import THREAD, Events, counts, fed
+from unit.events import THREAD, Events, bytes_of, counts, fed
 from unit.folding import described, folded
 from unit.history import FEATURES, STEPS, Step
 from unit.test_model_random import account, made
@@ -29,7 +29,7 @@ def answered(kind: Ioctl = Ioctl.WRITEPROTECT, woken: int = 1, pages: int = 1) -
         events.protect(0, pages, on=False)
     for tid in range(THREAD, THREAD + woken):
         events.wake(0, tid, by=events.monitor)
-    events.returned(kind, 0, pages, value=0 if kind in (Ioctl.WRITEPROTECT, Ioctl.WAKE) else pages * 4096)
+    events.returned(kind, 0, pages, value=0 if kind in (Ioctl.WRITEPROTECT, Ioctl.WAKE) else bytes_of(pages))
     for tid in range(THREAD, THREAD + woken):
         events.fault_return(tid)
     return events

@@ -28,7 +28,7 @@ OTHER = Elsewhere(50, 300, 0, 8 * PAGE, 400, "dpdk", 0x7000, 0x7000 + 8 * PAGE)
 
 
 def row(modes: Mode = Mode.WP, memory: Memory = Memory.SHMEM, **changes: int) -> Range:
-    made = Range(0, 0, 8 * PAGE, modes, memory)
+    made = Range(0, 0, 8 * PAGE, modes, PAGE, memory)
     made.born = 10
     for name, value in changes.items():
         setattr(made, name, value)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit.events import THREAD, Events, fed, lost_runs, page
+from unit.events import THREAD, Events, fed, lost_runs, page_at
 
 from uffdtrace.model.account.losses import _RECORD, CANCEL, CODES, Losses, cause_of, how_of, merged
 from uffdtrace.model.account.pages import COUNTS, Cause
@@ -147,7 +147,7 @@ def lost(events: Events) -> list[list[tuple[int, int, str, str, int, int]]]:
         return [
             [
                 (
-                    (int(run["start"], 16) - page(0)) // 4096,
+                    page_at(int(run["start"], 16)),
                     run["pages"],
                     run["how"],
                     run["cause"],

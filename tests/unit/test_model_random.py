@@ -11,7 +11,7 @@ from unit.events import counts, fed
 from unit.history import FAMILIES, FEATURES, STEPS, History, Step, describe
 from unit.reference import Reference
 
-from uffdtrace.model.account import model, work
+from uffdtrace.model.account import work
 from uffdtrace.model.records.events import Array
 
 Account = tuple[list[dict[str, Any]], int]
@@ -76,8 +76,7 @@ USED_AFTER_ALL: list[Step] = [
 @pytest.mark.parametrize("expand", [1024, 3], ids=["page by page", "slices"])
 def test_model_equals_reference(expand: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Intervals of ten pages must reach the path of those of thousands.
-    monkeypatch.setattr(work, "EXPAND_PAGES", expand)
-    monkeypatch.setattr(model, "EXPAND_PAGES", expand)
+    monkeypatch.setattr(work, "expand_pages", lambda page_size: expand)
 
     @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
     @given(STEPS, FEATURES, st.lists(st.integers(0, 150), max_size=6), st.booleans(), st.booleans())

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Callable
 
 from uffdtrace.kernel import offers, pagemap
+from uffdtrace.kernel.page import PAGE_SIZE
 from uffdtrace.kernel.userfaultfd import Userfaultfd
-from uffdtrace.model.records.events import PAGE_SIZE, Feature, Mode
+from uffdtrace.model.records.events import Feature, Mode
 
 # sizeof(struct uffd_msg), include/uapi/linux/userfaultfd.h.
 _MESSAGE_BYTES = 32
@@ -26,7 +27,9 @@ _MESSAGE_BYTES = 32
 _MADV_DONTNEED = 4
 _MADV_HUGEPAGE = 14
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
-_HUGE_PAGE = 2 << 20
+# As many pages as a page table has entries, of 8 bytes each; with pages of 64 KiB that is too much to ask for.
+_HUGE_PAGE = PAGE_SIZE // 8 * PAGE_SIZE
+_LARGEST_TRIED = 32 << 20
 _WAIT_S = 5.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -119,6 +122,8 @@ def _huge_pages(uffd: _Userfaultfd) -> bool:
 
     Whether there were huge pages to be had.
     """
+    if _HUGE_PAGE > _LARGEST_TRIED:
+        return False
     pages = _HUGE_PAGE // PAGE_SIZE
     memory = _Memory(2 * pages, _HUGE_PAGE)
     memory.advise(0, 2 * pages, _MADV_HUGEPAGE)
