@@ -13,6 +13,9 @@ from uffdtrace.model.account.facts import Fact
 from uffdtrace.model.account.model import Model
 from uffdtrace.model.records.events import Feature, Ioctl, Kind, Memory, Mode, UffdEvent
 
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
+
 
 def started(pages: int = 8, modes: int = Mode.WP, features: int = 0) -> Events:
     events = Events(features=features)

@@ -12,6 +12,9 @@ from uffdtrace.model.account.model import Model
 from uffdtrace.model.diagnosis.rules_calls import userfaultfd_findings
 from uffdtrace.model.records.events import Ioctl, Mode
 
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
+
 
 def started(modes: int = Mode.WP | Mode.MISSING) -> Events:
     events = Events()

@@ -26,6 +26,9 @@ from unit.forks import (
 from uffdtrace.model.diagnosis.case import Case, verdict
 from uffdtrace.model.records.events import Mode, Type
 
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
+
 # ---- areas -----------------------------------------------------------------------
 
 

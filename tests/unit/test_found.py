@@ -17,6 +17,9 @@ from uffdtrace.model.account.watched import Reader, Userfaultfd
 from uffdtrace.model.diagnosis.report import Name
 from uffdtrace.model.records.events import Ioctl, Memory, Mode, Type, name_in
 
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
+
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:

@@ -15,6 +15,9 @@ from uffdtrace.model.account.pages import COUNTS, Cause
 from uffdtrace.model.account.states import CHANGES
 from uffdtrace.model.records.events import Array, Feature, Mode
 
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
+
 Record = tuple[int, int, int, int, int]
 _OBSERVED = COUNTS.index("observed")
 

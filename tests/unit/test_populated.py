@@ -10,6 +10,9 @@ from uffdtrace.model.diagnosis.case import Case
 from uffdtrace.model.diagnosis.rules import findings
 from uffdtrace.model.records.events import Memory, Mode, Type
 
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
+
 PAGES = 64
 
 
