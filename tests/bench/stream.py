@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from unit.events import STEP_NS, Events
+from unit.events import STEP_NS, Events, page_size
 from unit.folding import folded
 
-from uffdtrace.model.records.events import PAGE_SIZE, SINCE_RETURN_SHIFT, Act, Array, Ioctl, Kind, Type
+from uffdtrace.model.records.events import SINCE_RETURN_SHIFT, Act, Array, Ioctl, Kind, Type
 
 RANGE_PAGES = 1 << 18
 # As many pages as come between two looks at the ring.
@@ -53,7 +53,7 @@ def _page() -> Array:
 def _written(pages: Array, random: np.random.Generator) -> Array:
     """The events of these page numbers, one page after the other, each `PAGE_NS` later."""
     events = np.tile(_page(), len(pages))
-    offsets = np.repeat(pages.astype(np.uint64) * np.uint64(PAGE_SIZE), PER_PAGE)
+    offsets = np.repeat(pages.astype(np.uint64) * np.uint64(page_size()), PER_PAGE)
     # Those with an address; a FAULT's end is its mapping's.
     events["start"] += np.where(events["start"] != 0, offsets, np.uint64(0))
     of_page = (events["end"] != 0) & (events["type"] != Type.FAULT)

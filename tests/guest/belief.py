@@ -9,22 +9,23 @@ from typing import Any
 from uffdtrace.model.account.model import Model
 from uffdtrace.model.account.ranges import Range
 from uffdtrace.model.account.states import protected
-from uffdtrace.model.records.events import PAGE_SIZE, Feature, Mode
+from uffdtrace.model.records.events import Feature, Mode
 from uffdtrace.trace.reader import Reader
 
 Json = dict[str, Any]
 
 
 def replay(path: Path) -> Model:
-    model = Model()
-    for events in Reader(path).events():
+    reader = Reader(path)
+    model = Model(reader.meta["page_size"])
+    for events in reader.events():
         model.feed(events)
     model.finish()
     return model
 
 
-def pages_in(runs: list[list[str]]) -> set[int]:
-    return {page for start, end in runs for page in range(int(start, 16), int(end, 16), PAGE_SIZE)}
+def pages_in(runs: list[list[str]], page_size: int) -> set[int]:
+    return {page for start, end in runs for page in range(int(start, 16), int(end, 16), page_size)}
 
 
 def beliefs(model: Model, wanted: Range) -> Iterator[tuple[int, int]]:
@@ -32,7 +33,7 @@ def beliefs(model: Model, wanted: Range) -> Iterator[tuple[int, int]]:
     for row, piece in model.ranges.pieces():
         if row is wanted:
             for index, belief in enumerate(protected(model.ranges.states(piece).every()).tolist()):
-                yield piece.start + index * PAGE_SIZE, belief
+                yield piece.start + index * piece.page_size, belief
 
 
 def disagreements(model: Model, truth: Json) -> tuple[int, list[str]]:
@@ -51,7 +52,7 @@ def disagreements(model: Model, truth: Json) -> tuple[int, list[str]]:
         home = model.uffd_of(row)
         if told["protected"] is None or not row.modes & Mode.WP or home.has(Feature.WP_ASYNC):
             continue
-        bits, watched = pages_in(told["protected"]), pages_in(told["watched"])
+        bits, watched = (pages_in(told[name], row.page_size) for name in ("protected", "watched"))
         # Which of the pages it armed were holes no event tells one by one, only how many.
         unsure = 0
         for address, belief in beliefs(model, row):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from uffdtrace.model.records.events import (
     EVENT,
     MODES_SHIFT,
     MOVE_MODE_ALLOW_SRC_HOLES,
-    PAGE_SIZE,
+    PAGE_SIZES,
     WRITEPROTECT_MODE_WP,
     Array,
     Ioctl,
@@ -39,9 +41,37 @@ BASE = 0x7F0000000000
 STEP_NS = 1000
 
 
+# Of the machine that all events are of, until pages_of() says another.
+_page_size = [PAGE_SIZES[0]]
+
+
+@contextmanager
+def pages_of(size: int) -> Iterator[None]:
+    """Events, and what is told of them, of a machine with pages of so many bytes."""
+    _page_size.append(size)
+    try:
+        yield
+    finally:
+        _page_size.pop()
+
+
+def page_size() -> int:
+    return _page_size[-1]
+
+
+def bytes_of(pages: int) -> int:
+    """Bytes of so many pages."""
+    return pages * page_size()
+
+
 def page(number: int) -> int:
     """The address of a page, counted from BASE."""
-    return BASE + number * PAGE_SIZE
+    return BASE + bytes_of(number)
+
+
+def page_at(address: int) -> int:
+    """The page that an address is in, counted from BASE."""
+    return (address - BASE) // page_size()
 
 
 class Events:
@@ -170,18 +200,18 @@ class Events:
 
     def copy(self, at: int, pages: int = 1, wp: bool = False, done: int | None = None, ret: int = 0) -> None:
         done = pages if done is None else done
-        self.ioctl(Ioctl.COPY, at, pages, COPY_MODE_WP if wp else 0, value=done * PAGE_SIZE, ret=ret)
+        self.ioctl(Ioctl.COPY, at, pages, COPY_MODE_WP if wp else 0, value=bytes_of(done), ret=ret)
 
     def zeropage(self, at: int, pages: int = 1) -> None:
-        self.ioctl(Ioctl.ZEROPAGE, at, pages, value=pages * PAGE_SIZE)
+        self.ioctl(Ioctl.ZEROPAGE, at, pages, value=bytes_of(pages))
 
     def continue_(self, at: int, pages: int = 1, wp: bool = False) -> None:
-        self.ioctl(Ioctl.CONTINUE, at, pages, CONTINUE_MODE_WP if wp else 0, value=pages * PAGE_SIZE)
+        self.ioctl(Ioctl.CONTINUE, at, pages, CONTINUE_MODE_WP if wp else 0, value=bytes_of(pages))
 
     def move(self, at: int, source: int, pages: int = 1, holes: bool = False, tid: int | None = None) -> None:
         """`holes` where it may pass over some of the source."""
         mode = MOVE_MODE_ALLOW_SRC_HOLES if holes else 0
-        self.ioctl(Ioctl.MOVE, at, pages, mode, value=pages * PAGE_SIZE, source=page(source), tid=tid)
+        self.ioctl(Ioctl.MOVE, at, pages, mode, value=bytes_of(pages), source=page(source), tid=tid)
 
     # ---- faults --------------------------------------------------------------
 
@@ -303,7 +333,7 @@ class Events:
         self.add(Type.EXIT, ctx=self.mm)
 
     def remap_call(self, at: int, pages: int, new: int, tid: int = THREAD, flags: int = 0) -> None:
-        self.add(Type.REMAP, **{**self._span(at, pages), "ctx": self.mm}, aux=new * PAGE_SIZE, flags=flags, tid=tid)
+        self.add(Type.REMAP, **{**self._span(at, pages), "ctx": self.mm}, aux=bytes_of(new), flags=flags, tid=tid)
 
     def remap_return(self, to: int | None, tid: int = THREAD) -> None:
         """`to` is None where it failed."""
@@ -353,7 +383,7 @@ class Events:
 
 def fed(events: Array, cuts: list[int] | None = None, finish: bool = True) -> Model:
     """A model that took the events in batches that end at `cuts`."""
-    model = Model()
+    model = Model(page_size())
     begin = 0
     for cut in [*sorted(set(cuts or [])), len(events)]:
         model.feed(events[begin:cut])
@@ -372,7 +402,7 @@ def beliefs(model: Model, row: Range) -> dict[int, int]:
     """What protected() says of each page of a range that is registered still."""
     space = model.ranges.space(model.uffd_of(row).ctx)
     return {
-        (piece.start - BASE) // PAGE_SIZE + offset: int(belief)
+        page_at(piece.start) + offset: int(belief)
         for piece in space.pieces
         if model.ranges.row_of(piece) is row
         for offset, belief in enumerate(protected(model.ranges.states(piece).every()))
@@ -392,18 +422,17 @@ def counts(model: Model) -> list[dict[str, Any]]:
             "owner": model.uffd_of(row).owner,
             "parent": parent_of(model.uffd_of(row)),
             "events": {int(event): count for event, count in sorted(model.uffd_of(row).events.items())},
-            "start": (row.start - BASE) // PAGE_SIZE,
-            "end": (row.end - BASE) // PAGE_SIZE,
+            "start": page_at(row.start),
+            "end": page_at(row.end),
             "modes": int(row.modes),
             "messages": list(row.messages),
             "faults": list(row.faults),
             "holes": row.holes,
             "pending": row.pending,
             "waiting": sorted(
-                ((fault.address - BASE) // PAGE_SIZE, fault.tid, int(fault.kind), fault.since, fault.read)
-                for fault in row.waiting
+                (page_at(fault.address), fault.tid, int(fault.kind), fault.since, fault.read) for fault in row.waiting
             ),
-            "killed": sorted(((fault.address - BASE) // PAGE_SIZE, fault.tid, fault.read) for fault in row.killed),
+            "killed": sorted((page_at(fault.address), fault.tid, fault.read) for fault in row.killed),
             **{name: row.count(name) for name in COUNTS if name != "unarmed"},
             "causes": {cause.label: row.cause(cause) for cause in Cause if row.cause(cause)},
             "exposed": {cause.label: int(row.exposed[cause]) for cause in Cause if row.exposed[cause]},

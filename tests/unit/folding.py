@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from unit.events import page_size
 
-from uffdtrace.model.records.events import EVENT, PAGE_SIZE, SINCE_RETURN_SHIFT, Act, Array, Ioctl, Type
+from uffdtrace.model.records.events import EVENT, SINCE_RETURN_SHIFT, Act, Array, Ioctl, Type
 
 WAKING = (Ioctl.WAKE, Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.WRITEPROTECT, Ioctl.CONTINUE)
 Event = dict[str, int]
@@ -42,7 +43,7 @@ def _fold_calls(records: list[Event], gone: set[int]) -> None:
                 acts[tid].setdefault("released", index)
         elif kind == Type.WAKE and event["value"] in open_calls:
             call = records[open_calls[event["value"]]]
-            first = event["start"] & -PAGE_SIZE == call["start"] and event["ctx"] == call["ctx"]
+            first = event["start"] & -page_size() == call["start"] and event["ctx"] == call["ctx"]
             if first and call["kind"] in WAKING:
                 acts[event["value"]].setdefault("woke", index)
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
-from unit.events import BASE, CTX, MM, THREAD, Events
+from unit.events import CTX, MM, THREAD, Events, bytes_of, page, page_at
 
 from uffdtrace.model.records.events import (
     CONTINUE_MODE_WP,
     COPY_MODE_WP,
     MOVE_MODE_ALLOW_SRC_HOLES,
     MREMAP_DONTUNMAP,
-    PAGE_SIZE,
     Array,
     Feature,
     Ioctl,
@@ -320,7 +319,7 @@ class History:
     # ---- calls ---------------------------------------------------------------
 
     def _begin(self, name: str, home: Uffd, at: int, length: int, variant: int) -> None:
-        done = length * PAGE_SIZE
+        done = bytes_of(length)
         if name == "register":
             if self._call(home, Ioctl.REGISTER, at, length, int(MODES[variant % len(MODES)]), 0, None, variant):
                 home.registered.update(range(at, at + length))
@@ -335,7 +334,7 @@ class History:
             source = at + length if at + 2 * length <= PAGES else at - length
             if source >= 0:
                 mode = MOVE_MODE_ALLOW_SRC_HOLES if name == "move holes" else 0
-                self._call(home, Ioctl.MOVE, at, length, mode, done, None, variant, BASE + source * PAGE_SIZE)
+                self._call(home, Ioctl.MOVE, at, length, mode, done, None, variant, page(source))
         else:
             kind, mode = FILLS[name]
             self._call(home, kind, at, length, mode, done, None, variant)
@@ -382,7 +381,7 @@ class History:
             self.events.arm_part(at, length, [span for span in ends if span[1] > 0], -2 if variant > 4 else 0)
             return
         kind, ret, done = FAILURES[variant]
-        value = ret if done is None else min(done, length - 1) * PAGE_SIZE
+        value = ret if done is None else bytes_of(min(done, length - 1))
         self.events.ioctl(kind, at, length, 1 if kind == Ioctl.WRITEPROTECT else 0, value=value, ret=ret)
 
     # ---- threads -------------------------------------------------------------
@@ -499,18 +498,18 @@ class History:
 def runs(pages: set[int], boundary: int) -> list[tuple[int, int]]:
     """Contiguous pages as (first, how many), cut at a boundary: a registered range may be more than one mapping."""
     found: list[tuple[int, int]] = []
-    for page in sorted(pages):
-        if found and page != boundary and page == sum(found[-1]):
+    for one in sorted(pages):
+        if found and one != boundary and one == sum(found[-1]):
             found[-1] = found[-1][0], found[-1][1] + 1
         else:
-            found.append((page, 1))
+            found.append((one, 1))
     return found
 
 
 def describe(events: Array) -> str:
     return "\n".join(
         f"{index:3} {Type(event['type']).name} ctx={int(event['ctx']) & 0xFFFF:x} tid={event['tid']}"
-        f" [{(int(event['start']) - BASE) // PAGE_SIZE}, {(int(event['end']) - BASE) // PAGE_SIZE})"
+        f" [{page_at(int(event['start']))}, {page_at(int(event['end']))})"
         f" kind={event['kind']} aux={int(event['aux']):x} value={event['value']} ret={event['ret']}"
         for index, event in enumerate(events)
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
-from unit.events import BASE, MM, page
+from unit.events import MM, page, page_at
 
 from uffdtrace.collect import found
 from uffdtrace.collect.program import Program
@@ -154,4 +154,5 @@ class Machine:
 
 
 def span(event: Array) -> tuple[int, int]:
-    return (int(event["start"]) - BASE) // 4096, (int(event["end"]) - int(event["start"])) // 4096
+    first = page_at(int(event["start"]))
+    return first, page_at(int(event["end"])) - first

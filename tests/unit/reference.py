@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from unit.events import BASE
+from unit.events import page_at, page_size
 from unit.reference_page import Descriptor, Page, Range, Sleeper, UnwatchedFork
 
-from uffdtrace.model.records.events import MREMAP_DONTUNMAP, PAGE_SIZE, Array, Feature, Ioctl, MessageFlag, Mode, Type
+from uffdtrace.model.records.events import MREMAP_DONTUNMAP, Array, Feature, Ioctl, MessageFlag, Mode, Type
 
 EVIDENCE = (Type.FRESH_PAGE, Type.ZERO_PAGE, Type.UNPROTECTED_WRITE, Type.UNMERGED)
 RETURNS = {
@@ -25,8 +25,8 @@ Event = dict[str, int]
 
 def numbers(event: Event, length: int | None = None) -> range:
     """The pages that an event names."""
-    first = (event["start"] - BASE) // PAGE_SIZE
-    return range(first, first + (event["end"] - event["start"] if length is None else length) // PAGE_SIZE)
+    first = page_at(event["start"])
+    return range(first, first + (event["end"] - event["start"] if length is None else length) // page_size())
 
 
 class Reference:
@@ -140,7 +140,7 @@ class Reference:
                     protects = result["kind"] in (Ioctl.COPY, Ioctl.CONTINUE) and result["aux"] & 2
                     found.append((index, end, event, pages, "armed" if protects else "filled"))
                     if result["kind"] == Ioctl.MOVE:
-                        source = (event["value"] - BASE) // PAGE_SIZE
+                        source = page_at(event["value"])
                         found.append((index, end, event, range(source, source + len(pages)), "emptied"))
         return found
 
@@ -376,7 +376,7 @@ class Reference:
             for page in pages:
                 self._fill(call, kind, result["aux"], page, answers)
             if kind == Ioctl.MOVE:
-                source = (call["value"] - BASE) // PAGE_SIZE
+                source = page_at(call["value"])
                 for number in range(source, source + len(filled)):
                     page = self.pages.get(ctx, {}).get(number)
                     if page:
@@ -424,7 +424,7 @@ class Reference:
         ]
         if result["ret"] < 0:
             return "HALF_PROTECTED" if covered else "ARM_FAILED", 1
-        left = asked // PAGE_SIZE - sum(covered)
+        left = asked // page_size() - sum(covered)
         return ("GAP", left) if left > 0 else ("", 0)
 
     # ---- ranges --------------------------------------------------------------
@@ -497,7 +497,7 @@ class Reference:
 
     def _remap(self, home: Descriptor, call: Event, address: int) -> None:
         pages = self.pages[home.ctx]
-        to = (address - BASE) // PAGE_SIZE
+        to = page_at(address)
         here = numbers(call)
         if to != here.start:
             kept = bool(call["flags"] & MREMAP_DONTUNMAP)
@@ -513,7 +513,7 @@ class Reference:
                     page.empty("discarded")
                 else:
                     page.end()
-        grown = range(to + len(here), to + call["aux"] // PAGE_SIZE)
+        grown = range(to + len(here), to + call["aux"] // page_size())
         if grown and grown.start - 1 in pages:
             modes = pages[grown.start - 1].home.modes
             self._register(home.ctx, grown, modes)

@@ -5,10 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from unit.events import BASE
-
-from uffdtrace.model.records.events import PAGE_SIZE
-
 Key = tuple[int, str, str]
 _ADDED_UP = (
     "undecided",
@@ -118,8 +114,8 @@ class Range:
                 runs.append([page, page + 1, how, cause, first])
         return [
             (
-                hex(BASE + start * PAGE_SIZE),
-                hex(BASE + end * PAGE_SIZE),
+                hex(page(start)),
+                hex(page(end)),
                 end - start,
                 how,
                 cause,

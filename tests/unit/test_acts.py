@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from unit.events import THREAD, Events, counts, fed
+from unit.events import THREAD, Events, bytes_of, counts, fed, pages_of
 from unit.folding import described, folded
 from unit.history import FEATURES, STEPS, Step
-from unit.test_model_random import account, made
+from unit.test_model_random import SIZES, account, made
 
 from uffdtrace.model.records.acts import unfolded
 from uffdtrace.model.records.events import EVENT, MODES_SHIFT, Act, Array, Ioctl, Memory, Mode, Type
@@ -29,7 +29,7 @@ def answered(kind: Ioctl = Ioctl.WRITEPROTECT, woken: int = 1, pages: int = 1) -
         events.protect(0, pages, on=False)
     for tid in range(THREAD, THREAD + woken):
         events.wake(0, tid, by=events.monitor)
-    events.returned(kind, 0, pages, value=0 if kind in (Ioctl.WRITEPROTECT, Ioctl.WAKE) else pages * 4096)
+    events.returned(kind, 0, pages, value=0 if kind in (Ioctl.WRITEPROTECT, Ioctl.WAKE) else bytes_of(pages))
     for tid in range(THREAD, THREAD + woken):
         events.fault_return(tid)
     return events
@@ -97,16 +97,17 @@ def test_no_return_is_too_strange(fields: list[tuple[int, int, int, int]]) -> No
 
 
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
-@given(STEPS, FEATURES, st.lists(st.integers(0, 150), max_size=6), st.booleans(), st.booleans())
+@given(STEPS, FEATURES, st.lists(st.integers(0, 150), max_size=6), st.booleans(), st.booleans(), SIZES)
 def test_folded_histories_count_the_same(
-    history: list[Step], features: tuple[int, int], cuts: list[int], looked: bool, open_calls: bool
+    history: list[Step], features: tuple[int, int], cuts: list[int], looked: bool, open_calls: bool, size: int
 ) -> None:
-    plain = made(history, features, looked, open_calls)
-    sent = folded(plain)
-    whole = account(plain, [])
-    assert account(sent, []) == whole
-    assert account(sent, [cut for cut in cuts if cut < len(sent)]) == whole
-    assert account(sent, list(range(len(sent)))) == whole
+    with pages_of(size):
+        plain = made(history, features, looked, open_calls)
+        sent = folded(plain)
+        whole = account(plain, [])
+        assert account(sent, []) == whole
+        assert account(sent, [cut for cut in cuts if cut < len(sent)]) == whole
+        assert account(sent, list(range(len(sent)))) == whole
 
 
 # ---- a fault tells when the thread's last one returned ---------------------------------

@@ -23,12 +23,15 @@ from uffdtrace.trace.file import LOOKS, TraceError
 from uffdtrace.trace.reader import Reader
 from uffdtrace.trace.writer import Writer
 
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
+
 PAGE = 4096
 OTHER = Elsewhere(50, 300, 0, 8 * PAGE, 400, "dpdk", 0x7000, 0x7000 + 8 * PAGE)
 
 
 def row(modes: Mode = Mode.WP, memory: Memory = Memory.SHMEM, **changes: int) -> Range:
-    made = Range(0, 0, 8 * PAGE, modes, memory)
+    made = Range(0, 0, 8 * PAGE, modes, PAGE, memory)
     made.born = 10
     for name, value in changes.items():
         setattr(made, name, value)

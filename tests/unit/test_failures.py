@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 
 import pytest
-from unit.events import BASE, CTX, Events, fed
+from unit.events import CTX, Events, fed, page, page_size
 
 from uffdtrace.model.account.failures import Failures, meaning
 from uffdtrace.model.account.model import Model
 from uffdtrace.model.diagnosis.rules_calls import userfaultfd_findings
-from uffdtrace.model.records.events import PAGE_SIZE, Ioctl, Mode
+from uffdtrace.model.records.events import Ioctl, Mode
+
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
 
 
 def started(modes: int = Mode.WP | Mode.MISSING) -> Events:
@@ -40,7 +43,7 @@ def test_a_call_that_fails_is_told_with_its_range(kind: Ioctl) -> None:
         events.ioctl(kind, 4, 2, value=-errno.ENOENT, ret=-errno.ENOENT)
     (said,) = of_range(events)
     assert said.startswith(f"UFFDIO_{kind.name} 50 times with ENOENT")
-    assert said.endswith(f"at {BASE + 0x4000:x}-{BASE + 0x6000:x}")
+    assert said.endswith(f"at {page(4):x}-{page(6):x}")
     assert of_userfaultfd(events) == []
 
 
@@ -104,24 +107,24 @@ def test_a_register_that_succeeds_at_the_second_try_is_no_error() -> None:
 
 def test_a_register_that_succeeds_forgives_no_failure_elsewhere() -> None:
     events = started()
-    for page in (100, 200):
-        events.register(page, 50, Mode.WP, ret=-errno.EINVAL)
+    for at in (100, 200):
+        events.register(at, 50, Mode.WP, ret=-errno.EINVAL)
     events.register(100, 50, Mode.WP)
     (found,) = of_userfaultfd(events)
     message = str(found["message"])
     assert (found["id"], found["pages"]) == ("register-failed", 1)
-    assert f"{BASE + 200 * PAGE_SIZE:x}-{BASE + 250 * PAGE_SIZE:x}" in message
-    assert f"{BASE + 100 * PAGE_SIZE:x}-" not in message
+    assert f"{page(200):x}-{page(250):x}" in message
+    assert f"{page(100):x}-" not in message
 
 
 def test_many_registers_that_succeed_at_the_second_try_are_no_error() -> None:
     """As many as no message names."""
     events = started()
     places = range(100, 200, 10)
-    for page in places:
-        events.register(page, 5, Mode.WP | Mode.MINOR, ret=-errno.EINVAL)
-    for page in places:
-        events.register(page, 5, Mode.WP)
+    for at in places:
+        events.register(at, 5, Mode.WP | Mode.MINOR, ret=-errno.EINVAL)
+    for at in places:
+        events.register(at, 5, Mode.WP)
     assert of_userfaultfd(events) == []
 
 
@@ -157,7 +160,7 @@ def test_a_userfaultfd_that_closed_keeps_its_failures(batch: int) -> None:
     events.ioctl(Ioctl.WAKE, 4, 1, ret=-errno.EINVAL)
     events.release_descriptor()
     events.userfaultfd()
-    model = Model()
+    model = Model(page_size())
     everything = events.array()
     for begin in range(0, len(everything), batch):
         model.feed(everything[begin : begin + batch])

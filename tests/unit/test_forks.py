@@ -23,6 +23,9 @@ from unit.forks import (
 
 from uffdtrace.model.records.events import Feature, Memory, Mode, UffdEvent
 
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
+
 # ---- who the child is ------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from unit.events import CTX, page
+from unit.events import CTX, page, page_size
 from unit.machine import MONITOR, OWNER, OWNERS_MM, STRANGER, STRANGERS_MM, Machine, Mapping, Uffd, events, span
 
 from uffdtrace.collect import found
@@ -16,6 +16,9 @@ from uffdtrace.model.account.model import Model
 from uffdtrace.model.account.watched import Reader, Userfaultfd
 from uffdtrace.model.diagnosis.report import Name
 from uffdtrace.model.records.events import Ioctl, Memory, Mode, Type, name_in
+
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
 
 
 @pytest.fixture
@@ -218,7 +221,7 @@ def test_what_is_armed_during_the_look_was_not_found(
 def test_what_was_found_makes_a_report(machine: Machine, watched: Uffd) -> None:
     machine.mappings[OWNER][0].protected = [(1, 3)]
     machine.look_back.start([OWNER])
-    model = Model()
+    model = Model(page_size())
     model.feed(machine.stream.drain(None))
     model.finish()
     (row,) = model.rows()
@@ -569,7 +572,7 @@ def test_a_followed_child_is_asked_who_sleeps() -> None:
 
 def test_strangers_stay_out_of_the_report(machine: Machine, watched: Uffd) -> None:
     machine.look_back.start([OWNER])
-    model = Model()
+    model = Model(page_size())
     model.feed(machine.stream.drain(None))
     model.finish()
     assert [home.owner for home in model.userfaultfds] == [OWNER]

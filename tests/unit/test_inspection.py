@@ -25,12 +25,13 @@ from uffdtrace.model.diagnosis.inspection import (
     join,
     verdict,
 )
-from uffdtrace.model.records.events import PAGE_SIZE, Feature, Mode
+from uffdtrace.model.records.events import Feature, Mode
 from uffdtrace.reporters import inspection_text
 
 SCHEMA = json.loads(Path(inspection_text.__file__).with_name("inspect.schema.json").read_text())
 WP, MISSING, MINOR = int(Mode.WP), int(Mode.MISSING), int(Mode.MINOR)
 BASE = 0x7F0000000000
+PAGE_SIZE = 4096
 
 
 def span(
@@ -41,6 +42,7 @@ def span(
     return Span(
         start,
         start + pages * PAGE_SIZE,
+        PAGE_SIZE,
         modes,
         "anon",
         "",

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit.events import THREAD, Events, fed, lost_runs, page
+from unit.events import THREAD, Events, fed, lost_runs, page_at
 
 from uffdtrace.model.account.losses import _RECORD, CANCEL, CODES, Losses, cause_of, how_of, merged
 from uffdtrace.model.account.pages import COUNTS, Cause
 from uffdtrace.model.account.states import CHANGES
 from uffdtrace.model.records.events import Array, Feature, Mode
+
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
 
 Record = tuple[int, int, int, int, int]
 _OBSERVED = COUNTS.index("observed")
@@ -147,7 +150,7 @@ def lost(events: Events) -> list[list[tuple[int, int, str, str, int, int]]]:
         return [
             [
                 (
-                    (int(run["start"], 16) - page(0)) // 4096,
+                    page_at(int(run["start"], 16)),
                     run["pages"],
                     run["how"],
                     run["cause"],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from unit.events import CTX, THREAD, Events, fed, told
+from unit.events import CTX, THREAD, Events, fed, page_size, told
 
 from uffdtrace.model.records.events import MREMAP_DONTUNMAP, Feature, Ioctl, Kind, Memory, Mode, Type
+
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
 
 
 def started(pages: int = 8, modes: int = Mode.WP, features: int = 0) -> Events:
@@ -102,7 +105,7 @@ def test_mode_replaced() -> None:
     assert (first["observed"], second["observed"], second["causes"]) == (0, 1, {"mode-replaced": 1})
 
 
-@pytest.mark.parametrize("order", [9, 18], ids=["2 MiB", "1 GiB"])
+@pytest.mark.parametrize("order", [9, 18])
 def test_a_message_on_hugetlb_memory_names_the_whole_page(order: int) -> None:
     pages = 1 << order
     events = Events()
@@ -115,7 +118,7 @@ def test_a_message_on_hugetlb_memory_names_the_whole_page(order: int) -> None:
     assert row["notified_pages"] == pages
 
 
-@pytest.mark.parametrize("order", [9, 18], ids=["2 MiB", "1 GiB"])
+@pytest.mark.parametrize("order", [9, 18])
 def test_nothing_is_lost_under_wp_async(order: int) -> None:
     pages = 1 << order
     events = Events(features=int(Feature.WP_ASYNC))
@@ -233,6 +236,24 @@ def test_a_huge_zero_page_that_did_not_come_about() -> None:
     (row,) = told(events)
     # The page that faulted gets a small zero page instead.
     assert row["zero_page"] == 1
+
+
+def test_all_of_what_one_table_maps_but_the_page_of_the_fault() -> None:
+    """A huge page is 2, 32 or 512 MiB: as many pages as a table has entries of 8 bytes."""
+    pages = page_size() // 8
+    events = started(4 * pages)
+    events.arm(0, 3 * pages, 0)
+    events.huge(0, pages, fault=pages // 2)
+    events.huge_zero(pages, pages)
+    events.huge_zero_write(pages, pages, fault=pages + 3)
+    events.huge_zero(2 * pages, pages)
+    events.huge_fallback(2 * pages, pages, fault=2 * pages + 1)
+    events.arm(3 * pages, pages)
+    events.copy(3 * pages, pages)
+    events.huge_write(3 * pages, pages, fault=4 * pages - 1)
+    (row,) = told(events)
+    assert (row["observed"], row["huge_page"], row["zero_page"]) == (2, pages, pages + 1)
+    assert (row["blind"], row["causes"]["copy-without-wp"]) == (3 * pages - 2, pages)
 
 
 def test_a_huge_zero_page_written() -> None:

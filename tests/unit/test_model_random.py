@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
-from unit.events import counts, fed
+from unit.events import counts, fed, pages_of
 from unit.history import FAMILIES, FEATURES, STEPS, History, Step, describe
 from unit.reference import Reference
 
-from uffdtrace.model.account import model, work
-from uffdtrace.model.records.events import Array
+from uffdtrace.model.account import work
+from uffdtrace.model.records.events import PAGE_SIZES, Array
 
 Account = tuple[list[dict[str, Any]], int]
+# Bytes of a page.
+SIZES = st.sampled_from(PAGE_SIZES)
 
 
 # What rests on whether a page is known to its range.
@@ -76,21 +78,26 @@ USED_AFTER_ALL: list[Step] = [
 @pytest.mark.parametrize("expand", [1024, 3], ids=["page by page", "slices"])
 def test_model_equals_reference(expand: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Intervals of ten pages must reach the path of those of thousands.
-    monkeypatch.setattr(work, "EXPAND_PAGES", expand)
-    monkeypatch.setattr(model, "EXPAND_PAGES", expand)
+    monkeypatch.setattr(work, "expand_pages", lambda page_size: expand)
 
     @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(STEPS, FEATURES, st.lists(st.integers(0, 150), max_size=6), st.booleans(), st.booleans())
-    @example(USED_AFTER_ALL, (0, 0), [], True, True)
-    @example(USED_BEFORE, (0, 0), [], True, False)
-    @example(POPULATED_ASYNC, (4, 32772), [], True, False)
-    def check(history: list[Step], features: tuple[int, int], cuts: list[int], looked: bool, open_calls: bool) -> None:
-        check_history(made(history, features, looked, open_calls), cuts)
+    @given(STEPS, FEATURES, st.lists(st.integers(0, 150), max_size=6), st.booleans(), st.booleans(), SIZES)
+    @example(USED_AFTER_ALL, (0, 0), [], True, True, 4096)
+    @example(USED_BEFORE, (0, 0), [], True, False, 65536)
+    @example(POPULATED_ASYNC, (4, 32772), [], True, False, 16384)
+    def check(
+        history: list[Step], features: tuple[int, int], cuts: list[int], looked: bool, open_calls: bool, size: int
+    ) -> None:
+        with pages_of(size):
+            check_history(made(history, features, looked, open_calls), cuts)
 
     check()
 
 
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
-@given(FAMILIES, FEATURES, st.lists(st.integers(0, 60), max_size=3))
-def test_forked_pages_equal_reference(history: list[Step], features: tuple[int, int], cuts: list[int]) -> None:
-    check_history(made(history, features), cuts)
+@given(FAMILIES, FEATURES, st.lists(st.integers(0, 60), max_size=3), SIZES)
+def test_forked_pages_equal_reference(
+    history: list[Step], features: tuple[int, int], cuts: list[int], size: int
+) -> None:
+    with pages_of(size):
+        check_history(made(history, features), cuts)

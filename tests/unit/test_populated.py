@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from unit.events import BASE, MM, MONITOR, Events, fed, page
+from unit.events import BASE, MM, MONITOR, Events, fed, page, page_size
 
 from uffdtrace.model.account.populated import Populated
 from uffdtrace.model.diagnosis.case import Case
 from uffdtrace.model.diagnosis.rules import findings
 from uffdtrace.model.records.events import Memory, Mode, Type
+
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
 
 PAGES = 64
 
@@ -115,7 +118,7 @@ def test_a_trace_may_claim_anything(events: Registering) -> None:
 
 
 def test_where_missing_was_registered_is_kept_as_few_intervals() -> None:
-    populated = Populated()
+    populated = Populated(page_size())
     for at in (8, 0, 4, 2, 6, 1):
         populated.remember(MM, page(at), page(at + 1))
     assert populated._registered[MM] == [(page(0), page(3)), (page(4), page(5)), (page(6), page(7)), (page(8), page(9))]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from unit.events import MONITOR, THREAD, Events, fed
 
 from uffdtrace.model.account.ranges import Piece, Space
-from uffdtrace.model.records.events import PAGE_SIZE, Kind, Memory, Mode
+from uffdtrace.model.records.events import PAGE_SIZES, Kind, Memory, Mode
 
 
 def test_a_page_that_was_a_range_of_its_own_counts_once() -> None:
@@ -36,30 +36,31 @@ SPANS = st.tuples(st.integers(0, 60), st.integers(1, 12)).map(lambda span: (span
     changes=st.lists(st.tuples(st.booleans(), SPANS), max_size=12),
     wanted=SPANS,
     tabled=st.booleans(),
+    page_size=st.sampled_from(PAGE_SIZES),
 )
 def test_a_space_against_a_list_of_its_pages(
-    changes: list[tuple[bool, tuple[int, int]]], wanted: tuple[int, int], tabled: bool
+    changes: list[tuple[bool, tuple[int, int]]], wanted: tuple[int, int], tabled: bool, page_size: int
 ) -> None:
     """Registering and taking out, page by page."""
-    space, owners, place = Space(1), {}, 0
+    space, owners, place = Space(1, page_size), {}, 0
     for number, (adds, (start, end)) in enumerate(changes):
-        if adds and not space.overlapping(start * PAGE_SIZE, end * PAGE_SIZE):
-            space.add(Piece(start * PAGE_SIZE, end * PAGE_SIZE, place, number))
+        if adds and not space.overlapping(start * page_size, end * page_size):
+            space.add(Piece(start * page_size, end * page_size, place, number, page_size))
             owners.update({page: (place + page - start, number) for page in range(start, end)})
             place += end - start
         elif not adds:
-            taken = space.cut(start * PAGE_SIZE, end * PAGE_SIZE)
+            taken = space.cut(start * page_size, end * page_size)
             pages = {page: owners.pop(page) for page in range(start, end) if page in owners}
             assert expanded(taken) == pages
     assert expanded(space.pieces) == owners
-    start, end = (bound * PAGE_SIZE for bound in wanted)
+    start, end = (bound * page_size for bound in wanted)
     whole = space.pieces
     assert whole == sorted(whole, key=lambda piece: piece.start)
     assert space.overlapping(start, end) == [one for one in whole if one.start < end and one.end > start]
     assert space.touching(start, end) == [one for one in whole if one.start <= end and one.end >= start]
     if tabled:
         space.locate(np.arange(1000, dtype=np.uint64))
-    addresses = np.arange(*wanted, dtype=np.uint64) * np.uint64(PAGE_SIZE)
+    addresses = np.arange(*wanted, dtype=np.uint64) * np.uint64(page_size)
     found = list(zip(*(array.tolist() for array in space.locate(addresses))))
     assert found == [owners.get(page, (-1, -1)) for page in range(*wanted)]
 
@@ -67,9 +68,9 @@ def test_a_space_against_a_list_of_its_pages(
 def expanded(pieces: list[Piece]) -> dict[int, tuple[int, int]]:
     """Place in the pool and range of each page."""
     return {
-        page: (piece.place + page - piece.start // PAGE_SIZE, piece.range_number)
+        page: (piece.place + page - piece.start // piece.page_size, piece.range_number)
         for piece in pieces
-        for page in range(piece.start // PAGE_SIZE, piece.end // PAGE_SIZE)
+        for page in range(piece.start // piece.page_size, piece.end // piece.page_size)
     }
 
 

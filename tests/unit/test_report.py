@@ -28,7 +28,7 @@ ENDING: dict[str, Any] = {"events_dropped": 0, "probes_missed": {}, "doubtful": 
 
 def row(modes: Mode = Mode.WP, pages: int = 16, **changes: Any) -> Range:
     """A range with these counts; causes by the name of Cause's member."""
-    found = Range(0, 0, pages * 4096, modes, Memory.ANON)
+    found = Range(0, 0, pages * 4096, modes, 4096, Memory.ANON)
     for name, value in changes.items():
         if name in COUNTS:
             found.changes[COUNTS.index(name)] = value

@@ -30,7 +30,7 @@ BY_ID = {rule.id: rule for rule in RULES}
 
 def case(features: int = 0, modes: Mode = Mode.WP, pages: int = 16, **found: Any) -> Case:
     """A range, armed unless told otherwise, with these counts: of COUNTS, Cause, Fact, or a field of Range or Case."""
-    row = Range(0, 0, pages * 4096, modes, Memory.ANON)
+    row = Range(0, 0, pages * 4096, modes, 4096, Memory.ANON)
     home = Userfaultfd(0, 1, features=features)
     home.readers = found.pop("readers", {7})
     home.events = found.pop("events", {})

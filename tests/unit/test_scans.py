@@ -13,6 +13,9 @@ from uffdtrace.model.account.pages import Cause
 from uffdtrace.model.account.ranges import Range
 from uffdtrace.model.records.events import Feature, Mode, Type
 
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
+
 ASYNC = int(Feature.WP_ASYNC)
 
 

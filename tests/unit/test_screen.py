@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from unit.events import Events
+from unit.events import Events, page_at, page_size
 from unit.test_terminal import LINE, PROGRESS, Terminal, terminal_size
 
 from uffdtrace.cli import attach, main
 from uffdtrace.cli.status import StatusLine, screen
 from uffdtrace.collect.progress import HISTORY, MOST_RANGES, Progress, RangeProgress, Watch
 from uffdtrace.model.account.model import Model
-from uffdtrace.model.records.events import PAGE_SIZE
 
 BASE = 0x7F0000000000
 
@@ -27,6 +26,7 @@ def a_range(at: int = 0, **more: Any) -> RangeProgress:
         "start": BASE + (at << 24),
         "end": BASE + (at + 1 << 24),
         "pages": 4096,
+        "page_size": 4096,
         "memory": "anon",
         "armed": 4096,
         "messages": 1024,
@@ -112,7 +112,7 @@ def test_it_stays_where_it_is_and_goes_when_it_is_over(monkeypatch: pytest.Monke
 
 
 def fed(*parts: Events) -> tuple[Model, Watch]:
-    model = Model()
+    model = Model(page_size())
     for part in parts:
         model.feed(part.array())
     return model, Watch()
@@ -192,7 +192,7 @@ def test_the_worst_are_shown_of_many() -> None:
     model, watch = fed(events)
     told = watch.look(model, 1.0, False, 0, 0)
     assert len(told.ranges) == MOST_RANGES and told.more == 50 - MOST_RANGES
-    assert [(one.start - BASE) // PAGE_SIZE for one in told.ranges[:3]] == [120, 124, 180]
+    assert [page_at(one.start) for one in told.ranges[:3]] == [120, 124, 180]
 
 
 def test_a_line_of_json_each_interval(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,9 @@ from uffdtrace.kernel.sharing import Elsewhere
 from uffdtrace.model.account.model import Model
 from uffdtrace.model.records.events import Memory, Mode, Type
 
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
+
 Asked = list[dict[int, list[tuple[int, int]]]]
 
 

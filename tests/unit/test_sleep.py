@@ -13,6 +13,9 @@ from uffdtrace.model.account.facts import Fact
 from uffdtrace.model.account.sleep import TOTAL
 from uffdtrace.model.records.events import Array, Kind, Mode, Type
 
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
+
 
 def started() -> Events:
     events = Events()

@@ -16,6 +16,9 @@ from uffdtrace.model.records.events import Type
 from uffdtrace.reporters import offline
 from uffdtrace.trace.file import HEADER
 
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
+
 
 def test_a_thread_is_asked_once_while_it_lives() -> None:
     asked = found.Threads()

@@ -163,8 +163,8 @@ def test_a_beginning_that_no_trace_has(tmp_path: Path, said: dict[str, object]) 
     one_line(caught.value)
 
 
-@pytest.mark.parametrize("size", [1024, 16384, 65536])
-def test_pages_of_another_size_are_no_damage(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize("size", [1, 1024, 4097, 8192, 12288, 32768, 1 << 17, 1 << 30])
+def test_pages_that_no_traced_machine_has(tmp_path: Path, size: int) -> None:
     with pytest.raises(TraceError, match=f"pages of {size:,} bytes") as caught:
         Reader(write(tmp_path / "trace", page_size=size))
     one_line(caught.value)

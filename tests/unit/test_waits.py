@@ -17,6 +17,9 @@ from uffdtrace.model.diagnosis.rules_waits import waiting_findings
 from uffdtrace.model.records.events import Feature, Mode, Type, UffdEvent
 from uffdtrace.reporters import offline
 
+# Whatever the machine was that the events are of.
+pytestmark = pytest.mark.usefixtures("any_page_size")
+
 SCHEMA = json.loads(Path(offline.__file__).with_name("report.schema.json").read_text())
 ENDING: dict[str, Any] = {"events_dropped": 0, "probes_missed": {}, "doubtful": [], "counters": []}
 EVENTS = Feature.EVENT_UNMAP | Feature.EVENT_REMOVE | Feature.EVENT_REMAP

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from unit.events import Events
+from unit.events import Events, page_size
 
 from uffdtrace.model.account.ranges import ModelError
 from uffdtrace.model.records.events import EVENT, Array
@@ -33,7 +33,7 @@ WHAT: dict[str, Any] = {
     "process": {"pid": 7, "comm": "tracker", "cmdline": ["tracker"]},
     "also_traced": [],
     "began": 0,
-    "page_size": 4096,
+    "page_size": page_size(),
     "features_offered": None,
     "probes": [{"row": "faults", "place": "handle_userfault", "kind": "fentry"}],
 }
@@ -61,7 +61,7 @@ def history() -> Array:
 
 def write(path: Path, *batches: Array, ending: dict[str, Any] | None = None, **what: Any) -> Path:
     """`what` stands in the head, instead of WHAT's."""
-    writer = Writer(path, {**WHAT, **what})
+    writer = Writer(path, {**WHAT, "page_size": page_size(), **what})
     for events in batches:
         writer.events(events)
     writer.loss({"events_dropped": 0})

@@ -19,6 +19,7 @@ from uffdtrace import __version__
 from uffdtrace.cli.common import PID, Duration, color_option, errors_in_one_line, format_option, write
 from uffdtrace.collect.target import open_pidfd
 from uffdtrace.kernel import offers, privileges, proc, sharing
+from uffdtrace.kernel.page import PAGE_SIZE
 from uffdtrace.kernel.pagemap import Kind, Pagemap
 from uffdtrace.kernel.preflight import Refusal
 from uffdtrace.kernel.privileges import Capability
@@ -150,6 +151,7 @@ def _spans(pagemap: Pagemap, thread: int, listed: bool) -> Iterator[Span]:
         yield Span(
             found.start,
             found.end,
+            PAGE_SIZE,
             found.modes,
             found.memory,
             found.name,

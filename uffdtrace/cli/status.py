@@ -9,7 +9,6 @@ from typing import TextIO
 from uffdtrace.cli.messages import say
 from uffdtrace.collect.progress import Progress, RangeProgress
 from uffdtrace.model.diagnosis.latency import readable
-from uffdtrace.model.records.events import PAGE_SIZE
 from uffdtrace.reporters.words import known_part, number, size
 
 _ERASE = "\r\x1b[K"
@@ -65,7 +64,7 @@ def _cells(one: RangeProgress, plain: bool) -> list[str]:
     history = "".join(bars[-(-lost * (len(bars) - 1) // most) if most else 0] for lost in one.history)
     return [
         f"{one.start:x}",
-        f"{size(one.pages, PAGE_SIZE)} {one.memory}",
+        f"{size(one.pages, one.page_size)} {one.memory}",
         f"{one.armed:,}",
         f"{one.per_second:,.0f}",
         "" if one.p99_us is None else readable(one.p99_us).replace("µ", "u" if plain else "µ"),

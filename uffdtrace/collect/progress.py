@@ -24,6 +24,7 @@ class RangeProgress:
     start: int
     end: int
     pages: int
+    page_size: int
     memory: str
     armed: int
     messages: int
@@ -137,6 +138,7 @@ class Watch:
             start=row.start,
             end=row.end,
             pages=row.pages,
+            page_size=row.page_size,
             memory=row.memory.name.lower() if row.memory.name else "?",
             armed=row.count("armed_pages"),
             messages=messages,

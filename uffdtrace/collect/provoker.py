@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Callable
 
 from uffdtrace.kernel import offers, pagemap
+from uffdtrace.kernel.page import PAGE_SIZE
 from uffdtrace.kernel.probes import HUGE_PAGES
 from uffdtrace.kernel.userfaultfd import Userfaultfd
-from uffdtrace.model.records.events import PAGE_SIZE, Feature, Mode
+from uffdtrace.model.records.events import Feature, Mode
 
 # sizeof(struct uffd_msg), include/uapi/linux/userfaultfd.h.
 _MESSAGE_BYTES = 32
@@ -27,6 +28,8 @@ _MESSAGE_BYTES = 32
 _MADV_DONTNEED = 4
 _MADV_HUGEPAGE = 14
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
+# With pages of 64 KiB huge ones have 512 MiB: too much to ask for.
+_LARGEST_TRIED = 32 << 20
 _WAIT_S = 5.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -122,6 +125,8 @@ def _huge_pages(uffd: _Userfaultfd) -> bool:
     try:
         huge_page = int((HUGE_PAGES / "hpage_pmd_size").read_text())
     except FileNotFoundError:
+        return False
+    if huge_page > _LARGEST_TRIED:
         return False
     pages = huge_page // PAGE_SIZE
     memory = _Memory(2 * pages, huge_page)

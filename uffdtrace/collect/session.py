@@ -25,12 +25,13 @@ from uffdtrace.collect.sharing import Sharing
 from uffdtrace.collect.stacks import Stacks
 from uffdtrace.kernel import layout, offers, preflight, privileges, probes, proc
 from uffdtrace.kernel.btf import Btf
+from uffdtrace.kernel.page import PAGE_SIZE
 from uffdtrace.kernel.symbols import Symbols
 from uffdtrace.model.account.model import Model
 from uffdtrace.model.diagnosis.document import ProcessDict, ReportDict, TraceDict
 from uffdtrace.model.diagnosis.report import FROM_EVENTS, Name, build
 from uffdtrace.model.diagnosis.stacks import Stack
-from uffdtrace.model.records.events import PAGE_SIZE, Array, Type, joined
+from uffdtrace.model.records.events import Array, Type, joined
 from uffdtrace.trace.output import Output, check_path
 from uffdtrace.trace.writer import Writer
 
@@ -149,7 +150,7 @@ class Session:
         self._readers = found.Readers()
         self._next_readers = 0.0
         self._caught_up = 0.0
-        self._model = Model()
+        self._model = Model(PAGE_SIZE)
         self._model.sees_page_scans = any(one.row.name == "page-scans" for one in program.attachments)
         self._stop = Stop()
         self._proof = proof.Proof()

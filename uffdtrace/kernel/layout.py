@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 from uffdtrace.errors import UffdtraceError
 from uffdtrace.kernel import architecture
 from uffdtrace.kernel.btf import Btf
+from uffdtrace.kernel.page import PAGE_SIZE
 from uffdtrace.kernel.symbols import Symbols
 
 
@@ -124,11 +123,10 @@ def _stack_size(symbols: Symbols) -> int:
 def defines(btf: Btf, symbols: Symbols, machine: str | None = None) -> dict[str, int]:
     """Name to value of every define; LayoutError names what this kernel lacks, ArchitectureError a strange machine."""
     here = architecture.of(machine)
-    page_size = os.sysconf("SC_PAGE_SIZE")
     found = {
         **here.bits,
-        "PAGE_SIZE": page_size,
-        "PAGE_SHIFT": page_size.bit_length() - 1,
+        "PAGE_SIZE": PAGE_SIZE,
+        "PAGE_SHIFT": PAGE_SIZE.bit_length() - 1,
         "ORDERED": int(here.ordered),
     }
     for name, (member, behind) in here.saved.items():

@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 
 from uffdtrace.kernel import proc
+from uffdtrace.kernel.page import PAGE_SIZE
 from uffdtrace.kernel.userfaultfd import Access, Userfaultfd, open_new
 
 _SYSCTL = Path("/proc/sys/vm/unprivileged_userfaultfd")
@@ -57,7 +58,7 @@ def features() -> int | None:
 @contextmanager
 def _mapping(kind: Memory) -> Iterator[tuple[mmap.mmap, int]]:
     """A page of our own, and its address; OSError where there is none of that kind."""
-    flags, length = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PAGESIZE
+    flags, length = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, PAGE_SIZE
     if kind is Memory.SHMEM:
         flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
     elif kind is Memory.HUGETLB:

@@ -22,6 +22,7 @@ import numpy as np
 
 from uffdtrace.arrays import Array
 from uffdtrace.kernel import proc
+from uffdtrace.kernel.page import PAGE_SIZE
 
 # include/uapi/linux/fs.h, Linux 6.7.
 _PAGEMAP_SCAN = 0xC0606610
@@ -30,7 +31,6 @@ _PM_SCAN_WP_MATCHING = 1
 _ARGUMENT = struct.Struct("<12Q")
 _WPALLOWED, _WRITTEN, _PRESENT, _SWAPPED = 1 << 0, 1 << 1, 1 << 3, 1 << 4
 _REGIONS = 1 << 15
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Kind(IntEnum):
@@ -78,7 +78,7 @@ class Pagemap:
         except (FileNotFoundError, ProcessLookupError):
             raise proc.NoProcess(proc.gone(pid)) from None
         try:
-            self._scan(0, _PAGE, _PRESENT, _PRESENT)
+            self._scan(0, PAGE_SIZE, _PRESENT, _PRESENT)
             self.scans = True
         except OSError:
             self.scans = False
@@ -103,12 +103,12 @@ class Pagemap:
 
     def wp_async(self, start: int) -> bool:
         """Whether the mapping there is registered with UFFD_FEATURE_WP_ASYNC, which is as old as PAGEMAP_SCAN."""
-        return self.scans and len(self._scan(start, start + _PAGE, _WPALLOWED, _WPALLOWED)[0]) > 0
+        return self.scans and len(self._scan(start, start + PAGE_SIZE, _WPALLOWED, _WPALLOWED)[0]) > 0
 
     def pages(self, start: int, end: int) -> Pages:
         counts = self._scanned(start, end) if self.scans else self._read(start, end)
         protected, unprotected, swapped, in_memory = counts.tolist()
-        empty = (end - start) // _PAGE - protected - unprotected - swapped
+        empty = (end - start) // PAGE_SIZE - protected - unprotected - swapped
         return Pages(protected, unprotected, swapped, empty, in_memory)
 
     def runs(self, start: int, end: int) -> Iterator[tuple[int, int, Kind]]:
@@ -133,7 +133,7 @@ class Pagemap:
                 cuts = np.flatnonzero(np.diff(kinds)) + 1
                 bounds = [0, *cuts.tolist(), len(kinds)]
                 for first, last in zip(bounds[:-1], bounds[1:]):
-                    yield at + first * _PAGE, at + last * _PAGE, Kind(int(kinds[first]))
+                    yield at + first * PAGE_SIZE, at + last * PAGE_SIZE, Kind(int(kinds[first]))
             return
         while start < end:
             regions, stopped = self._scan(start, end, _PRESENT | _SWAPPED, _PRESENT | _SWAPPED | _WRITTEN)
@@ -151,7 +151,7 @@ class Pagemap:
         counts = np.zeros(4, dtype=np.int64)
         while start < end:
             regions, start = self._scan(start, end, _PRESENT | _SWAPPED, _PRESENT | _SWAPPED | _WRITTEN)
-            pages = ((regions[:, 1] - regions[:, 0]) // np.uint64(_PAGE)).astype(np.int64)
+            pages = ((regions[:, 1] - regions[:, 0]) // np.uint64(PAGE_SIZE)).astype(np.int64)
             written, present = (regions[:, 2] & np.uint64(bit) != 0 for bit in (_WRITTEN, _PRESENT))
             counts += [pages[which].sum() for which in (~written, written & present, written & ~present, present)]
         return counts

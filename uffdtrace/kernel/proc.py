@@ -13,9 +13,9 @@ import numpy as np
 from uffdtrace.arrays import Array
 from uffdtrace.errors import UffdtraceError
 from uffdtrace.kernel import architecture, mappings
+from uffdtrace.kernel.page import PAGE_SIZE
 
 PROC = Path("/proc")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 # Documentation/admin-guide/mm/pagemap.rst; bit 57 since 5.14 (fb8e37f35a2f).
 PAGEMAP_UFFD_WP, PAGEMAP_SWAPPED, PAGEMAP_PRESENT = (np.uint64(1 << bit) for bit in (57, 62, 63))
 _PAGEMAP_CHUNK = 1 << 16
@@ -182,10 +182,10 @@ def pagemap_entries(pid: int, start: int, end: int) -> Iterator[tuple[int, Array
     except (FileNotFoundError, ProcessLookupError):
         return
     with pagemap:
-        for chunk in range(start, end, _PAGEMAP_CHUNK * _PAGE):
-            pages = min(_PAGEMAP_CHUNK, (end - chunk) // _PAGE)
+        for chunk in range(start, end, _PAGEMAP_CHUNK * PAGE_SIZE):
+            pages = min(_PAGEMAP_CHUNK, (end - chunk) // PAGE_SIZE)
             try:
-                pagemap.seek(chunk // _PAGE * 8)
+                pagemap.seek(chunk // PAGE_SIZE * 8)
                 entries = np.frombuffer(pagemap.read(pages * 8), dtype="<u8")
             except ProcessLookupError:
                 return
@@ -198,7 +198,7 @@ def protected_runs(pid: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         marked = np.r_[False, (entries & PAGEMAP_UFFD_WP) != 0, False]
         edges = np.flatnonzero(marked[1:] != marked[:-1])
         for first, last in zip(edges[::2].tolist(), edges[1::2].tolist()):
-            yield chunk + first * _PAGE, chunk + last * _PAGE
+            yield chunk + first * PAGE_SIZE, chunk + last * PAGE_SIZE
 
 
 def _threads(pid: int) -> list[int]:

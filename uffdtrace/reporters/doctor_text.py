@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from uffdtrace.model.records.events import PAGE_SIZE, Feature
+from uffdtrace.model.records.events import Feature
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.reporters.options import DEFAULT, TextOptions
 from uffdtrace.reporters.terminal import console_for, table
@@ -52,7 +52,7 @@ def _detail(name: str, found: dict[str, Any]) -> str:
     if name == "bcc" and check["path"]:
         return f"{check['version'] or 'of unknown version'} {check['path']}"
     if name == "btf" and check["bytes"]:
-        return f"{size(-(-check['bytes'] // PAGE_SIZE), PAGE_SIZE)} {check['path']}"
+        return f"{size(check['bytes'], 1)} {check['path']}"
     if name == "plan":
         served = {one["row"] for one in found["probes"] if one["place"]}
         return f"{len(served)} of {len({one['row'] for one in found['probes']})}"

@@ -19,7 +19,7 @@ import numpy as np
 from uffdtrace.model.account.elsewhere import Elsewhere, Look
 from uffdtrace.model.diagnosis.report import Name
 from uffdtrace.model.diagnosis.stacks import MOST_STACKS, Stack
-from uffdtrace.model.records.events import EVENT, PAGE_SIZE, Array
+from uffdtrace.model.records.events import EVENT, PAGE_SIZES, Array
 from uffdtrace.trace import shape
 from uffdtrace.trace.file import (
     DONE,
@@ -105,10 +105,10 @@ class Reader:
         self.meta = self._shaped(found, shape.META)
         # The same wherever the file lies, and another for each trace: its head has the time in ns.
         self.id = hashlib.sha256(first[1]).hexdigest()[:_ID_DIGITS]
-        if self.meta["page_size"] != PAGE_SIZE:
+        if self.meta["page_size"] not in PAGE_SIZES:
             raise TraceError(
-                f"{path} is of a machine with pages of {self.meta['page_size']:,} bytes: this uffdtrace reads traces"
-                f" with pages of {PAGE_SIZE:,} only"
+                f"{path} is of a machine with pages of {self.meta['page_size']:,} bytes: no machine that can be traced"
+                f" has such, they have {', '.join(map(str, PAGE_SIZES))}: the file is broken or foreign"
             )
 
     def events(self) -> Iterator[Array]:

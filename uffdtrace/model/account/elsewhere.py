@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from uffdtrace.model.account.ranges import Range
 from uffdtrace.model.account.watched import Userfaultfd
-from uffdtrace.model.records.events import PAGE_SIZE, Memory, Mode
+from uffdtrace.model.records.events import Memory, Mode
 
 
 @dataclass(frozen=True)
@@ -63,4 +63,4 @@ def pages(row: Range, others: Sequence[Elsewhere]) -> int:
     for start, end in sorted((max(other.of_start, row.start), min(other.of_end, row.end)) for other in others):
         covered += max(0, end - max(start, last))
         last = max(last, end)
-    return covered // PAGE_SIZE
+    return covered // row.page_size

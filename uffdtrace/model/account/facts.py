@@ -11,10 +11,9 @@ import numpy as np
 
 from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.counting import among
-from uffdtrace.model.records.events import HIGHEST, PAGE_SIZE, WRITEPROTECT_MODE_WP, Array, Ioctl, Type
+from uffdtrace.model.records.events import HIGHEST, WRITEPROTECT_MODE_WP, Array, Ioctl, Type
 
 _FILLS = among((Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE, Ioctl.MOVE))
-_MASK = ~(PAGE_SIZE - 1)
 _KNOWN = frozenset(int(kind) for kind in Ioctl)
 
 
@@ -61,7 +60,7 @@ class Call:
 _TOLD_ELSEWHERE = (-errno.EAGAIN, -errno.EEXIST)
 
 
-def calls(events: Batch, size: int, index: Array, found: Array) -> Iterator[Call]:
+def calls(events: Batch, size: int, page_size: int, index: Array, found: Array) -> Iterator[Call]:
     """The calls among the first `size` events that did not do what they were asked for.
 
     `index` and `found` are what join.returns_of() says of the ioctls of `events`.
@@ -79,7 +78,7 @@ def calls(events: Batch, size: int, index: Array, found: Array) -> Iterator[Call
         (Fact.EAGAIN, (results["ret"] == -errno.EAGAIN) & ~partial),
     ):
         for place in np.flatnonzero(hit).tolist():
-            span = (int(results["start"][place]) & _MASK, int(results["end"][place]))
+            span = (int(results["start"][place]) & -page_size, int(results["end"][place]))
             spans = (span,) if fact is Fact.EEXIST else ()
             yield Call(int(index[place]), fact, 1, spans=spans, failed=_failed(results[place], 0))
     told = np.isin(results["ret"], _TOLD_ELSEWHERE) & (fills | (results["ret"] == -errno.EAGAIN))
@@ -90,7 +89,7 @@ def calls(events: Batch, size: int, index: Array, found: Array) -> Iterator[Call
             yield Call(int(index[place]), Fact.FAILED, 1, failed=call)
     arms = (kinds == Ioctl.WRITEPROTECT) & (results["aux"] & np.uint64(WRITEPROTECT_MODE_WP) != 0)
     arms &= results["ret"] != -errno.EAGAIN
-    yield from _arms(events, index[arms], found[arms], failed[arms], length[arms])
+    yield from _arms(events, page_size, index[arms], found[arms], failed[arms], length[arms])
 
 
 def _failed(result: Array, mode: int) -> tuple[Ioctl, int, int, int, int] | None:
@@ -119,7 +118,7 @@ def _last_before(calls: Array, acts: Array, tids: Array) -> Array:
     return found[len(calls) :]
 
 
-def _arms(events: Batch, index: Array, found: Array, failed: Array, length: Array) -> Iterator[Call]:
+def _arms(events: Batch, page_size: int, index: Array, found: Array, failed: Array, length: Array) -> Iterator[Call]:
     if not len(index):
         return
     protects = np.flatnonzero((events["type"] == Type.PROTECT) & (events["kind"] == 1))
@@ -131,12 +130,11 @@ def _arms(events: Batch, index: Array, found: Array, failed: Array, length: Arra
     # A call that succeeded cannot have named more than there are addresses.
     passed_over = (covered < length) & (length <= HIGHEST)
     for one in np.flatnonzero(failed | passed_over).tolist():
-        spans = tuple(
-            (int(events["start"][protect]) & _MASK, int(events["end"][protect])) for protect in protects[within == one]
-        )
+        own = protects[within == one].tolist()
+        spans = tuple((int(events["start"][act]) & -page_size, int(events["end"][act])) for act in own)
         error = errno.errorcode.get(-int(events["ret"][found[one]]), "an error")
         if not failed[one]:
-            yield Call(int(index[one]), Fact.GAP, int(length[one] - covered[one]) // PAGE_SIZE, spans=spans)
+            yield Call(int(index[one]), Fact.GAP, int(length[one] - covered[one]) // page_size, spans=spans)
         elif spans:
             yield Call(int(index[one]), Fact.HALF_PROTECTED, 1, error, spans)
         else:

@@ -11,7 +11,7 @@ from uffdtrace.model.account.pages import COUNTS, Cause
 from uffdtrace.model.account.ranges import Ranges
 from uffdtrace.model.account.states import CHANGES
 from uffdtrace.model.records.counting import begins, by_value
-from uffdtrace.model.records.events import PAGE_SIZE, Array
+from uffdtrace.model.records.events import Array
 
 HOW = ("observed", "blind")
 # A loss is a code: 1 + 2 * cause + how; with CANCEL it says that it was none after all.
@@ -177,11 +177,11 @@ def lost_pages(
 
     `began` is the time (ns) from which `first_s` counts.
     """
-    pieces = sorted((piece.place, piece.end - piece.start, piece.start, row.number) for row, piece in ranges.pieces())
+    pieces = sorted((piece.place, piece.pages, piece.start, row.number) for row, piece in ranges.pieces())
     if not len(runs) or not pieces:
         return {}
     table = np.array(pieces, dtype=np.int64)
-    places, lengths, starts, numbers = table[:, 0], table[:, 1] // PAGE_SIZE, table[:, 2], table[:, 3]
+    places, lengths, starts, numbers = table[:, 0], table[:, 1], table[:, 2], table[:, 3]
     # A run may cross from one piece into the next, where both were one.
     low = np.searchsorted(places, runs["place"], side="right") - 1
     high = np.searchsorted(places, runs["place"] + runs["pages"], side="left")
@@ -193,18 +193,18 @@ def lost_pages(
     inside = first < last
     which, at, first, last = which[inside], at[inside], first[inside], last[inside]
     parts = runs[which]
-    parts["place"] = (starts[at] + (first - places[at]) * PAGE_SIZE) // PAGE_SIZE
+    parts["place"] = starts[at] // ranges.page_size + first - places[at]
     parts["pages"] = last - first
     owners = numbers[at]
-    return {number: _listed(merged(parts[index]), began, most) for number, index in by_value(owners)}
+    return {number: _listed(merged(parts[index]), ranges.page_size, began, most) for number, index in by_value(owners)}
 
 
-def _listed(runs: Array, began: int, most: int | None) -> tuple[list[dict[str, Any]], int]:
+def _listed(runs: Array, page_size: int, began: int, most: int | None) -> tuple[list[dict[str, Any]], int]:
     order = np.lexsort((_RANKS[runs["code"]], runs["place"]))[:most]
     listed = [
         {
-            "start": hex(int(run["place"]) * PAGE_SIZE),
-            "end": hex((int(run["place"]) + int(run["pages"])) * PAGE_SIZE),
+            "start": hex(int(run["place"]) * page_size),
+            "end": hex((int(run["place"]) + int(run["pages"])) * page_size),
             "pages": int(run["pages"]),
             "how": how_of(int(run["code"])),
             "cause": cause_of(int(run["code"])).label,

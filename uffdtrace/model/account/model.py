@@ -19,7 +19,7 @@ from uffdtrace.model.account.structure import Structure
 from uffdtrace.model.account.timeline import Timeline
 from uffdtrace.model.account.waits import Waits
 from uffdtrace.model.account.watched import Userfaultfd, Watched
-from uffdtrace.model.account.work import EVIDENCE, EXPAND_PAGES, Work
+from uffdtrace.model.account.work import EVIDENCE, Work
 from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.counting import by_value, different
 from uffdtrace.model.records.events import (
@@ -27,7 +27,6 @@ from uffdtrace.model.records.events import (
     MEMORY_ORDER_SHIFT,
     MODES_SHIFT,
     MOST_ORDER,
-    PAGE_SIZE,
     Array,
     Feature,
     Ioctl,
@@ -48,9 +47,15 @@ _MODE_OF = {Kind.MISSING: Mode.MISSING, Kind.WP: Mode.WP, Kind.MINOR: Mode.MINOR
 class Model:
     """Feed it events in the order of the ring, finish, then read `rows()`."""
 
-    def __init__(self, timeline: Timeline | None = None, faults: Callable[[Array], None] | None = None) -> None:
-        """`timeline` is told what happens when, and `faults` is given each fault (sleep.FAULT), if somebody asks."""
-        self.watched = Watched()
+    def __init__(
+        self, page_size: int, timeline: Timeline | None = None, faults: Callable[[Array], None] | None = None
+    ) -> None:
+        """`page_size` (bytes) is that of the machine that was traced, one of PAGE_SIZES.
+
+        `timeline` is told what happens when, and `faults` is given each fault (sleep.FAULT), if somebody asks.
+        """
+        self.page_size = page_size
+        self.watched = Watched(page_size)
         self._timeline = timeline
         self.ranges = self.watched.ranges
         self.lost_returns = 0
@@ -60,7 +65,7 @@ class Model:
         # Time (ns) of the last event.
         self.last = 0
         self._held = join.Held()
-        self._sleepers = Sleepers(faults)
+        self._sleepers = Sleepers(page_size, faults)
         self._overlaps = Overlaps()
         self._asleep: set[int] = set()
         self._waits = Waits()
@@ -110,16 +115,16 @@ class Model:
     def _expose(self) -> None:
         """What stands unprotected at the end, by why."""
         pieces = [(row, piece) for row, piece in self.ranges.pieces() if not row.untracked]
-        large = [(row, piece) for row, piece in pieces if piece.end - piece.start > _MOST_TOGETHER * PAGE_SIZE]
+        large = [(row, piece) for row, piece in pieces if piece.pages > _MOST_TOGETHER]
         for row, piece in large:
             counts = self.ranges.count(piece)
             causes = exposed(np.arange(len(counts)))
             row.exposed += np.bincount(causes, weights=counts, minlength=len(Cause)).astype(np.int64)
         # Small ones by the thousand, some at once.
-        small = [(row, piece) for row, piece in pieces if piece.end - piece.start <= _MOST_TOGETHER * PAGE_SIZE]
+        small = [(row, piece) for row, piece in pieces if piece.pages <= _MOST_TOGETHER]
         for first in range(0, len(small), _MOST_TOGETHER):
             some = small[first : first + _MOST_TOGETHER]
-            sizes = np.array([(piece.end - piece.start) // PAGE_SIZE for _, piece in some])
+            sizes = np.array([piece.pages for _, piece in some])
             begins = np.array([piece.place for _, piece in some]) - (np.cumsum(sizes) - sizes)
             causes = exposed(self.ranges.pool.read(np.repeat(begins, sizes) + np.arange(int(sizes.sum()))))
             found = np.repeat(np.arange(len(some)) * len(Cause), sizes) + causes
@@ -173,7 +178,7 @@ class Model:
         if not ready:
             return
         self.last = max(self.last, int(events["time"][:ready].max()))
-        work = Work(events, ready, ioctls, protects, remaps, zaps, self._overlaps)
+        work = Work(events, ready, self.page_size, ioctls, protects, remaps, zaps, self._overlaps)
         self.lost_returns += work.lost_returns
         if work.unmaps and self._first_unseen(work.events) is None:
             work.pass_over(self.watched.registered())
@@ -188,7 +193,7 @@ class Model:
         self._holes(work, begin, ready)
         if self.watched.populated.late:
             self.watched.dropped(work.events[DISCARDS[work.types]].records)
-        for call in facts.calls(events, ready, *ioctls):
+        for call in facts.calls(events, ready, self.page_size, *ioctls):
             self._wrong(int(work.numbers[call.index]), call, int(work.uffds[call.index]))
         self._sleep(work.events, work.numbers)
 
@@ -262,13 +267,13 @@ class Model:
     def _place(self, uffd: Userfaultfd, start: int, end: int, fault: Array) -> None:
         """Messages that were read before `fault` told of their range: a process may be gone before it is looked at."""
         # On hugetlb memory a message names all of a huge page.
-        size = PAGE_SIZE << min(int(fault["flags"]) >> MEMORY_ORDER_SHIFT & 31, MOST_ORDER)
+        size = self.page_size << min(int(fault["flags"]) >> MEMORY_ORDER_SHIFT & 31, MOST_ORDER)
         for address, kind in uffd.take_unplaced(start, end):
             number = self.ranges.space(uffd.ctx).touched(address, address + 1)
             if kind < len(Kind):
                 self.ranges.all[number].root().messages[kind] += 1
             self.unattributed_messages -= 1
-            page = address & ~(size - 1)
+            page = address & -size
             self._operations.interval(uffd.ctx, page, page + size, Op.NAMED_BEFORE, fault)
 
     def _run_seen(self, work: Work, begin: int, end: int) -> None:
@@ -322,9 +327,7 @@ class Model:
         """What these events did to pages; `named` are messages, which name all of a huge page."""
         events, start, pages, ops = work.events[chosen], work.start[chosen], work.pages[chosen], work.op[chosen]
         self._whole_pages(events, start, pages, number, named)
-        small = pages <= EXPAND_PAGES
-        small[named] = True
-        active = np.flatnonzero((ops != Op.NOTHING) & small)
+        active = np.flatnonzero((ops != Op.NOTHING) & work.short[chosen])
         if uffd.has(Feature.WP_ASYNC):
             # The kernel notes writes by itself.
             active = active[~EVIDENCE[events["type"][active]]]
@@ -370,5 +373,5 @@ class Model:
         if untold.any():
             ranges, of_each = np.unique(number[messages][untold], return_inverse=True)
             orders[untold] = np.array([self.ranges.all[one].root().order for one in ranges.tolist()])[of_each]
-        start[messages] &= ~((np.uint64(PAGE_SIZE) << orders.astype(np.uint64)) - np.uint64(1))
+        start[messages] &= ~((np.uint64(self.page_size) << orders.astype(np.uint64)) - np.uint64(1))
         pages[messages] = np.int64(1) << orders

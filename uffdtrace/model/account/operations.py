@@ -13,7 +13,7 @@ from uffdtrace.model.account.watched import Userfaultfd, Watched
 from uffdtrace.model.account.work import with_sources
 from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.counting import among
-from uffdtrace.model.records.events import PAGE_SIZE, Array, Type
+from uffdtrace.model.records.events import Array, Type
 
 # Per row of CHANGES: whether it counts a page as dropped.
 _DROPPED = CHANGES[:, COUNTS.index("dropped")] != 0
@@ -30,13 +30,13 @@ class Operations:
 
     def page_by_page(self, uffd: Userfaultfd, events: Batch, start: Array, pages: Array, ops: Array) -> None:
         """The operation of each event on its pages, in the order of the events."""
-        events, start, pages, ops = with_sources(events, start, pages, ops)
+        events, start, pages, ops = with_sources(events, self._ranges.page_size, start, pages, ops)
         rows, addresses = np.arange(len(events)), start
         several = bool((pages > 1).any())
         if several:
             rows = np.repeat(rows, pages)
             offsets = np.arange(len(rows)) - np.repeat(np.cumsum(pages) - pages, pages)
-            addresses = start[rows] + offsets.astype(np.uint64) * np.uint64(PAGE_SIZE)
+            addresses = start[rows] + offsets.astype(np.uint64) * np.uint64(self._ranges.page_size)
             ops = ops[rows]
             fills = _UNPROTECTED_FILLS[ops] & (pages > 1)[rows]
             types = events["type"][rows]
@@ -82,13 +82,14 @@ class Operations:
     def interval(self, ctx: int, start: int, end: int, op: Op, event: Array) -> None:
         """One operation on all pages of [start, end), by `event`."""
         for piece in self._ranges.space(ctx).overlapping(start, end):
-            low = max(start, piece.start)
-            high = low + -(-(min(end, piece.end) - low) // PAGE_SIZE) * PAGE_SIZE
+            # Pieces are whole pages; an event may end within one.
+            low, high = max(start, piece.start), min(end, piece.end)
+            high += (low - high) % self._ranges.page_size
             befell, notable = self._ranges.operate(piece, low, high, op)
             self.losses.add(notable.firsts, notable.effects, int(event["time"]), int(event["tid"]), notable.pages)
             effects = np.repeat(notable.effects, notable.pages)
             for call, index in circles.answers(effects, np.full(len(effects), int(op), dtype=np.uint8)).items():
-                addresses = piece.start + (notable.places()[index] - piece.place) * PAGE_SIZE
+                addresses = piece.start + (notable.places()[index] - piece.place) * piece.page_size
                 self._ranges.all[piece.range_number].root().circles.add(call, addresses)
             dropped = np.array([int(befell[_DROPPED].sum())])
             if DISCARDS[event["type"]] and dropped[0]:

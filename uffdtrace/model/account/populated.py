@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 
-from uffdtrace.model.records.events import HIGHEST, PAGE_SIZE, Array
+from uffdtrace.model.records.events import HIGHEST, Array
 
 
 @dataclass
@@ -16,6 +16,7 @@ class Late:
     start: int
     end: int
     populated: int
+    page_size: int
     # There may be more: swapped out, or behind the part of the page table that was read.
     more: bool
     # MISSING had been registered there before, and was withdrawn meanwhile: a tracker's reset.
@@ -30,7 +31,7 @@ class Late:
     def pages(self) -> int:
         """Those that were there, less what was dropped, each of which may have been one of them."""
         kept = sum(end - start for start, end in self.kept)
-        return max(0, self.populated - (self.end - self.start - kept) // PAGE_SIZE)
+        return max(0, self.populated - (self.end - self.start - kept) // self.page_size)
 
     @property
     def at_least(self) -> bool:
@@ -45,6 +46,7 @@ class Late:
 class Populated:
     """What PRESENT events tell, each of the REGISTER that its thread calls next."""
 
+    page_size: int
     late: list[Late] = field(default_factory=list)
     _asked: dict[int, Late] = field(default_factory=dict)
     # By address space: where MISSING was ever registered, as disjoint intervals in their order.
@@ -54,11 +56,11 @@ class Populated:
         """PRESENT: `standing` where something is registered there: its pages may have sent messages, or will."""
         start, end = int(event["start"]), int(event["end"])
         self._asked.pop(int(event["tid"]), None)
-        pages = min(int(event["value"]), (end - start) // PAGE_SIZE)
+        pages = min(int(event["value"]), (end - start) // self.page_size)
         if pages > 0 and not standing:
             again = self._was_registered(mm, start, end)
             kept = [(start, end)]
-            late = Late(int(event["ctx"]), start, end, pages, bool(event["kind"]), again, kept=kept)
+            late = Late(int(event["ctx"]), start, end, pages, self.page_size, bool(event["kind"]), again, kept=kept)
             self._asked[int(event["tid"])] = late
 
     def registered(self, event: Array) -> Late | None:

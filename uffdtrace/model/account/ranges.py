@@ -8,7 +8,7 @@ operation. `Space` knows which addresses of one userfaultfd are registered now.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,7 +29,6 @@ from uffdtrace.model.records.events import (
     MEMORY_ORDER_SHIFT,
     MODES_SHIFT,
     MOST_ORDER,
-    PAGE_SIZE,
     Array,
     Kind,
     Memory,
@@ -41,7 +40,6 @@ NOTABLE = CHANGES[:, [COUNTS.index(name) for name in ("observed", "blind", "circ
 # A table of all pieces costs as much as looking up one address for each so many of them.
 _PLACES = {name: place for place, name in enumerate(COUNTS)}
 _WORTH_A_TABLE = 8
-_PAGE_SHIFT = np.uint64(PAGE_SIZE.bit_length() - 1)
 
 
 class ModelError(UffdtraceError):
@@ -56,8 +54,10 @@ class Range:
     start: int
     end: int
     modes: Mode
+    # Bytes of a base page.
+    page_size: int
     memory: Memory = Memory(0)
-    # Base pages per page of this memory: 512 for hugetlb pages of 2 MiB.
+    # Base pages per page of this memory, as a power of two: 9 for hugetlb pages of 2 MiB in pages of 4 KiB.
     order: int = 0
     faults: list[int] = field(default_factory=lambda: [0] * len(Kind))
     messages: list[int] = field(default_factory=lambda: [0] * len(Kind))
@@ -99,7 +99,7 @@ class Range:
 
     @property
     def pages(self) -> int:
-        return (self.end - self.start) // PAGE_SIZE
+        return (self.end - self.start) // self.page_size
 
     def count(self, name: str) -> int:
         return int(self.changes.item(_PLACES[name]))
@@ -180,13 +180,26 @@ class Piece:
     end: int
     place: int
     range_number: int
+    page_size: int
+
+    @property
+    def pages(self) -> int:
+        return (self.end - self.start) // self.page_size
+
+    def place_of(self, address: int) -> int:
+        """Where the state of the page at an address of it lies in the pool."""
+        return self.place + (address - self.start) // self.page_size
+
+    def part(self, start: int, end: int) -> Piece:
+        return Piece(start, end, self.place_of(start), self.range_number, self.page_size)
 
 
 class Space:
     """One userfaultfd: its registered pieces, in order of address; no two of them overlap."""
 
-    def __init__(self, ctx: int) -> None:
+    def __init__(self, ctx: int, page_size: int) -> None:
         self.ctx = ctx
+        self._page_shift = np.uint64(page_size.bit_length() - 1)
         self.pieces: list[Piece] = []
         # Of each piece.
         self._starts: list[int] = []
@@ -218,7 +231,7 @@ class Space:
         """(place in the pool, range number) of each address; -1 where it is not registered."""
         if len(self.pieces) == 1:
             numbers, piece = self.numbers(addresses), self.pieces[0]
-            offset = ((addresses - np.uint64(piece.start)) >> _PAGE_SHIFT).astype(np.int64)
+            offset = ((addresses - np.uint64(piece.start)) >> self._page_shift).astype(np.int64)
             return np.where(numbers < 0, -1, piece.place + offset), numbers
         if self._table is None and len(addresses) * _WORTH_A_TABLE < len(self.pieces):
             return self._look_up(addresses.tolist())
@@ -235,7 +248,7 @@ class Space:
         starts, ends, places, numbers = self._table
         index = np.searchsorted(starts, addresses, side="right").astype(np.int64) - 1
         outside = (index < 0) | (addresses >= ends[index])
-        offset = ((addresses - starts[index]) >> _PAGE_SHIFT).astype(np.int64)
+        offset = ((addresses - starts[index]) >> self._page_shift).astype(np.int64)
         return np.where(outside, -1, places[index] + offset), np.where(outside, -1, numbers[index])
 
     def _look_up(self, addresses: list[int]) -> tuple[Array, Array]:
@@ -243,7 +256,7 @@ class Space:
         found = [(-1, -1)] * len(addresses)
         for index, address in enumerate(addresses):
             for piece in self.overlapping(address, address + 1):
-                found[index] = (piece.place + (address - piece.start) // PAGE_SIZE, piece.range_number)
+                found[index] = (piece.place_of(address), piece.range_number)
         places, numbers = np.array(found, dtype=np.int64).reshape(-1, 2).T
         return places, numbers
 
@@ -264,7 +277,7 @@ class Space:
 
     def parts(self, start: int, end: int) -> list[Piece]:
         """What overlaps [start, end), trimmed to it."""
-        return [_part(one, max(one.start, start), min(one.end, end)) for one in self.overlapping(start, end)]
+        return [one.part(max(one.start, start), min(one.end, end)) for one in self.overlapping(start, end)]
 
     def cut(self, start: int, end: int) -> list[Piece]:
         """Take [start, end) out; the pieces taken, trimmed to it."""
@@ -272,55 +285,53 @@ class Space:
         hit = self.pieces[first:last]
         if hit:
             self._replace(first, last, [part for piece in hit for part in _outside(piece, start, end)])
-        return [_part(piece, max(piece.start, start), min(piece.end, end)) for piece in hit]
-
-
-def _part(piece: Piece, start: int, end: int) -> Piece:
-    return Piece(start, end, piece.place + (start - piece.start) // PAGE_SIZE, piece.range_number)
+        return [piece.part(max(piece.start, start), min(piece.end, end)) for piece in hit]
 
 
 def _twice(pieces: list[tuple[Piece, States]], bit: int) -> int:
     """How often a page of these pieces has the bit in more than one: once less than it has it."""
+    page_size = pieces[0][0].page_size
     changes: list[tuple[int, int]] = []
     for piece, states in pieces:
         ends = states.ends
         for end, size in zip(
             ends[having(states.states, bit)].tolist(), states.sizes[having(states.states, bit)].tolist()
         ):
-            changes += [(piece.start + (end - size) * PAGE_SIZE, 1), (piece.start + end * PAGE_SIZE, -1)]
+            changes += [(piece.start + (end - size) * page_size, 1), (piece.start + end * page_size, -1)]
     changes.sort()
     depth = more = 0
     for (address, step), (following, _) in zip(changes, changes[1:]):
         depth += step
-        more += max(0, depth - 1) * (following - address) // PAGE_SIZE
+        more += max(0, depth - 1) * (following - address) // page_size
     return more
 
 
 def _outside(piece: Piece, start: int, end: int) -> list[Piece]:
-    return [_part(piece, low, high) for low, high in _without((piece.start, piece.end), start, end)]
-
-
-def page_bounds(start: int, end: int) -> tuple[int, int]:
-    """An interval as the kernel would accept it, or ModelError: a trace file is untrusted."""
-    if not 0 <= start < end <= HIGHEST:
-        raise ModelError(f"the trace names an impossible range {start:#x}-{end:#x}")
-    return start & ~(PAGE_SIZE - 1), (end + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
+    return [piece.part(low, high) for low, high in _without((piece.start, piece.end), start, end)]
 
 
 class Ranges:
     """All ranges of all userfaultfds."""
 
-    def __init__(self) -> None:
+    def __init__(self, page_size: int) -> None:
+        """`page_size` in bytes, a power of two: what the trace's machine has."""
+        self.page_size = page_size
         self.pool = Pool()
         self.all: list[Range] = []
         self.spaces: dict[int, Space] = {}
 
     def space(self, ctx: int) -> Space:
-        return self.spaces.setdefault(ctx, Space(ctx))
+        return self.spaces.setdefault(ctx, Space(ctx, self.page_size))
+
+    def bounds(self, start: int, end: int) -> tuple[int, int]:
+        """An interval as the kernel would accept it, or ModelError: a trace file is untrusted."""
+        if not 0 <= start < end <= HIGHEST:
+            raise ModelError(f"the trace names an impossible range {start:#x}-{end:#x}")
+        return start & -self.page_size, (end + self.page_size - 1) & -self.page_size
 
     def register(self, ctx: int, start: int, end: int, modes: Mode) -> list[Piece]:
         """Register [start, end); pieces that had other modes before, already cut out."""
-        start, end = page_bounds(start, end)
+        start, end = self.bounds(start, end)
         space = self.space(ctx)
         replaced = []
         fresh = [(start, end)]
@@ -343,13 +354,14 @@ class Ranges:
             low, high = max(start, old.start), min(end, old.end)
             if low < high:
                 # Here before: pages that were armed or notified then count once.
-                again = _part(old, low, high)
-                self.pool.do(again.place, (high - low) // PAGE_SIZE, Op.REGISTERED_AGAIN, NOTABLE)
-                space.add(Piece(low, high, again.place, number))
+                again = old.part(low, high)
+                self.pool.do(again.place, again.pages, Op.REGISTERED_AGAIN, NOTABLE)
+                space.add(replace(again, range_number=number))
                 fresh = [part for one in fresh for part in _without(one, low, high)]
         row.retired = [part for old in row.retired for part in _outside(old, start, end)]
         for low, high in fresh:
-            space.add(Piece(low, high, self.pool.take((high - low) // PAGE_SIZE), number))
+            place = self.pool.take((high - low) // self.page_size)
+            space.add(Piece(low, high, place, number, self.page_size))
 
     def cut(self, space: Space, start: int, end: int) -> list[Piece]:
         """Take [start, end) out of what is registered; the pieces taken."""
@@ -370,8 +382,7 @@ class Ranges:
 
         How many pages each row of CHANGES befell, and the pages that a row of NOTABLE did.
         """
-        first = piece.place + (start - piece.start) // PAGE_SIZE
-        befell, notable = self.pool.do(first, (end - start) // PAGE_SIZE, op, NOTABLE)
+        befell, notable = self.pool.do(piece.place_of(start), (end - start) // self.page_size, op, NOTABLE)
         self.row_of(piece).changes += befell @ CHANGES
         return befell, notable
 
@@ -385,7 +396,7 @@ class Ranges:
 
     def places(self, row: Range) -> list[tuple[int, int]]:
         """Where the states of a range's pages lie in the pool, also of those registered no more: (first, pages)."""
-        return [(piece.place, (piece.end - piece.start) // PAGE_SIZE) for owner, piece in self.pieces() if owner is row]
+        return [(piece.place, piece.pages) for owner, piece in self.pieces() if owner is row]
 
     def count_once(self) -> None:
         """Take back what pages count twice that left their range, were another's, and came back with it."""
@@ -403,15 +414,15 @@ class Ranges:
 
     def states(self, piece: Piece) -> States:
         """The states of its pages: a copy."""
-        return self.pool.states(piece.place, (piece.end - piece.start) // PAGE_SIZE)
+        return self.pool.states(piece.place, piece.pages)
 
     def lacks(self, piece: Piece) -> bool:
         """Whether the states of some of its pages were not kept."""
-        return self.pool.lacks(piece.place, (piece.end - piece.start) // PAGE_SIZE)
+        return self.pool.lacks(piece.place, piece.pages)
 
     def count(self, piece: Piece) -> Array:
         """How many of its pages have each state."""
-        return self.pool.count(piece.place, (piece.end - piece.start) // PAGE_SIZE)
+        return self.pool.count(piece.place, piece.pages)
 
     def _number_for(self, space: Space, start: int, end: int, modes: Mode) -> int:
         """The range that [start, end) belongs to: what it touches, or a new one."""
@@ -421,7 +432,7 @@ class Ranges:
             if self.all[piece.range_number].root().modes == modes
         ]
         if not touching:
-            self.all.append(Range(len(self.all), start, end, modes))
+            self.all.append(Range(len(self.all), start, end, modes, self.page_size))
             return len(self.all) - 1
         row = self.all[touching[0]].root()
         row.start, row.end = min(row.start, start), max(row.end, end)

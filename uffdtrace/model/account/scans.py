@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from uffdtrace.model.account.facts import Fact
-from uffdtrace.model.account.ranges import page_bounds
 from uffdtrace.model.account.watched import Watched
 from uffdtrace.model.records.events import HIGHEST, Array, Feature, Type
 
@@ -27,4 +26,4 @@ def armed(watched: Watched, event: Array) -> Iterator[tuple[int, int, int]]:
             for row in {row.number: row for row in rows}.values():
                 row.note(Fact.SCANNED_WHOLE if ended else Fact.SCANNED)
             if ended:
-                yield (uffd.ctx, *page_bounds(start, end))
+                yield (uffd.ctx, *watched.ranges.bounds(start, end))

@@ -10,7 +10,7 @@ import numpy as np
 from uffdtrace.model.records.acts import ago
 from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.counting import among, begins, goes_on, ordered
-from uffdtrace.model.records.events import EVENT, MODES_SHIFT, PAGE_SIZE, SINCE_RETURN_SHIFT, Array, Kind, Mode, Type
+from uffdtrace.model.records.events import EVENT, MODES_SHIFT, SINCE_RETURN_SHIFT, Array, Kind, Mode, Type
 
 _TYPES = among((Type.FAULT, Type.FAULT_FOUND, Type.MESSAGE, Type.WAKE, Type.FAULT_RETURN))
 _BEGINNINGS = among((Type.FAULT, Type.FAULT_FOUND))
@@ -128,8 +128,9 @@ class Sleepers:
     thread's next one belongs to it.
     """
 
-    def __init__(self, told: Callable[[Array], None] | None = None) -> None:
+    def __init__(self, page_size: int, told: Callable[[Array], None] | None = None) -> None:
         """`told` is given all faults, as FAULT: each when it is over, and at the end those that are not."""
+        self._page_size = page_size
         self._told = told
         self._open = Batch(np.empty(0, dtype=EVENT))
         self._open_ranges = np.empty(0, dtype=np.int64)
@@ -214,7 +215,7 @@ class Sleepers:
         for name in ("tid", "tgid", "kind"):
             found[name] = faults[name]
         found["before"] = before
-        found["address"] = faults["start"] & ~np.uint64(PAGE_SIZE - 1)
+        found["address"] = faults["start"] & ~np.uint64(self._page_size - 1)
         for name, column in zip(_TIMES, times):
             found[name] = column
         self._told(found[wanted])
@@ -255,7 +256,7 @@ class Sleepers:
             self.killed.append(
                 Killed(
                     int(numbers[index]),
-                    int(fault["start"]) & ~(PAGE_SIZE - 1),
+                    int(fault["start"]) & -self._page_size,
                     int(fault["tid"]),
                     Kind(int(fault["kind"]) % len(Kind)),
                     int(fault["time"]),
@@ -289,7 +290,7 @@ class Sleepers:
             found.append(
                 Waiting(
                     int(self._open_ranges[index]),
-                    int(fault["start"]) & ~(PAGE_SIZE - 1),
+                    int(fault["start"]) & -self._page_size,
                     tid,
                     Kind(int(fault["kind"]) % len(Kind)),
                     None if before else int(fault["time"]),

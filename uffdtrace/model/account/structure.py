@@ -7,12 +7,11 @@ from typing import Callable
 from uffdtrace.model.account import scans
 from uffdtrace.model.account.operations import Operations
 from uffdtrace.model.account.pages import UNPROTECTED_FILLS, Op
-from uffdtrace.model.account.ranges import page_bounds
 from uffdtrace.model.account.sleep import Ending, Exit, Sleepers
 from uffdtrace.model.account.waits import Waits
 from uffdtrace.model.account.watched import EVERYWHERE, Watched
 from uffdtrace.model.account.work import EVIDENCE, MOVES, Work
-from uffdtrace.model.records.events import PAGE_SIZE, Array, Feature, Ioctl, Mode, Type, UffdEvent
+from uffdtrace.model.records.events import Array, Feature, Ioctl, Mode, Type, UffdEvent
 
 
 class Structure:
@@ -69,7 +68,7 @@ class Structure:
         ctx, start, end = int(event["ctx"]), int(event["start"]), int(event["end"])
         self._describe(work, index, self._ranges.space(ctx).numbers(work.start[index : index + 1]))
         if event["kind"]:
-            self._watched.copied(int(event["tid"]), ctx, *page_bounds(start, end), bool(event["aux"]))
+            self._watched.copied(int(event["tid"]), ctx, *self._ranges.bounds(start, end), bool(event["aux"]))
         else:
             self._watched.forked(ctx, int(event["tid"]), start, end)
 
@@ -97,11 +96,11 @@ class Structure:
         start, end = int(event["start"]), int(event["end"])
         for uffd in self._watched.of_memory(int(event["ctx"])):
             if start < end:
-                self._watched.unmap(uffd, *page_bounds(start, end))
+                self._watched.unmap(uffd, *self._ranges.bounds(start, end))
 
     def _merged(self, work: Work, index: int, event: Array) -> None:
         for uffd in self._watched.of_memory(int(event["ctx"])):
-            bounds = page_bounds(int(event["start"]), int(event["end"]))
+            bounds = self._ranges.bounds(int(event["start"]), int(event["end"]))
             self._operations.interval(uffd.ctx, *bounds, Op.MERGED, event)
 
     # ---- what was there before the trace ---------------------------------------
@@ -140,7 +139,7 @@ class Structure:
     def _ioctl(self, work: Work, index: int, event: Array) -> None:
         ctx, call, time = int(event["ctx"]), int(event["kind"]), int(event["time"])
         first = int(work.start[index])
-        last = first + int(work.pages[index]) * PAGE_SIZE
+        last = first + int(work.pages[index]) * self._ranges.page_size
         uffd = self._watched.uffd(ctx)
         uffd.callers.add(int(event["tgid"]))
         if index in work.refused:
@@ -152,7 +151,7 @@ class Structure:
             self._watched.register(ctx, first, last, modes, time)
             self._watched.called(event, first, last, modes)
         elif call == Ioctl.UNREGISTER:
-            self._ended(ctx, *page_bounds(first, last), time, closed=False)
+            self._ended(ctx, *self._ranges.bounds(first, last), time, closed=False)
         else:
             self._operation(work, index, event)
 
@@ -165,7 +164,7 @@ class Structure:
     def _operation(self, work: Work, index: int, event: Array) -> None:
         ctx, op = int(event["ctx"]), Op(int(work.op[index]))
         start = int(work.start[index])
-        end = start + int(work.pages[index]) * PAGE_SIZE
+        end = start + int(work.pages[index]) * self._ranges.page_size
         number = self._ranges.space(ctx).numbers(work.start[index : index + 1])
         if number[0] < 0 and event["type"] == Type.IOCTL:
             number[0] = self._ranges.space(ctx).touched(int(event["start"]), int(event["end"]))
@@ -178,7 +177,7 @@ class Structure:
         ):
             # The kernel notes writes by itself.
             return
-        if op in UNPROTECTED_FILLS and end - start > PAGE_SIZE and self._operations.told(ctx, start, end):
+        if op in UNPROTECTED_FILLS and work.pages[index] > 1 and self._operations.told(ctx, start, end):
             op = Op.ANSWER_REST
         self._operations.interval(ctx, start, end, op, event)
         if op in MOVES:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from uffdtrace.model.account.facts import Fact
 from uffdtrace.model.account.failures import Failures
 from uffdtrace.model.account.pages import ARMED, COUNTS, DOUBT, Op
 from uffdtrace.model.account.pool import States
 from uffdtrace.model.account.populated import Populated
-from uffdtrace.model.account.ranges import Piece, Range, Ranges, page_bounds
+from uffdtrace.model.account.ranges import Piece, Range, Ranges
 from uffdtrace.model.account.states import apply_range, carry, having, inherit
 from uffdtrace.model.account.work import Remap
 from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.counting import by_value, different
-from uffdtrace.model.records.events import MEMORY_MASK, PAGE_SIZE, Array, Feature, Memory, Mode, UffdEvent
+from uffdtrace.model.records.events import MEMORY_MASK, Array, Feature, Memory, Mode, UffdEvent
 
 # UFFDIO_API was called (fs/userfaultfd.c, UFFD_FEATURE_INITIALIZED): no feature of the user's.
 _INITIALIZED = 1 << 31
@@ -171,11 +171,11 @@ class Userfaultfd:
 class Watched:
     """The userfaultfds and ranges of a trace; `current` are those there are now, by their address in the kernel."""
 
-    def __init__(self) -> None:
-        self.ranges = Ranges()
+    def __init__(self, page_size: int) -> None:
+        self.ranges = Ranges(page_size)
         self.userfaultfds: list[Userfaultfd] = []
         self.current: dict[int, Userfaultfd] = {}
-        self.populated = Populated()
+        self.populated = Populated(page_size)
         self._home_of: list[Userfaultfd] = []
         # By forking thread and userfaultfd: all areas are copied before the child's userfaultfd is told of.
         self._copied: dict[tuple[int, int], list[Copied]] = {}
@@ -282,14 +282,13 @@ class Watched:
         while parts and not space.overlapping(parts[-1].start, parts[-1].end):
             parts.pop()
         for piece in space.overlapping(start, end):
-            low, high = max(piece.start, start), min(piece.end, end)
-            first = (low - piece.start) // PAGE_SIZE
-            found = self.ranges.pool.states(piece.place + first, (high - low) // PAGE_SIZE)
+            copied = piece.part(max(piece.start, start), min(piece.end, end))
+            found = self.ranges.states(copied)
             states = States(found.sizes, inherit(found.states))
             row = self.ranges.row_of(piece)
             if wiped:
                 apply_range(states.states, Op.DISCARD)
-            parts.append(Copied(low, high, row, states, row.holes == 0))
+            parts.append(Copied(copied.start, copied.end, row, states, row.holes == 0))
 
     def adopted(self, event: Array) -> None:
         """FORKED: the child's userfaultfd, with what the fork copied."""
@@ -307,8 +306,8 @@ class Watched:
         for part in self._copied.pop((int(event["tid"]), parent), []):
             self.register(ctx, part.start, part.end, part.row.modes, time)
             for piece in self.ranges.space(ctx).overlapping(part.start, part.end):
-                row, first = self.ranges.row_of(piece), (part.start - piece.start) // PAGE_SIZE + piece.place
-                self.ranges.pool.write(first, part.states)
+                row = self.ranges.row_of(piece)
+                self.ranges.pool.write(piece.place_of(part.start), part.states)
                 armed = part.states.pages(having(part.states.states, ARMED | DOUBT))
                 row.changes[COUNTS.index("armed_pages")] += armed
                 row.carried |= armed > 0
@@ -342,29 +341,30 @@ class Watched:
     def unmap(self, uffd: Userfaultfd, start: int, end: int) -> None:
         for piece in self.ranges.end(self.ranges.space(uffd.ctx), start, end):
             if not uffd.has(Feature.EVENT_UNMAP):
-                self.ranges.row_of(piece).note(Fact.UNMAPPED, (piece.end - piece.start) // PAGE_SIZE)
+                self.ranges.row_of(piece).note(Fact.UNMAPPED, piece.pages)
 
     def remap(self, uffd: Userfaultfd, remap: Remap, time: int) -> None:
         """Moved memory stays registered only where the monitor asked for EVENT_REMAP; what grows stays."""
         space = self.ranges.space(uffd.ctx)
         if remap.to != remap.start:
-            old = page_bounds(remap.start, remap.end)
+            old = self.ranges.bounds(remap.start, remap.end)
             # MREMAP_FIXED unmaps what was there.
-            self.unmap(uffd, *page_bounds(remap.to, max(remap.to_end, remap.to + PAGE_SIZE)))
+            to_end = max(remap.to_end, remap.to + self.ranges.page_size)
+            self.unmap(uffd, *self.ranges.bounds(remap.to, to_end))
             # What was told of the memory that was there is not told of this.
             uffd.take_unplaced(remap.to, remap.to_end)
             for piece in space.parts(*old) if remap.kept else self.ranges.cut(space, *old):
                 if uffd.has(Feature.EVENT_REMAP):
                     self._move(uffd, piece, piece.start - remap.start + remap.to, time)
                 else:
-                    self.ranges.row_of(piece).note(Fact.MOVED_AWAY, (piece.end - piece.start) // PAGE_SIZE)
+                    self.ranges.row_of(piece).note(Fact.MOVED_AWAY, piece.pages)
                 self.ranges.operate(piece, piece.start, piece.end, Op.DISCARD if remap.kept else Op.ENDED)
         grown = remap.to + (remap.end - remap.start), remap.to_end
         before = [piece for piece in space.pieces if piece.end == grown[0]]
         if before and grown[0] < grown[1]:
             row = self.ranges.row_of(before[0])
-            self.register(uffd.ctx, *page_bounds(*grown), row.modes, time)
-            row.root().note(Fact.GROWN, (grown[1] - grown[0]) // PAGE_SIZE)
+            self.register(uffd.ctx, *self.ranges.bounds(*grown), row.modes, time)
+            row.root().note(Fact.GROWN, (grown[1] - grown[0]) // self.ranges.page_size)
 
     def _move(self, uffd: Userfaultfd, piece: Piece, to: int, time: int) -> None:
         """Pages go to another address with their states; what is there is another range."""
@@ -372,7 +372,7 @@ class Watched:
         old = self.ranges.states(piece)
         end = to + piece.end - piece.start
         self.register(uffd.ctx, to, end, row.modes, time)
-        self._carry(uffd.ctx, Piece(to, end, 0, piece.range_number), old)
+        self._carry(uffd.ctx, replace(piece, start=to, end=end), old)
 
     def found(self, event: Array) -> None:
         """A mapping that was registered before the trace."""
@@ -457,12 +457,11 @@ class Watched:
         parts = []
         for new in self.ranges.space(ctx).overlapping(place.start, place.end):
             start, end = max(new.start, place.start), min(new.end, place.end)
-            first = (start - new.start) // PAGE_SIZE + new.place
-            skip, count = (start - place.start) // PAGE_SIZE, (end - start) // PAGE_SIZE
-            sizes, before, kept = old.part(skip, count).beside(self.ranges.pool.states(first, count))
+            part, skip = new.part(start, end), place.place_of(start) - place.place
+            sizes, before, kept = old.part(skip, part.pages).beside(self.ranges.states(part))
             after, newly = carry(before, kept)
             states = States(sizes, after)
-            self.ranges.pool.write(first, states)
+            self.ranges.pool.write(part.place, states)
             row, source = self.ranges.row_of(new), self.ranges.row_of(place)
             row.changes[COUNTS.index("armed_pages")] += int((sizes * newly).sum())
             row.carried |= bool(having(after, ARMED | DOUBT).any())

@@ -19,7 +19,6 @@ from uffdtrace.model.records.events import (
     HIGHEST,
     MOVE_MODE_ALLOW_SRC_HOLES,
     MREMAP_DONTUNMAP,
-    PAGE_SIZE,
     Array,
     Ioctl,
     Kind,
@@ -29,8 +28,15 @@ from uffdtrace.model.records.events import (
     joined,
 )
 
-# Longer intervals are applied as slices; shorter ones page by page, with what happened around them.
-EXPAND_PAGES = 1024
+
+def expand_pages(page_size: int) -> int:
+    """Longer intervals are applied as slices; shorter ones page by page, with what happened around them.
+
+    They must be: of a huge page that a fault made, the page that was written is another loss than the rest. One is as
+    many pages as a table has entries, of 8 bytes each.
+    """
+    return 2 * page_size // 8
+
 
 _PAGE_OPS = {
     Type.FRESH_PAGE: Op.FRESH,
@@ -88,7 +94,6 @@ _FILLS = (
 # What a move leaves where its pages come from.
 MOVES = {Op.MOVE: Op.MOVED_AWAY, Op.MOVE_MAYBE: Op.MOVED_AWAY_MAYBE}
 _IS_MOVE = among(MOVES)
-_PAGE_MASK = ~np.uint64(PAGE_SIZE - 1)
 
 
 def _effects() -> Array:
@@ -107,11 +112,9 @@ def _effects() -> Array:
 _EFFECT = _effects()
 
 
-def _page_up(size: int) -> int:
-    return (size + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
-
-
-def with_sources(events: Batch, start: Array, pages: Array, ops: Array) -> tuple[Batch, Array, Array, Array]:
+def with_sources(
+    events: Batch, page_size: int, start: Array, pages: Array, ops: Array
+) -> tuple[Batch, Array, Array, Array]:
     """The same operations, each that moves pages followed by what it does where they come from."""
     moves = np.flatnonzero(_IS_MOVE[ops])
     if not moves.size:
@@ -121,7 +124,7 @@ def with_sources(events: Batch, start: Array, pages: Array, ops: Array) -> tuple
     order = np.argsort(index, kind="stable")
     index, sources = index[order], sources[order]
     start, ops = start[index], ops[index]
-    start[sources] = events["value"][moves].astype(np.uint64) & _PAGE_MASK
+    start[sources] = events["value"][moves].astype(np.uint64) & ~np.uint64(page_size - 1)
     ops[sources] = [MOVES[Op(op)] for op in ops[sources].tolist()]
     return events[index], start, pages[index], ops
 
@@ -149,17 +152,20 @@ class Work:
         self,
         events: Batch,
         size: int,
+        page_size: int,
         ioctls: tuple[Array, Array],
         protects: tuple[Array, Array],
         remaps: tuple[Array, Array],
         zaps: tuple[Array, Array],
         overlaps: Overlaps,
     ) -> None:
+        self._page_size = page_size
+        self._page_mask = ~np.uint64(page_size - 1)
         self.events = events[:size]
         self._all = events
         types = self.types = self.events["type"]
         self.op = np.zeros(size, dtype=np.uint8)
-        self.start = self.events["start"] & _PAGE_MASK
+        self.start = self.events["start"] & self._page_mask
         self.pages = np.ones(size, dtype=np.int64)
         # The number of each event's userfaultfd, once the model has come to it: its address is soon another's.
         self.uffds = np.full(size, -1, dtype=np.int64)
@@ -178,9 +184,9 @@ class Work:
             self.doubts.setdefault(int(part["index"]), []).append((int(part["start"]), int(part["end"])))
         doubtful = np.zeros(size, dtype=bool)
         doubtful[[*self.doubts, *self.refused]] = True
-        self.barrier = (
-            doubtful | _STRUCTURAL[types] | self._registered | ((self.op != Op.NOTHING) & (self.pages > EXPAND_PAGES))
-        )
+        # The others are applied as slices.
+        self.short = self.pages <= expand_pages(page_size)
+        self.barrier = doubtful | _STRUCTURAL[types] | self._registered | ((self.op != Op.NOTHING) & ~self.short)
         self.busy = self._busy()
 
     @property
@@ -246,9 +252,10 @@ class Work:
         valid = end > start
         self.op[index[~valid]] = Op.NOTHING
         index, start, end = index[valid], start[valid], end[valid]
-        self.start[index] = start & _PAGE_MASK
-        last = (end + np.uint64(PAGE_SIZE - 1)) & _PAGE_MASK
-        self.pages[index] = ((last - self.start[index]) // np.uint64(PAGE_SIZE)).astype(np.int64)
+        self.start[index] = start & self._page_mask
+        size = np.uint64(self._page_size)
+        last = (end + size - np.uint64(1)) & self._page_mask
+        self.pages[index] = ((last - self.start[index]) // size).astype(np.int64)
 
     def _protections(self, index: Array, found: Array) -> None:
         """change_protection(): arms and releases, and what the arms found."""
@@ -327,7 +334,7 @@ class Work:
         for name, source in (("ctx", "ctx"), ("tid", "tid"), ("began", "time")):
             acts[name] = self.events[source][index]
         acts["start"] = self.start[index]
-        length = self.pages[index].astype(np.uint64) * np.uint64(PAGE_SIZE)
+        length = self.pages[index].astype(np.uint64) * np.uint64(self._page_size)
         acts["end"] = acts["start"] + length
         moves = _IS_MOVE[self.op[index]]
         sources = acts[moves]
@@ -336,6 +343,9 @@ class Work:
         sources["effect"] = Effect.EMPTIED
         return joined([acts, sources])
 
+    def _page_up(self, size: int) -> int:
+        return (size + self._page_size - 1) & -self._page_size
+
     def _remaps(self, index: Array, found: Array) -> dict[int, Remap]:
         """By the event where it took effect: for a move its munmap of the old addresses."""
         known = (index < len(self.events)) & (found >= 0)
@@ -343,9 +353,10 @@ class Work:
         remaps: dict[int, Remap] = {}
         for begin, end in zip(index[known].tolist(), found[known].tolist()):
             call, address = self.events[begin], int(self._all["value"][end])
-            start, end_of_old, length = int(call["start"]), _page_up(int(call["end"])), _page_up(int(call["aux"]))
+            start, end_of_old = int(call["start"]), self._page_up(int(call["end"]))
+            length = self._page_up(int(call["aux"]))
             # An old length of 0 maps shared memory a second time, and changes nothing where it was.
-            if address <= 0 or address % PAGE_SIZE or start % PAGE_SIZE or end_of_old <= start:
+            if address <= 0 or (address | start) % self._page_size or end_of_old <= start:
                 continue
             window = self.events[begin:end]
             own = (window["type"] == Type.UNMAP) & (window["tid"] == call["tid"])

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from uffdtrace.model.records.events import PAGE_SIZE, Feature, Mode
+from uffdtrace.model.records.events import Feature, Mode
 
 SCHEMA = "uffdtrace-inspect/1"
 # The worst first.
@@ -38,6 +38,8 @@ class Span:
 
     start: int
     end: int
+    # Bytes of a base page.
+    page_size: int
     modes: int
     memory: str
     name: str | None
@@ -51,6 +53,10 @@ class Span:
     elsewhere: tuple[Elsewhere, ...] = ()
     # [start, end) and what it is, of pages whose next write sends no message; None if nobody asked for them.
     silent: tuple[tuple[int, int, str], ...] | None = None
+
+    @property
+    def pages(self) -> int:
+        return (self.end - self.start) // self.page_size
 
     def joined(self, other: Span) -> Span:
         return replace(
@@ -121,9 +127,8 @@ def join(spans: Iterable[Span]) -> list[Span]:
 
 
 def verdict(span: Span) -> str:
-    pages = (span.end - span.start) // PAGE_SIZE
     if not span.modes & Mode.WP:
-        return "idle" if span.empty == pages else "ok"
+        return "idle" if span.empty == span.pages else "ok"
     if span.wp_async:
         return "async"
     if span.protected is None or span.unprotected is None or span.swapped is None:
@@ -145,7 +150,7 @@ def _runs(span: Span) -> list[dict[str, Any]] | None:
     if span.silent is None:
         return None
     return [
-        {"start": hex(start), "end": hex(end), "pages": (end - start) // PAGE_SIZE, "kind": kind}
+        {"start": hex(start), "end": hex(end), "pages": (end - start) // span.page_size, "kind": kind}
         for start, end, kind in span.silent[:MOST_RUNS]
     ]
 
@@ -154,8 +159,8 @@ def _range(span: Span) -> dict[str, Any]:
     return {
         "start": hex(span.start),
         "end": hex(span.end),
-        "pages": (span.end - span.start) // PAGE_SIZE,
-        "page_size": PAGE_SIZE,
+        "pages": span.pages,
+        "page_size": span.page_size,
         "name": span.name or None,
         "memory": span.memory,
         "modes": [mode.name.lower() for mode in Mode if span.modes & mode and mode.name],

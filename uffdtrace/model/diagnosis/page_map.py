@@ -12,7 +12,7 @@ from uffdtrace.model.account.pages import ARMED, BLIND, DOUBT, EVER_ARMED, NOTIF
 from uffdtrace.model.account.ranges import Piece, Range
 from uffdtrace.model.account.states import BITS
 from uffdtrace.model.diagnosis.document import RangeDict
-from uffdtrace.model.records.events import PAGE_SIZE, Array
+from uffdtrace.model.records.events import Array
 
 # What a page can be, a cell shows the last of these that any of its pages is; of the first four what most are.
 KINDS = ("untouched", "protected", "told", "released", "undecided", "blind", "lost")
@@ -60,11 +60,11 @@ def _page_map(model: Model, row: Range, pieces: Sequence[Piece], found: RangeDic
     counts = np.zeros((cells, len(KINDS)), dtype=np.int64)
     for piece in [] if row.untracked else pieces:
         states = model.ranges.states(piece)
-        first = (piece.start - row.start) // PAGE_SIZE
+        first = (piece.start - row.start) // row.page_size
         _spread(counts, size, first + states.ends - states.sizes, states.sizes, _KIND[states.states])
     for run in found["lost"]["runs"] or []:
         # Also those of an earlier arming, which the page's state does not tell any more.
-        begin = (int(run["start"], 16) - row.start) // PAGE_SIZE
+        begin = (int(run["start"], 16) - row.start) // row.page_size
         kind = KINDS.index("lost" if run["how"] == "observed" else "blind")
         _spread(counts, size, np.array([begin]), np.array([run["pages"]]), np.array([kind]))
     kinds = counts[:, :_FIRST_ALARM].argmax(axis=1)

@@ -28,7 +28,7 @@ from uffdtrace.model.diagnosis.rules import findings
 from uffdtrace.model.diagnosis.rules_calls import userfaultfd_findings
 from uffdtrace.model.diagnosis.rules_waits import waiting_findings
 from uffdtrace.model.diagnosis.stacks import Stack, told
-from uffdtrace.model.records.events import HIGHEST, PAGE_SIZE, Counter, Feature, Kind, Memory, Mode, UffdEvent
+from uffdtrace.model.records.events import HIGHEST, Counter, Feature, Kind, Memory, Mode, UffdEvent
 
 SCHEMA = "uffdtrace-report/1"
 
@@ -99,7 +99,7 @@ def _range(case: Case, name: str | None, runs: list[RunDict], left_off: int, cal
         "start": hex(row.start),
         "end": hex(row.end),
         "pages": row.pages,
-        "page_size": PAGE_SIZE,
+        "page_size": row.page_size,
         "name": name,
         "memory": _memory(row),
         "modes": _MODES[row.modes & 7],

@@ -9,7 +9,7 @@ from uffdtrace.model.account.watched import Userfaultfd
 from uffdtrace.model.diagnosis.case import Case
 from uffdtrace.model.diagnosis.document import FindingDict
 from uffdtrace.model.diagnosis.rule import Rule, fact
-from uffdtrace.model.records.events import PAGE_SIZE, Ioctl
+from uffdtrace.model.records.events import Ioctl
 
 _MOST_NAMED = 4
 # Calls that answer a fault: where one fails, whoever waits there sleeps on.
@@ -37,10 +37,9 @@ def _asleep_in(case: Case, places: list[tuple[int, int]]) -> list[Sleeper]:
 def _asleep(case: Case) -> list[Sleeper]:
     """Faults that wait where a call that might have answered them failed."""
     # A call may name an address inside the page that it means.
+    size = case.row.page_size
     places = [
-        (low & ~(PAGE_SIZE - 1), high + PAGE_SIZE - 1)
-        for failure in case.row.failures.of(*_ANSWERS)
-        for low, high in failure.places
+        (low & -size, high + size - 1) for failure in case.row.failures.of(*_ANSWERS) for low, high in failure.places
     ]
     return _asleep_in(case, places)
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from uffdtrace.arrays import Array as Array
 
-PAGE_SIZE = 4096
+# What a page can have, in bytes: a trace says which. x86-64 has the first, arm64 whichever its kernel was built for.
+PAGE_SIZES = (4096, 16384, 65536)
 # User addresses end here with five-level page tables; more no trace can claim.
 HIGHEST = 1 << 56
 
@@ -184,7 +185,8 @@ FAULT_FLAGS = (1 << SINCE_RETURN_SHIFT) - 1
 # The first slot of a STACK that tells of user space; those before it tell of the kernel. Five frames each.
 STACK_USER = 4
 STACK_NAME = 7
-# No architecture has huge pages of more than 2^18 base pages: 1 GiB of 4 KiB ones, 16 GiB of 64 KiB ones.
+# No architecture has huge pages of more than 2^18 base pages: 1 GiB of 4 KiB ones, 1 GiB of 16 KiB ones (2^16),
+# 16 GiB of 64 KiB ones (arch/arm64/mm/hugetlbpage.c).
 MOST_ORDER = 18
 # In a FAULT's flags, the area's modes: MISSING and WP, MINOR's bit is not the same everywhere.
 MODES_SHIFT = 16
