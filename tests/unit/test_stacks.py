@@ -208,6 +208,7 @@ WAYS_OF_FRAMES = [
     (["io_read", "io_issue_sqe", "do_syscall_64"], "io_uring"),
     (["vhost_copy_to_user [vhost]+0x1", "vhost_task_fn"], "vhost"),
     (["faultin_page", "kvm_mmu_faultin_pfn", "kvm_vcpu_ioctl", "do_syscall_64"], "kvm"),
+    (["get_user_pages_remote", "async_pf_execute [kvm]+0x1", "process_one_work", "worker_thread"], "kvm"),
     (["copy_page_range", "dup_mm", "do_syscall_64"], "fork"),
     (["0xffffffff81000000"], "unknown"),
     ([], "unknown"),
