@@ -297,7 +297,7 @@ int main(void)
 		check(!pthread_create(&thread, NULL, act, (void *)at), "pthread_create");
 		pthread_join(thread, NULL);
 	}
-	/* The tracer asks what the frames are called while there is somebody to ask. */
-	sleep(2);
+	/* The tracer asks what the frames are called while there is somebody to ask; it may be slow where much else runs. */
+	sleep(8);
 	return 0;
 }
