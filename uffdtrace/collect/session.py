@@ -378,15 +378,17 @@ class Session:
 
     def _name(self, tids: Iterable[int], writer: Writer) -> None:
         """What these threads are called: those that the answer names, who wrote and who waits."""
-        named = self._threads.named(tids)
+        named = self._threads.named(tid for tid in tids if tid not in self._thread_names)
         self._thread_names.update({one["tid"]: one["comm"] for one in named})
         writer.threads(named)
 
     def _shown(self, stacks: list[Stack], writer: Writer) -> None:
         self._stacks += stacks
         writer.stacks(stacks)
-        called = {stack.tid: self._loaded.stacks.names.pop(stack.tid, "") for stack in stacks}
-        fresh = {tid: comm for tid, comm in called.items() if comm and tid not in self._thread_names}
+        # Of a thread several may come at once. What /proc calls it is put right: of a worker of the kernel's that has
+        # what it did last, for somebody else.
+        called = {tid: self._loaded.stacks.names.pop(tid, "") for tid in {stack.tid for stack in stacks}}
+        fresh = {tid: comm for tid, comm in called.items() if comm and self._thread_names.get(tid) != comm}
         self._thread_names.update(fresh)
         writer.threads([{"tid": tid, "comm": comm} for tid, comm in fresh.items()])
 

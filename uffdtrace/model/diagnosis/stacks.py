@@ -30,7 +30,8 @@ class Stack:
 
 # Functions of the kernel that tell on whose behalf it touched memory; the first that a stack has decides.
 _WAYS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("kvm", ("kvm_",)),
+    # Where a guest's CPU would have to wait, a kworker has its fault, with no other function of KVM's.
+    ("kvm", ("kvm_", "async_pf_execute")),
     ("vhost", ("vhost_",)),
     ("io_uring", ("io_uring_", "io_issue_sqe", "io_submit_sqe", "io_wq_")),
     ("process_vm_writev", ("process_vm_rw",)),
