@@ -17,7 +17,7 @@
 #include "truth.h"
 #include "uffd.h"
 
-#define TIMEOUT_S 90
+#define TIMEOUT_S 240
 
 enum { CHILD_DONE, CHILD_FAILED };
 
