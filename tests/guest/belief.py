@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from guest.compare import pages_in
+
 from uffdtrace.model.account.model import Model
 from uffdtrace.model.account.ranges import Range
 from uffdtrace.model.account.states import protected
@@ -16,24 +18,19 @@ Json = dict[str, Any]
 
 
 def replay(path: Path) -> Model:
-    reader = Reader(path)
-    model = Model(reader.meta["page_size"])
-    for events in reader.events():
+    model = Model()
+    for events in Reader(path).events():
         model.feed(events)
     model.finish()
     return model
 
 
-def pages_in(runs: list[list[str]], page_size: int) -> set[int]:
-    return {page for start, end in runs for page in range(int(start, 16), int(end, 16), page_size)}
-
-
-def beliefs(model: Model, wanted: Range) -> Iterator[tuple[int, int]]:
+def beliefs(model: Model, wanted: Range, page_size: int) -> Iterator[tuple[int, int]]:
     """(address, what pages.protected() says) of every page of a range."""
     for row, piece in model.ranges.pieces():
         if row is wanted:
             for index, belief in enumerate(protected(model.ranges.states(piece).every()).tolist()):
-                yield piece.start + index * piece.page_size, belief
+                yield piece.start + index * page_size, belief
 
 
 def disagreements(model: Model, truth: Json) -> tuple[int, list[str]]:
@@ -52,10 +49,11 @@ def disagreements(model: Model, truth: Json) -> tuple[int, list[str]]:
         home = model.uffd_of(row)
         if told["protected"] is None or not row.modes & Mode.WP or home.has(Feature.WP_ASYNC):
             continue
-        bits, watched = (pages_in(told[name], row.page_size) for name in ("protected", "watched"))
+        size = told["page_size"]
+        bits, watched = pages_in(told["protected"], size), pages_in(told["watched"], size)
         # Which of the pages it armed were holes no event tells one by one, only how many.
         unsure = 0
-        for address, belief in beliefs(model, row):
+        for address, belief in beliefs(model, row, size):
             if address not in watched or belief < 0:
                 continue
             if belief == 1 and row.holes != 0:

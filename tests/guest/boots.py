@@ -16,7 +16,7 @@ from concurrent.futures import TimeoutError as StillRuns
 from pathlib import Path
 from typing import NamedTuple
 
-from guest.features import MACHINES, ONCE, absent_steps, backends
+from guest.features import MACHINES, ONCE, Machine, absent_steps, backends
 from guest.results import Guest, tail
 from installed import build_deb, from_deb, from_wheel
 
@@ -61,12 +61,16 @@ class Boots:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._closed = False
         self._read: dict[Path, int] = {}
-        self.built = build(parent)
+        self.built = build(parent / "built")
+        built_by = {Machine.compiler: self.built}
         # The guests cannot write beside the sources, and would compile them at each start.
         compileall.compile_dir(ROOT / "uffdtrace", quiet=2)
         for suite in suites:
             self._folder(suite).mkdir(parents=True)
-            for built in self.built.iterdir():
+            compiler = MACHINES[suite].compiler if suite in MACHINES else Machine.compiler
+            if compiler not in built_by:
+                built_by[compiler] = build(parent / f"built-{compiler}", compiler)
+            for built in built_by[compiler].iterdir():
                 shutil.copy2(built, self._folder(suite) / built.name)
         if ONCE in suites:
             install(self._folder(ONCE))
@@ -167,13 +171,14 @@ class Boots:
         return Boot(status, log.read_text(errors="replace"))
 
 
-def build(parent: Path) -> Path:
+def build(out: Path, compiler: str = Machine.compiler) -> Path:
     """The workload; beside it what tests/programs builds."""
-    out = parent / "built"
     out.mkdir()
     for folder in ("workloads", "programs"):
         made = subprocess.run(
-            ["make", "-C", str(ROOT / "tests" / folder), f"OUT={out}"], text=True, capture_output=True
+            ["make", "-C", str(ROOT / "tests" / folder), f"OUT={out}", f"CC={compiler}"],
+            text=True,
+            capture_output=True,
         )
         assert made.returncode == 0, f"tests/{folder} does not build: {tail(made.stdout + made.stderr)}"
     return out

@@ -14,6 +14,7 @@ KINDS = ("missing", "wp", "minor")
 FIELDS = (
     "start",
     "end",
+    "page_size",
     "modes",
     "memory",
     "armed_pages",
@@ -143,8 +144,8 @@ def runs_of(reported: Json) -> list[list[str]]:
     return [[run["start"], run["end"], run["how"], run["cause"]] for run in reported["lost"]["runs"] or []]
 
 
-def pages_of(runs: list[list[str]]) -> set[tuple[int, str]]:
-    return {(page, how) for start, end, how, _ in runs for page in range(int(start, 16), int(end, 16), 4096)}
+def pages_of(runs: list[list[str]], size: int) -> set[tuple[int, str]]:
+    return {(page, how) for start, end, how, _ in runs for page in range(int(start, 16), int(end, 16), size)}
 
 
 def compare_runs(reported: Json, true: Json, where: str, bounds: Collection[str], outcome: Comparison) -> None:
@@ -152,15 +153,15 @@ def compare_runs(reported: Json, true: Json, where: str, bounds: Collection[str]
     found, expected = runs_of(reported), true["lost_runs"]
     if found == expected:
         return
-    if named("lost", bounds) and pages_of(found) <= pages_of(expected):
+    if named("lost", bounds) and pages_of(found, true["page_size"]) <= pages_of(expected, true["page_size"]):
         outcome.lower_bounds.add("lost.runs")
         return
     only = [run for run in found if run not in expected][:5], [run for run in expected if run not in found][:5]
     outcome.differences.append(f"{where}: lost runs {only[0]} are not the workload's, {only[1]} are not reported")
 
 
-def pages_in(runs: list[list[str]]) -> set[int]:
-    return {page for start, end in runs for page in range(int(start, 16), int(end, 16), 4096)}
+def pages_in(runs: list[list[str]], size: int) -> set[int]:
+    return {page for start, end in runs for page in range(int(start, 16), int(end, 16), size)}
 
 
 def judged_by_content(truth: Json) -> bool:
@@ -173,8 +174,9 @@ def compare_content(reported: Json, true: Json, where: str, outcome: Comparison)
     if reported["lost"]["runs"] is None:
         # It was armed before the trace: the report says that it does not know, and claims nothing.
         return
-    lost = pages_of(runs_of(reported))
-    changed, unchanged = pages_in(true["changed_unannounced"]), pages_in(true["unchanged"])
+    size = true["page_size"]
+    lost = pages_of(runs_of(reported), size)
+    changed, unchanged = pages_in(true["changed_unannounced"], size), pages_in(true["unchanged"], size)
     silent = changed - {page for page, _ in lost}
     if silent and not any(finding["id"] == "undecided" for finding in reported["findings"]):
         outcome.differences.append(

@@ -319,7 +319,7 @@ SECOND_BACKEND = {"bullseye": "kprobe", "bookworm": "kprobe", "trixie": "kprobe"
 def backends(suite: str, every: bool) -> tuple[str, ...]:
     """Those that a suite is traced with: both where everything is tried, and with --all (`every`) everywhere."""
     if suite in MACHINES:
-        return ("auto",)
+        return MACHINES[suite].backends
     return ("auto", SECOND_BACKEND[suite]) if every or suite == ONCE else ("auto",)
 
 
@@ -404,6 +404,14 @@ class Machine:
     unearned: frozenset[str] = frozenset()
     # With that suite's own Python and BCC.
     own: bool = False
+    # What builds programs for its architecture.
+    compiler: str = "gcc"
+    backends: tuple[str, ...] = ("auto",)
+
+
+def _arm64(like: str, kernel: str) -> Machine:
+    """Another architecture has other probes and registers, so both kinds of probe are tried."""
+    return Machine(like, kernel, own=True, compiler="aarch64-linux-gnu-gcc", backends=("auto", SECOND_BACKEND[like]))
 
 
 # With --all the scenarios run here, too. 7.2 has full and lazy preemption only, and is lazy by itself; 6.12 is
@@ -424,6 +432,9 @@ MACHINES = {
     "trixie-own": Machine("trixie", "trixie", own=True),
     "sid-own": Machine("sid", "sid", own=True),
     "sid-locked": Machine("sid", "sid", ("--append", "lockdown=integrity"), ("--bare",)),
+    "trixie-arm64": _arm64("trixie", "trixie-arm64"),
+    "trixie-arm64-16k": _arm64("trixie", "trixie-arm64-16k"),
+    "sid-arm64": _arm64("sid", "sid-arm64"),
 }
 for _name, _machine in MACHINES.items():
     for _table in (SERIES, SECOND_BACKEND, SAME_AS_AUTO):

@@ -22,7 +22,9 @@ from steps import READY_SECONDS, Guest, Result, finish, started
 # scripts/selftests builds them there.
 SELFTESTS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uffdtrace" / "selftests"
 MEGABYTES, BOUNCES = "1", "20"
-HUGE_MEGABYTES = "8"
+# What one page of page-table entries, of 8 bytes each, maps.
+HUGE_PAGE = uffd_log.PAGE_SIZE * uffd_log.PAGE_SIZE // 8
+HUGE_MEGABYTES = str(4 * HUGE_PAGE >> 20)
 PROGRAMS: dict[str, list[str]] = {
     **{
         f"uffd-stress-{memory}": [str(SELFTESTS / "uffd-stress"), memory, megabytes, BOUNCES]
@@ -57,12 +59,11 @@ TRIES = 3
 NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 # For uffd-stress: two areas, and one page more of each.
 HUGE_PAGES = 16
-HUGE_PAGE = 2 << 20
 ANSWERS = ("copy", "zeropage", "continue", "poison", "writeprotect")
 
 
 def pages_of(own: list[uffd_log.Record]) -> int:
-    """Distinct pages (of 4 KiB) that messages of a process named, by registration.
+    """Distinct pages that messages of a process named, by registration.
 
     A huge page is answered as one: the answer tells how large the page is that it begins at.
     """

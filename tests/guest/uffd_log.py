@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ _RECORD = struct.Struct("=IIQQQq")
 _RECORDS = 1 << 20
 _CALL = 0x100
 
-PAGE_SIZE = 4096
+PAGE_SIZE = mmap.PAGESIZE
 # UFFD_EVENT_* and UFFD_PAGEFAULT_FLAG_* (include/uapi/linux/userfaultfd.h).
 _PAGEFAULT, _WP, _MINOR = 0x12, 2, 4
 EVENTS = {0x13: "fork", 0x14: "remap", 0x15: "remove", 0x16: "unmap"}

@@ -30,11 +30,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PAGE 4096UL
+#define PAGE ((size_t)getpagesize())
 #define PAGES 1024UL
 /* More than a look at a userfaultfd's queue goes through. */
 #define MANY 600
-#define STACK 65536
+/* The least that every architecture takes. */
+#define STACK (128 << 10)
 
 static char *memory;
 static int uffd;

@@ -34,7 +34,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PAGE 4096UL
+#define PAGE ((size_t)getpagesize())
 
 static size_t pages;
 
@@ -78,7 +78,8 @@ static void protect(int uffd, unsigned long start, size_t length, bool on)
 
 static void *monitor(void *arg)
 {
-	static char source[PAGE] __attribute__((aligned(PAGE)));
+	/* No kernel has larger pages. */
+	static char source[1 << 16] __attribute__((aligned(1 << 16)));
 	int uffd = *(int *)arg;
 	struct uffd_msg message;
 
@@ -138,6 +139,7 @@ static double now_ns(void)
 
 static double one_round(struct memory *memory)
 {
+	const size_t size = PAGE;
 	double began;
 
 	if (!memory->start)
@@ -150,7 +152,7 @@ static double one_round(struct memory *memory)
 		protect(memory->uffd, (unsigned long)memory->start, pages * PAGE, false);
 	began = now_ns();
 	for (size_t page = 0; page < pages; page++)
-		*(volatile char *)(memory->start + page * PAGE) = 2;
+		*(volatile char *)(memory->start + page * size) = 2;
 	return (now_ns() - began) / pages;
 }
 

@@ -27,7 +27,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define PAGE 4096UL
+#define PAGE ((size_t)getpagesize())
 #define PAGES 4096UL
 #define USED (PAGES / 4)
 

@@ -31,7 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PAGE 4096UL
+#define PAGE ((size_t)getpagesize())
 #define AT_ONCE 1000UL
 /* As many as twenty minutes of an emulated CPU may bring. */
 #define MOST_MESSAGES (1UL << 26)
@@ -124,7 +124,7 @@ static void start(pthread_t *thread, void *(*body)(void *), void *arg)
 	pthread_attr_t small;
 
 	pthread_attr_init(&small);
-	pthread_attr_setstacksize(&small, 64 << 10);
+	pthread_attr_setstacksize(&small, 128 << 10);
 	errno = pthread_create(thread, &small, body, arg);
 	check(!errno, "pthread_create");
 }

@@ -34,7 +34,7 @@
 /* Needs sys/socket.h before it. */
 #include <linux/vm_sockets.h>
 
-#define PAGE 4096UL
+#define PAGE ((size_t)getpagesize())
 
 struct way {
 	const char *name;

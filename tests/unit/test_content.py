@@ -18,6 +18,7 @@ def outcome(runs: list[tuple[int, int, str]], changed: list[int], unchanged: lis
         "findings": [{"id": name} for name in findings],
     }
     true: dict[str, Any] = {
+        "page_size": PAGE,
         "changed_unannounced": [[hex(page * PAGE), hex((page + 1) * PAGE)] for page in changed],
         "unchanged": [[hex(page * PAGE), hex((page + 1) * PAGE)] for page in unchanged],
     }
@@ -34,7 +35,7 @@ def test_a_page_that_changed_without_a_message_is_lost() -> None:
 
 def test_a_report_that_knows_of_no_loss_claims_none() -> None:
     made = Comparison()
-    true = {"changed_unannounced": [["0x1000", "0x2000"]], "unchanged": []}
+    true = {"page_size": PAGE, "changed_unannounced": [["0x1000", "0x2000"]], "unchanged": []}
     compare_content({"lost": {"runs": None}, "findings": []}, true, "range 0", made)
     assert made.differences == []
 

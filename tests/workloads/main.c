@@ -15,8 +15,9 @@
 #include "scenarios.h"
 #include "settings.h"
 #include "truth.h"
+#include "uffd.h"
 
-#define TIMEOUT_S 90
+#define TIMEOUT_S 240
 
 enum { CHILD_DONE, CHILD_FAILED };
 
@@ -225,7 +226,6 @@ static int run(int argc, char **argv)
 	check_list(only);
 	check_list(skip);
 
-	pagemap_start();
 	settings_save();
 	for (const struct scenario *s = scenarios; s->name; s++) {
 		if (only && !in_list(only, s->name))
@@ -249,7 +249,6 @@ static int go_on(const char *name, int truth, const char *out)
 	clock_gettime(CLOCK_MONOTONIC, &began);
 	if (pread(truth, earlier, sizeof(earlier) - 1, 0) <= 0)
 		fail("pread: %s", strerror(errno));
-	pagemap_start();
 	s->run();
 	report(getpid(), "ran", NULL);
 	_exit(CHILD_DONE);
@@ -257,6 +256,8 @@ static int go_on(const char *name, int truth, const char *out)
 
 int main(int argc, char **argv)
 {
+	memory_start();
+	pagemap_start();
 	if (argc >= 4 && !strcmp(argv[1], "go-on"))
 		return go_on(argv[2], atoi(argv[3]), argv[4]);
 	if (argc == 2 && !strcmp(argv[1], "list")) {

@@ -14,6 +14,17 @@
 #include "settings.h"
 #include "uffd.h"
 
+unsigned long page_size;
+char *zeroes;
+
+void memory_start(void)
+{
+	page_size = sysconf(_SC_PAGESIZE);
+	zeroes = mmap(NULL, HUGE_PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (zeroes == MAP_FAILED)
+		fail("mmap: %s", strerror(errno));
+}
+
 /* Reserves room with gaps on both sides, so that nothing merges or neighbours. */
 static char *reserve(size_t bytes, size_t align)
 {

@@ -7,6 +7,8 @@
 #include "uffd.h"
 
 #define PAGES 1024
+/* Of several huge pages. */
+#define BIG (4 * PAGES_PER_HUGE)
 
 struct scenario {
 	const char *name;

@@ -29,10 +29,9 @@ static int protect(int uffd, char *start, size_t pages)
 /* UFFDIO_COPY: 0 or the error, and how many pages it did. */
 static int copy(struct range *r, size_t i, size_t pages, uint64_t mode, size_t *done)
 {
-	static char source[8 * PAGE] __attribute__((aligned(PAGE)));
 	struct uffdio_copy arg = {
 		.dst = (unsigned long)r->start + i * PAGE,
-		.src = (unsigned long)source,
+		.src = (unsigned long)zeroes,
 		.len = pages * PAGE,
 		.mode = mode,
 	};

@@ -107,7 +107,7 @@ void discarded_unpopulated(void)
 void huge_discarded_unpopulated(void)
 {
 	struct monitor m = {0};
-	struct range *r = map_huge(4 * PAGES_PER_HUGE);
+	struct range *r = map_huge(BIG);
 
 	track(r, MODE_WP, UFFD_FEATURE_WP_UNPOPULATED, &m);
 	point("registered");
@@ -209,7 +209,7 @@ void shmem_copy_wp(void)
 
 void hugetlb_copy_marker(void)
 {
-	copy_over_markers(map_hugetlb(4 * PAGES_PER_HUGE), COPY);
+	copy_over_markers(map_hugetlb(BIG), COPY);
 }
 
 static void continue_over_markers(bool wp)
@@ -332,7 +332,7 @@ void guard_installed(void)
 void huge_mode_dropped(void)
 {
 	struct monitor m = {0};
-	struct range *r = map_huge(4 * PAGES_PER_HUGE);
+	struct range *r = map_huge(BIG);
 
 	track(r, MODE_WP, 0, &m);
 	point("registered");

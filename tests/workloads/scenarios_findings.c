@@ -317,10 +317,9 @@ void sigbus_feature(void)
 /* The last chunk: longer than what is left of the mapping. */
 static bool copy_too_much(struct monitor *m, const struct uffd_msg *msg, struct range *r, size_t i)
 {
-	static char source[TOO_MUCH * PAGE];
 	struct uffdio_copy arg = {
 		.dst = (unsigned long)r->start + (i + 2 - TOO_MUCH) * PAGE,
-		.src = (unsigned long)source,
+		.src = (unsigned long)zeroes,
 		.len = TOO_MUCH * PAGE,
 	};
 
@@ -360,10 +359,9 @@ void answer_failed(void)
 /* The page is there, and the second copy, which was to wake the thread, says so and does not. */
 static bool copy_twice(struct monitor *m, const struct uffd_msg *msg, struct range *r, size_t i)
 {
-	static char source[PAGE];
 	struct uffdio_copy arg = {
 		.dst = (unsigned long)r->start + i * PAGE,
-		.src = (unsigned long)source,
+		.src = (unsigned long)zeroes,
 		.len = PAGE,
 		.mode = UFFDIO_COPY_MODE_DONTWAKE,
 	};

@@ -16,9 +16,6 @@
 #define MADV_COLLAPSE 25
 #endif
 
-#define BLOCKS 4
-#define BIG (BLOCKS * PAGES_PER_HUGE)
-
 static void populate_huge(struct range *r)
 {
 	populate(r, 0, r->pages);

@@ -6,8 +6,6 @@
 #include "run.h"
 #include "scenarios.h"
 
-#define BIG (8UL * 1024 * 1024 / PAGE)
-
 static struct range *track_huge(struct monitor *m)
 {
 	struct range *r = map_huge(BIG);
@@ -112,7 +110,7 @@ void minor(void)
 void hugetlb_missing(void)
 {
 	struct monitor m = {0};
-	struct range *r = map_hugetlb(4 * PAGES_PER_HUGE);
+	struct range *r = map_hugetlb(BIG);
 
 	track(r, MODE_MISSING, 0, &m);
 	point("registered");
@@ -122,7 +120,7 @@ void hugetlb_missing(void)
 void hugetlb_wp(void)
 {
 	struct monitor m = {0};
-	struct range *r = map_hugetlb(4 * PAGES_PER_HUGE);
+	struct range *r = map_hugetlb(BIG);
 
 	track(r, MODE_WP, 0, &m);
 	point("registered");

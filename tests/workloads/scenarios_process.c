@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/uio.h>
@@ -24,7 +25,7 @@ static void *read_data(void *arg)
 	if (fd < 0)
 		fail("/dev/urandom: %s", strerror(errno));
 	for (size_t i = 0; i < r->pages; i += CHUNK)
-		if (read(fd, r->start + i * PAGE, CHUNK * PAGE) != CHUNK * PAGE)
+		if (read(fd, r->start + i * PAGE, CHUNK * PAGE) != (ssize_t)(CHUNK * PAGE))
 			fail("short read of /dev/urandom");
 	close(fd);
 	truth_written(r, 0, r->pages, 1);
@@ -43,18 +44,20 @@ void kernel_write(void)
 
 static void remote_writer(pid_t target, int from, int to)
 {
-	static char data[CHUNK * PAGE];
-	struct iovec local = {data, sizeof(data)};
-	struct iovec remote = {NULL, sizeof(data)};
+	size_t bytes = CHUNK * PAGE;
+	struct iovec local = {malloc(bytes), bytes};
+	struct iovec remote = {NULL, bytes};
 	char *start;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	memset(data, 4, sizeof(data));
+	if (!local.iov_base)
+		_exit(1);
+	memset(local.iov_base, 4, bytes);
 	if (read(from, &start, sizeof(start)) != sizeof(start))
 		_exit(1);
 	for (size_t i = 0; i < PAGES; i += CHUNK) {
 		remote.iov_base = start + i * PAGE;
-		if (process_vm_writev(target, &local, 1, &remote, 1, 0) != (ssize_t)sizeof(data))
+		if (process_vm_writev(target, &local, 1, &remote, 1, 0) != (ssize_t)bytes)
 			_exit(1);
 	}
 	if (write(to, "", 1) != 1)

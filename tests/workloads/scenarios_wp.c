@@ -116,7 +116,7 @@ void wp_async(void)
 /* As the only mode it takes any memory. */
 void wp_async_file(void)
 {
-	enum { FILE_PAGES = 64 };
+	enum { FILE_PAGES = 32 };
 	struct monitor m = {0};
 	struct range *r = map_file(FILE_PAGES);
 

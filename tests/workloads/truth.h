@@ -13,9 +13,13 @@
 #include <stdio.h>
 #include <sys/types.h>
 
-#define PAGE 4096UL
-#define HUGE_PAGE (2UL << 20)
-#define PAGES_PER_HUGE (HUGE_PAGE / PAGE)
+/* This kernel's: one build runs on kernels of every page size. */
+extern unsigned long page_size;
+
+#define PAGE page_size
+/* As many as one page of entries, of 8 bytes each, maps. */
+#define PAGES_PER_HUGE (PAGE / sizeof(uint64_t))
+#define HUGE_PAGE (PAGES_PER_HUGE * PAGE)
 
 enum memory { MEMORY_ANON, MEMORY_SHMEM, MEMORY_HUGETLB, MEMORY_FILE };
 enum kind { KIND_MISSING, KIND_WP, KIND_MINOR, KINDS };

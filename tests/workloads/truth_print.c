@@ -316,7 +316,7 @@ static void print_range(FILE *out, struct range *r)
 	struct sums s;
 	const char *comma = "";
 
-	fprintf(out, "{\"pages\": %zu", r->pages);
+	fprintf(out, "{\"pages\": %zu, \"page_size\": %lu", r->pages, PAGE);
 	content_print(out, r);
 	s = add_up(r);
 	fprintf(out, ", \"start\": \"%#lx\", \"end\": \"%#lx\", \"modes\": [", address(r, 0), address(r, r->pages));

@@ -143,10 +143,9 @@ void wake(struct range *r, size_t i)
 
 void copy_pages(struct range *r, size_t i, size_t n, bool wp)
 {
-	static char source[HUGE_PAGE] __attribute__((aligned(PAGE)));
 	struct uffdio_copy arg = {
 		.dst = (unsigned long)r->start + i * PAGE,
-		.src = (unsigned long)source,
+		.src = (unsigned long)zeroes,
 		.len = n * PAGE,
 		.mode = wp ? UFFDIO_COPY_MODE_WP : 0,
 	};

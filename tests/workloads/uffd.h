@@ -35,6 +35,12 @@ struct uffdio_move {
 #define MODE_WP UFFDIO_REGISTER_MODE_WP
 #define MODE_MINOR UFFDIO_REGISTER_MODE_MINOR
 
+/* A huge page's worth of zeroes, for copies to read. */
+extern char *zeroes;
+
+/* Before anything else here: asks for the size of pages. */
+void memory_start(void);
+
 struct range *map_anon(size_t pages);
 /* With so many pages of free address space behind it, for grow(). */
 struct range *map_anon_with_room(size_t pages, size_t room);
