@@ -90,7 +90,8 @@ def _read(path: Path, most_runs: int | None, picture: Picture | None, told: Told
         model.feed(events)
     model.finish()
     # It may have been moved since.
-    trace, process = {**reader.meta["trace"], "file": str(path), "file_ended": None}, reader.meta["process"]
+    trace = {**reader.meta["trace"], "page_size": model.page_size, "file": str(path), "file_ended": None}
+    process = reader.meta["process"]
     ending = {"features_offered": reader.meta["features_offered"], **reader.ending}
     if reader.backwards:
         # A collector that was late says so itself; in any other file the order is somebody's invention.
