@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 def replay(path: Path) -> Model:
     reader = Reader(path)
-    model = Model(reader.meta["page_size"])
+    model = Model(reader.meta["page_size"], reader.meta["trace"]["arch"])
     for events in reader.events():
         model.feed(events)
     model.finish()

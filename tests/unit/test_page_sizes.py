@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from unit.events import BASE, Events, bytes_of, fed, page, pages_of
+from unit.events import BASE, Events, bytes_of, fed, new_model, page, pages_of
 from unit.reports import a_range, a_report
-from unit.traces import write
+from unit.traces import WHAT, write
 
 from uffdtrace.export.tables import exported
 from uffdtrace.model.diagnosis.guest_memory import Block, GuestMemory
@@ -100,6 +101,41 @@ def test_a_huge_page_of_hugetlb_is_named_by_its_message(any_page_size: int) -> N
     events.served(2 * pages - 1)
     (row,) = fed(events.array()).rows()
     assert (row.count("notified_pages"), row.order, row.page_size) == (pages, order, any_page_size)
+
+
+@pytest.mark.parametrize(
+    ("arch", "calls"),
+    [
+        ("x86_64", {28: "madvise(MADV_DONTNEED)", 285: "fallocate", 233: "a call that is not known"}),
+        ("aarch64", {233: "madvise(MADV_DONTNEED)", 47: "fallocate", 28: "a call that is not known"}),
+        ("riscv64", {28: "a call that is not known", 233: "a call that is not known"}),
+    ],
+)
+def test_system_calls_have_the_numbers_of_their_machine(tmp_path: Path, arch: str, calls: dict[int, str]) -> None:
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 4)
+    events.arm(0, 4)
+    for at, number in enumerate(calls):
+        events.discard(at, call=number)
+    report = offline.read(write(tmp_path / "trace", events.array(), trace={**WHAT["trace"], "arch": arch}))
+    (found,) = report["ranges"]
+    dropped = {one["call"]: one["pages"] for one in found["dropped"]}
+    assert (report["trace"]["arch"], dropped) == (arch, Counter(calls.values()))
+
+
+@pytest.mark.parametrize(("arch", "number", "now"), [("x86_64", 28, 0), ("aarch64", 233, 0), ("aarch64", 28, 1)])
+def test_what_is_freed_later_is_not_dropped_now(arch: str, number: int, now: int) -> None:
+    """MADV_FREE, whose number is another call's on another machine."""
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 4)
+    events.arm(0, 4)
+    events.discard(0, call=number, advice=8)
+    model = new_model(arch)
+    model.feed(events.array())
+    model.finish()
+    assert sum(sum(row.drops.values()) for row in model.rows()) == now
 
 
 def run_of(page_size: int, lost: int, written: int = 1 << 24) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class Session:
         self._readers = found.Readers()
         self._next_readers = 0.0
         self._caught_up = 0.0
-        self._model = Model(PAGE_SIZE)
+        self._model = Model(PAGE_SIZE, platform.machine())
         self._model.sees_page_scans = any(one.row.name == "page-scans" for one in program.attachments)
         self._stop = Stop()
         self._proof = proof.Proof()

@@ -81,7 +81,7 @@ def identified(
 def _read(path: Path, most_runs: int | None, picture: Picture | None, told: Told | None) -> tuple[str, ReportDict]:
     reader = Reader(path)
     timeline, faults = None if picture is None else picture.timeline, None if told is None else told.faults
-    model = Model(reader.meta["page_size"], timeline, faults)
+    model = Model(reader.meta["page_size"], reader.meta["trace"]["arch"], timeline, faults)
     model.sees_page_scans = any(probe["row"] == "page-scans" for probe in reader.meta["probes"])
     first = last = 0
     for events in batches(reader.events()):
