@@ -108,7 +108,7 @@ FIELDS = {
     Type.FILE_PAGE: "a fault maps a shmem or hugetlb page without protection; kind=1 for a write",
     Type.UNPROTECTED_WRITE: "a write fault on a present page without protection; kind=1 for the zero page",
     Type.DISCARD: "madvise drops start..end; flags=Memory, kind=1 if a REMOVE event tells the monitor,"
-    " aux=number of the system call that does it, as its machine numbers them (0 where not known), value=its advice, for madvise",
+    " aux=number of the system call that does it, of that machine (0 where not known), value=its advice, for madvise",
     Type.ZAP: "the entries of start..end are dropped, by whatever call; otherwise as DISCARD",
     Type.ZAP_RETURN: "they are gone",
     Type.HUGE_WRITE: "a write made the huge page start..end, present and not protected, writable; aux=fault address",
