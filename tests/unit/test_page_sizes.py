@@ -10,13 +10,13 @@ from typing import Any
 
 import jsonschema
 import pytest
-from unit.events import BASE, Events, bytes_of, fed, new_model, page, pages_of
+from unit.events import BASE, Events, bytes_of, new_model, page, pages_of
 from unit.reports import a_range, a_report
 from unit.traces import WHAT, write
 
 from uffdtrace.export.tables import exported
 from uffdtrace.model.diagnosis.guest_memory import Block, GuestMemory
-from uffdtrace.model.records.events import PAGE_SIZES, Memory, Mode
+from uffdtrace.model.records.events import PAGE_SIZES, Mode
 from uffdtrace.reporters import html, offline, text
 from uffdtrace.reporters.compare import compare
 from uffdtrace.reporters.offline import MOST_CELLS, Picture
@@ -87,20 +87,6 @@ def test_a_machines_own_addresses(trace: Path) -> None:
     blocks = [Block(page(0), bytes_of(4), 0, "low"), Block(page(4), bytes_of(4), bytes_of(100), "high")]
     report = GuestMemory(blocks).located(offline.read(trace, None), None)
     assert [block["lost_pages"] for block in report["guest_memory"]] == [1, 1]
-
-
-def test_a_huge_page_of_hugetlb_is_named_by_its_message(any_page_size: int) -> None:
-    """The smallest that arm64 has: 64 KiB, 2 MiB and 2 MiB (CONT_PTE_SHIFT)."""
-    order = {4096: 4, 16384: 7, 65536: 5}[any_page_size]
-    pages = 1 << order
-    events = Events()
-    events.memory, events.order = Memory.HUGETLB, order
-    events.userfaultfd()
-    events.register(0, 3 * pages)
-    events.arm(0, 3 * pages)
-    events.served(2 * pages - 1)
-    (row,) = fed(events.array()).rows()
-    assert (row.count("notified_pages"), row.order, row.page_size) == (pages, order, any_page_size)
 
 
 @pytest.mark.parametrize(
