@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from bench.stream import PER_PAGE, batches
-from unit.events import page_size
+from unit.events import new_model
 from unit.traces import ENDING, WHAT
 
 from uffdtrace.collect import session
@@ -117,7 +117,7 @@ def check(model: Model, count: int) -> None:
 
 def account(count: int) -> Json:
     """Ring to model, as a session does; and the time to copy the same events, for scale."""
-    model = Model(page_size())
+    model = new_model()
     events_seen, cpu, wall, copying = 0, 0.0, 0.0, 0.0
     with produced(count) as (kernel, steps):
         stream = kernel.stream()

@@ -18,19 +18,20 @@ Json = dict[str, Any]
 
 
 def replay(path: Path) -> Model:
-    model = Model()
-    for events in Reader(path).events():
+    reader = Reader(path)
+    model = Model(reader.meta["page_size"], reader.meta["trace"]["arch"])
+    for events in reader.events():
         model.feed(events)
     model.finish()
     return model
 
 
-def beliefs(model: Model, wanted: Range, page_size: int) -> Iterator[tuple[int, int]]:
+def beliefs(model: Model, wanted: Range) -> Iterator[tuple[int, int]]:
     """(address, what pages.protected() says) of every page of a range."""
     for row, piece in model.ranges.pieces():
         if row is wanted:
             for index, belief in enumerate(protected(model.ranges.states(piece).every()).tolist()):
-                yield piece.start + index * page_size, belief
+                yield piece.start + index * piece.page_size, belief
 
 
 def disagreements(model: Model, truth: Json) -> tuple[int, list[str]]:
@@ -49,11 +50,11 @@ def disagreements(model: Model, truth: Json) -> tuple[int, list[str]]:
         home = model.uffd_of(row)
         if told["protected"] is None or not row.modes & Mode.WP or home.has(Feature.WP_ASYNC):
             continue
-        size = told["page_size"]
-        bits, watched = pages_in(told["protected"], size), pages_in(told["watched"], size)
+        # The workload's own word for how large its pages are.
+        bits, watched = (pages_in(told[name], told["page_size"]) for name in ("protected", "watched"))
         # Which of the pages it armed were holes no event tells one by one, only how many.
         unsure = 0
-        for address, belief in beliefs(model, row, size):
+        for address, belief in beliefs(model, row):
             if address not in watched or belief < 0:
                 continue
             if belief == 1 and row.holes != 0:

@@ -381,9 +381,13 @@ class Events:
         self.add(Type.PAGES_FOUND, **self._span(at, pages))
 
 
+def new_model(arch: str = "x86_64") -> Model:
+    return Model(page_size(), arch)
+
+
 def fed(events: Array, cuts: list[int] | None = None, finish: bool = True) -> Model:
     """A model that took the events in batches that end at `cuts`."""
-    model = Model(page_size())
+    model = new_model()
     begin = 0
     for cut in [*sorted(set(cuts or [])), len(events)]:
         model.feed(events[begin:cut])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from unit.events import page
+
 Key = tuple[int, str, str]
 _ADDED_UP = (
     "undecided",
@@ -103,15 +105,15 @@ class Range:
     def _runs(self) -> list[tuple[Any, ...]]:
         """Pages that follow each other and were lost alike, with the first of them."""
         runs: list[list[Any]] = []
-        for page, how, cause in sorted(
+        for number, how, cause in sorted(
             (key for key in self.lost if self.lost[key]), key=lambda key: (*key[1:], key[0])
         ):
-            first = min(self.lost[page, how, cause])
-            if runs and runs[-1][1:4] == [page, how, cause]:
+            first = min(self.lost[number, how, cause])
+            if runs and runs[-1][1:4] == [number, how, cause]:
                 runs[-1][1] += 1
                 runs[-1][4] = min(runs[-1][4], first)
             else:
-                runs.append([page, page + 1, how, cause, first])
+                runs.append([number, number + 1, how, cause, first])
         return [
             (
                 hex(page(start)),

@@ -11,6 +11,7 @@ TRACE = {
     "duration_s": 2.5,
     "kernel": "6.1.0",
     "arch": "x86_64",
+    "page_size": 4096,
     "backend": "fentry",
     "stop_reason": "the process exited",
     "uffdtrace": "1",

@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 
 import pytest
-from unit.events import CTX, Events, fed, page, page_size
+from unit.events import CTX, Events, fed, new_model, page
 
 from uffdtrace.model.account.failures import Failures, meaning
-from uffdtrace.model.account.model import Model
 from uffdtrace.model.diagnosis.rules_calls import userfaultfd_findings
 from uffdtrace.model.records.events import Ioctl, Mode
 
@@ -160,7 +159,7 @@ def test_a_userfaultfd_that_closed_keeps_its_failures(batch: int) -> None:
     events.ioctl(Ioctl.WAKE, 4, 1, ret=-errno.EINVAL)
     events.release_descriptor()
     events.userfaultfd()
-    model = Model(page_size())
+    model = new_model()
     everything = events.array()
     for begin in range(0, len(everything), batch):
         model.feed(everything[begin : begin + batch])

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from unit.events import CTX, page, page_size
+from unit.events import CTX, new_model, page
 from unit.machine import MONITOR, OWNER, OWNERS_MM, STRANGER, STRANGERS_MM, Machine, Mapping, Uffd, events, span
 
 from uffdtrace.collect import found
 from uffdtrace.kernel import offers, proc
-from uffdtrace.model.account.model import Model
 from uffdtrace.model.account.watched import Reader, Userfaultfd
 from uffdtrace.model.diagnosis.report import Name
 from uffdtrace.model.records.events import Ioctl, Memory, Mode, Type, name_in
@@ -221,7 +220,7 @@ def test_what_is_armed_during_the_look_was_not_found(
 def test_what_was_found_makes_a_report(machine: Machine, watched: Uffd) -> None:
     machine.mappings[OWNER][0].protected = [(1, 3)]
     machine.look_back.start([OWNER])
-    model = Model(page_size())
+    model = new_model()
     model.feed(machine.stream.drain(None))
     model.finish()
     (row,) = model.rows()
@@ -572,7 +571,7 @@ def test_a_followed_child_is_asked_who_sleeps() -> None:
 
 def test_strangers_stay_out_of_the_report(machine: Machine, watched: Uffd) -> None:
     machine.look_back.start([OWNER])
-    model = Model(page_size())
+    model = new_model()
     model.feed(machine.stream.drain(None))
     model.finish()
     assert [home.owner for home in model.userfaultfds] == [OWNER]

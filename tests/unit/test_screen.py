@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from unit.events import Events, page_at, page_size
+from unit.events import Events, new_model, page_at
 from unit.test_terminal import LINE, PROGRESS, Terminal, terminal_size
 
 from uffdtrace.cli import attach, main
@@ -112,7 +112,7 @@ def test_it_stays_where_it_is_and_goes_when_it_is_over(monkeypatch: pytest.Monke
 
 
 def fed(*parts: Events) -> tuple[Model, Watch]:
-    model = Model(page_size())
+    model = new_model()
     for part in parts:
         model.feed(part.array())
     return model, Watch()

@@ -64,32 +64,6 @@ static __always_inline u64 saved_registers(void)
 	return regs;
 }
 
-/* include/uapi/asm-generic/unistd.h. */
-#define SYS_TRUNCATE 45
-#define SYS_FTRUNCATE 46
-#define SYS_FALLOCATE 47
-#define SYS_MADVISE 233
-#define SYS_PROCESS_MADVISE 440
-
-/* A DROPPING_*, or 0 where it is another system call. */
-static __always_inline u32 dropping_call(u32 number)
-{
-	switch (number) {
-	case SYS_TRUNCATE:
-		return DROPPING_TRUNCATE;
-	case SYS_FTRUNCATE:
-		return DROPPING_FTRUNCATE;
-	case SYS_FALLOCATE:
-		return DROPPING_FALLOCATE;
-	case SYS_MADVISE:
-		return DROPPING_MADVISE;
-	case SYS_PROCESS_MADVISE:
-		return DROPPING_PROCESS_MADVISE;
-	default:
-		return 0;
-	}
-}
-
 /* A user address without what the program keeps in its top byte. */
 static __always_inline u64 untagged(u64 address)
 {

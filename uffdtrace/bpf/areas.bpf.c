@@ -8,6 +8,9 @@
 #define FEATURE_EVENT_FORK 0x2
 #define FEATURE_EVENT_REMOVE 0x8
 
+/* Since 5.10 (ecb8ac8b1f14); the same number everywhere. */
+#define SYS_PROCESS_MADVISE 440
+
 /* Which system call the current thread is in; outside of one, and where that cannot be told, it stays 0. */
 static __always_inline void name_call(struct event *event)
 {
@@ -15,9 +18,9 @@ static __always_inline void name_call(struct event *event)
 
 	if (!regs)
 		return;
-	event->aux = dropping_call(read32(regs + REGS_CALL));
+	event->aux = read32(regs + REGS_CALL);
 	/* The advice: madvise()'s third argument, process_madvise()'s fourth. */
-	event->value = (u32)read64(regs + (event->aux == DROPPING_PROCESS_MADVISE ? REGS_ARGUMENT_4 : REGS_ARGUMENT_3));
+	event->value = (u32)read64(regs + (event->aux == SYS_PROCESS_MADVISE ? REGS_ARGUMENT_4 : REGS_ARGUMENT_3));
 }
 
 static __always_inline int dropped(bool typed, u32 type, u64 vma, u64 start, u64 end, u64 wanted_flags)

@@ -42,12 +42,6 @@ static __always_inline u64 saved_registers(void)
 	return (read64(regs + REGS_CS) & 0xffff) == USER_CS ? regs : 0;
 }
 
-/* A DROPPING_*, or another number where it is another system call. */
-static __always_inline u32 dropping_call(u32 number)
-{
-	return number;
-}
-
 /* A user address without what the program keeps in its upper bits: LAM gives it bits 62 to 57. */
 static __always_inline u64 untagged(u64 address)
 {

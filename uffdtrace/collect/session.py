@@ -150,7 +150,7 @@ class Session:
         self._readers = found.Readers()
         self._next_readers = 0.0
         self._caught_up = 0.0
-        self._model = Model(PAGE_SIZE)
+        self._model = Model(PAGE_SIZE, platform.machine())
         self._model.sees_page_scans = any(one.row.name == "page-scans" for one in program.attachments)
         self._stop = Stop()
         self._proof = proof.Proof()
@@ -223,6 +223,7 @@ class Session:
             "duration_s": None,
             "kernel": platform.release(),
             "arch": platform.machine(),
+            "page_size": self._model.page_size,
             "backend": self._backend(),
             "stop_reason": None,
             "uffdtrace": __version__,
@@ -236,12 +237,12 @@ class Session:
         writer = Writer(
             output,
             {
-                # Of the report only: the file's head does not know it.
-                "trace": {name: value for name, value in trace.items() if name != "file_ended"},
+                # Of the report only: the file's head does not know the one, and has the other beside these.
+                "trace": {name: value for name, value in trace.items() if name not in ("file_ended", "page_size")},
                 "process": process,
                 "also_traced": also,
                 "began": began_ns,
-                "page_size": PAGE_SIZE,
+                "page_size": self._model.page_size,
                 "features_offered": offered,
                 "probes": [
                     {"row": one.row.name, "place": one.place, "kind": one.kind} for one in self._program.attachments

@@ -9,7 +9,7 @@ from uffdtrace.model.diagnosis.case import VERDICTS
 from uffdtrace.model.diagnosis.document import ReportDict
 from uffdtrace.model.diagnosis.rules import SEVERITIES
 from uffdtrace.reporters.match import Range, kind, match
-from uffdtrace.reporters.words import add, addresses, lost_pages, noun
+from uffdtrace.reporters.words import add, addresses, lost_pages, noun, size
 
 SCHEMA = "uffdtrace-compare/1"
 # AFTER must have seen at least this part of BEFORE's writes: less shows nothing.
@@ -62,6 +62,7 @@ class Run:
     def __init__(self, report: ReportDict) -> None:
         self.report = report
         self.ranges: list[Range] = report["ranges"]
+        self.page_size = report["trace"]["page_size"]
         self.dropped: int | None = report["loss"]["events_dropped"]
         self.lower_bounds = set(report["loss"]["lower_bounds"])
 
@@ -89,6 +90,7 @@ class Run:
             "started": trace["started"],
             "duration_s": trace["duration_s"],
             "kernel": trace["kernel"],
+            "page_size": self.page_size,
             "process": self.report["process"],
             "verdict": self.report["verdict"],
             "lost": lost.count,
@@ -124,8 +126,8 @@ def _trouble(found: Range) -> set[str]:
 
 
 def _writes(found: Range) -> int:
-    """Pages whose write was seen, notified or not."""
-    return (found["notified_pages"] or 0) + (found["lost"]["observed"] or 0)
+    """Bytes of the pages whose write was seen, notified or not."""
+    return ((found["notified_pages"] or 0) + (found["lost"]["observed"] or 0)) * found["page_size"]
 
 
 def _shows_nothing(before: Range, after: Range) -> str | None:
@@ -159,10 +161,16 @@ class Comparison:
         self.doubts.setdefault((run, why), []).append(found)
         return "unknown"
 
+    def _change_of(self, before: Amount, after: Amount) -> str:
+        """change() of pages: of two sizes some are neither more nor fewer than others, only none is none."""
+        found = change(before, after)
+        alike = self.before.page_size == self.after.page_size or found in ("gone", "new") or before.none
+        return found if alike else "unknown"
+
     def _pair(self, before: Range | None, after: Range | None) -> str:
         if before is None or after is None:
             return "only-after" if before is None else "only-before"
-        lost = change(self.before.lost(before), self.after.lost(after))
+        lost = self._change_of(self.before.lost(before), self.after.lost(after))
         if lost == "unknown":
             return "unknown"
         if lost in ("more", "new"):
@@ -212,7 +220,7 @@ class Comparison:
             return "unknown"
         if "worse" in found and found & {"fixed", "better"}:
             # Here better, there worse: what both lost in all decides.
-            lost = change(self.before.all_lost(), self.after.all_lost())
+            lost = self._change_of(self.before.all_lost(), self.after.all_lost())
             if lost in ("more", "new"):
                 return "worse"
             if "unknown" in found or lost == "unknown":
@@ -234,6 +242,9 @@ class Comparison:
 
     def _uncertain(self) -> None:
         """Say whose numbers are not the whole truth."""
+        if self.before.page_size != self.after.page_size:
+            sizes = " and ".join(size(1, run.page_size) for run in (self.before, self.after))
+            self.reasons.append(f"the pages of the two machines differ, {sizes}: counts of them cannot be compared")
         for run, name in ((self.before, "BEFORE"), (self.after, "AFTER")):
             if run.dropped is None:
                 self.reasons.append(f"{name}'s trace has no end, so its numbers are lower bounds")
@@ -294,7 +305,7 @@ class Comparison:
                     "unit": finding["unit"],
                     "before": before.count,
                     "after": after.count,
-                    "change": change(before, after),
+                    "change": (self._change_of if finding["unit"] == "pages" else change)(before, after),
                 }
             )
         return sorted(compared, key=lambda one: SEVERITIES.index(one["severity"]))

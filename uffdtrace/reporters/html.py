@@ -34,6 +34,7 @@ from uffdtrace.reporters.words import (
     doubt,
     guest_blocks,
     lost_pages,
+    machine,
     name,
     noun,
     number,
@@ -281,6 +282,7 @@ def page(report: ReportDict, picture: Picture) -> str:
     trace = report["trace"]
     return template.render(
         command=command(report["process"], report["also_traced"]),
+        machine=printable(machine(trace)),
         trace={key: printable(value) for key, value in trace.items() if value is not None},
         word=told.word,
         sentence=printable(told.sentence),

@@ -15,14 +15,19 @@ _Key = Callable[[Range], tuple[Any, ...]]
 
 
 def kind(found: Range) -> tuple[Any, ...]:
-    return found["pages"], found["memory"], found["name"]
+    return _bytes(found), found["memory"], found["name"]
+
+
+def _bytes(found: Range) -> int:
+    """What it has of an address space, whatever the pages of its machine are."""
+    return found["pages"] * found["page_size"]
 
 
 # What tells ranges apart, most of it first. A fix may change modes, and a kernel may not tell memory or name.
 _KEYS: tuple[_Key, ...] = (
     kind,
-    lambda found: (found["pages"], found["memory"]),
-    lambda found: (found["pages"],),
+    lambda found: (_bytes(found), found["memory"]),
+    lambda found: (_bytes(found),),
 )
 
 

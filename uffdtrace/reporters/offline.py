@@ -81,7 +81,7 @@ def identified(
 def _read(path: Path, most_runs: int | None, picture: Picture | None, told: Told | None) -> tuple[str, ReportDict]:
     reader = Reader(path)
     timeline, faults = None if picture is None else picture.timeline, None if told is None else told.faults
-    model = Model(reader.meta["page_size"], timeline, faults)
+    model = Model(reader.meta["page_size"], reader.meta["trace"]["arch"], timeline, faults)
     model.sees_page_scans = any(probe["row"] == "page-scans" for probe in reader.meta["probes"])
     first = last = 0
     for events in batches(reader.events()):
@@ -90,7 +90,8 @@ def _read(path: Path, most_runs: int | None, picture: Picture | None, told: Told
         model.feed(events)
     model.finish()
     # It may have been moved since.
-    trace, process = {**reader.meta["trace"], "file": str(path), "file_ended": None}, reader.meta["process"]
+    trace = {**reader.meta["trace"], "page_size": model.page_size, "file": str(path), "file_ended": None}
+    process = reader.meta["process"]
     ending = {"features_offered": reader.meta["features_offered"], **reader.ending}
     if reader.backwards:
         # A collector that was late says so itself; in any other file the order is somebody's invention.

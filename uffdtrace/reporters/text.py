@@ -29,6 +29,7 @@ from uffdtrace.reporters.words import (
     guest_blocks,
     lost_of_all,
     lost_pages,
+    machine,
     messages_of_all,
     noun,
     number,
@@ -277,8 +278,7 @@ def render(report: ReportDict, stream: TextIO, options: TextOptions = DEFAULT) -
     console.print(
         Text(
             printable(
-                f"Linux {trace.get('kernel')} {trace.get('arch')}, {trace.get('backend')}, "
-                f"{trace.get('duration_s')} s: {trace.get('stop_reason')}"
+                f"{machine(trace)}, {trace.get('backend')}, {trace.get('duration_s')} s: {trace.get('stop_reason')}"
             )
         )
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from uffdtrace.model.diagnosis.case import LOST
 from uffdtrace.model.diagnosis.document import BlockDict, PieceDict, RangeDict, ReportDict
+from uffdtrace.model.records.events import PAGE_SIZES
 from uffdtrace.reporters.harmless import printable
 from uffdtrace.trace.file import DEFAULT
 
@@ -38,6 +39,12 @@ def size(pages: int, page_size: int) -> str:
         amount /= 1024
         units.pop(0)
     return f"{amount:.0f} {units[0]}" if amount >= 100 else f"{amount:.3g} {units[0]}"
+
+
+def machine(trace: Mapping[str, Any]) -> str:
+    """`Linux 6.12.9 aarch64, pages of 64 KiB`: what was traced on; pages of 4 KiB go without saying."""
+    pages = "" if trace["page_size"] == PAGE_SIZES[0] else f", pages of {size(1, trace['page_size'])}"
+    return f"Linux {trace['kernel']} {trace['arch']}{pages}"
 
 
 def number(count: int | None) -> str:

@@ -48,9 +48,13 @@ class Model:
     """Feed it events in the order of the ring, finish, then read `rows()`."""
 
     def __init__(
-        self, page_size: int, timeline: Timeline | None = None, faults: Callable[[Array], None] | None = None
+        self,
+        page_size: int,
+        arch: str,
+        timeline: Timeline | None = None,
+        faults: Callable[[Array], None] | None = None,
     ) -> None:
-        """`page_size` (bytes) is that of the machine that was traced, one of PAGE_SIZES.
+        """`page_size` (bytes, one of PAGE_SIZES) and `arch` (as uname(1) has it) are the traced machine's.
 
         `timeline` is told what happens when, and `faults` is given each fault (sleep.FAULT), if somebody asks.
         """
@@ -69,7 +73,7 @@ class Model:
         self._overlaps = Overlaps()
         self._asleep: set[int] = set()
         self._waits = Waits()
-        self._operations = Operations(self.watched)
+        self._operations = Operations(self.watched, arch)
         self.losses = self._operations.losses
         self._structure = Structure(self.watched, self._operations, self._sleepers, self._waits)
         self._looked_at: set[int] = set()

@@ -23,8 +23,10 @@ _UNPROTECTED_FILLS = among(UNPROTECTED_FILLS)
 class Operations:
     """Carries them out on the page states of `watched`, and notes what was lost."""
 
-    def __init__(self, watched: Watched) -> None:
+    def __init__(self, watched: Watched, arch: str) -> None:
+        """`arch` is the trace's: system calls have other numbers on each."""
         self.losses = Losses()
+        self._arch = arch
         self._watched = watched
         self._ranges = watched.ranges
 
@@ -98,11 +100,11 @@ class Operations:
 
     def _drop(self, uffd: Userfaultfd, events: Array, numbers: Array, pages: Array) -> None:
         """Armed pages whose content a DISCARD or ZAP dropped; a thread that reads the messages drops its own."""
-        others = ~np.isin(events["tid"], list(uffd.threads)) & at_once(events)
+        others = ~np.isin(events["tid"], list(uffd.threads)) & at_once(events, self._arch)
         events, numbers, pages = events[others], numbers[others], pages[others]
         for number in np.unique(numbers).tolist():
             row, mine = self._ranges.all[number].root(), numbers == number
-            for call, count in by_call(events[mine], pages[mine]).items():
+            for call, count in by_call(events[mine], pages[mine], self._arch).items():
                 row.drops[call] = row.drops.get(call, 0) + count
 
     def told(self, ctx: int, start: int, end: int) -> bool:

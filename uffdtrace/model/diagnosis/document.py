@@ -138,6 +138,7 @@ class TraceDict(TypedDict):
     duration_s: float | None
     kernel: str
     arch: str
+    page_size: int
     backend: str
     stop_reason: str | None
     uffdtrace: str

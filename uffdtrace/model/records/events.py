@@ -108,8 +108,7 @@ FIELDS = {
     Type.FILE_PAGE: "a fault maps a shmem or hugetlb page without protection; kind=1 for a write",
     Type.UNPROTECTED_WRITE: "a write fault on a present page without protection; kind=1 for the zero page",
     Type.DISCARD: "madvise drops start..end; flags=Memory, kind=1 if a REMOVE event tells the monitor,"
-    " aux=Dropping, or another number where it is another system call (0 where not known), value=its advice, for"
-    " madvise",
+    " aux=number of the system call that does it, of that machine (0 where not known), value=its advice, for madvise",
     Type.ZAP: "the entries of start..end are dropped, by whatever call; otherwise as DISCARD",
     Type.ZAP_RETURN: "they are gone",
     Type.HUGE_WRITE: "a write made the huge page start..end, present and not protected, writable; aux=fault address",
@@ -198,16 +197,6 @@ class Mode(IntFlag):
     MISSING = 1
     WP = 2
     MINOR = 4
-
-
-class Dropping(IntEnum):
-    """System calls that drop pages of a mapping: x86-64's numbers, whatever the machine (syscall_64.tbl)."""
-
-    MADVISE = 28
-    TRUNCATE = 76
-    FTRUNCATE = 77
-    FALLOCATE = 285
-    PROCESS_MADVISE = 440
 
 
 class Ioctl(IntEnum):
@@ -386,7 +375,6 @@ def c_header() -> str:
         ("KIND", Kind),
         ("MODE", Mode),
         ("MEMORY", Memory),
-        ("DROPPING", Dropping),
         ("IOCTL", Ioctl),
         ("UFFD_EVENT", UffdEvent),
         ("MESSAGE_FLAG", MessageFlag),
