@@ -24,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--suite", action="append", choices=[*SUITES, *MACHINES], help="only this guest kernel (may be repeated)"
     )
     group.addoption("--all", action="store_true", help="what takes minutes as long as it takes, on every kernel")
+    group.addoption("--record", action="store_true", help="put where the scenarios ran into tests/guest/ran.json")
     group.addoption("--step", action="append", help="guests take only this step (may be repeated)")
     kinds = [backend.value for backend in Backend]
     group.addoption("--backend", action="append", choices=kinds, help="only this backend (may be repeated)")

@@ -12,6 +12,7 @@ from typing import Callable
 import pytest
 from guest.boots import Boots
 from guest.features import MACHINES, ONCE, SCENARIOS, SUITES, absent_steps, backends, expected
+from guest.ran import RAN, record
 from guest.results import Guest, Trace
 
 HERE = Path(__file__).resolve().parent
@@ -120,6 +121,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     guests = config.stash[GUESTS]
     for line in table(config.stash[CELLS], guests):
         terminalreporter.write_line(line)
+    if config.getoption("--record"):
+        record(RAN, config.stash[CELLS], guests)
     for guest in guests.values():
         seconds = [
             f"{name} {trace.step['seconds']} s" for name, trace in guest._traces.items() if "seconds" in trace.step

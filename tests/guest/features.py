@@ -447,6 +447,11 @@ for _name, _machine in MACHINES.items():
     UNEARNED[_name] = UNEARNED[_machine.like] | _machine.unearned
 
 
+def place(suite: str) -> int:
+    """Where a machine stands among all of them."""
+    return [*SUITES, *MACHINES].index(suite)
+
+
 def like(suite: str) -> str:
     """The suite whose kernel it is."""
     return MACHINES[suite].like if suite in MACHINES else suite

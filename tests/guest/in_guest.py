@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import platform
@@ -332,7 +333,7 @@ def main() -> None:
     preload(guest)
     keep_images(guest.folder / "images")
 
-    steps: dict[str, Callable[[], Result]] = {"guest": lambda: {"release": platform.release()}}
+    steps: dict[str, Callable[[], Result]] = {"guest": described}
     for backend in guest.backends:
         steps[f"run-{backend}"] = lambda backend=backend: trace_workload(guest, backend)  # type: ignore[misc]
     steps["plans"] = lambda: plans(guest)
@@ -373,6 +374,16 @@ def main() -> None:
         chosen_too = not arguments.step or name in arguments.step or name == "guest"
         if chosen_too and name not in arguments.without and to_do(guest, name):
             run_step(guest, name, step)
+
+
+def described() -> Result:
+    """What it is: its kernel, and with what uffdtrace runs."""
+    bcc = importlib.import_module("uffdtrace.collect.bcc")
+    return {
+        "release": platform.release(),
+        "python": platform.python_version(),
+        "bcc": bcc.version(bcc.load()),
+    }
 
 
 def to_do(guest: Guest, name: str) -> bool:
