@@ -176,7 +176,7 @@ def test_what_was_armed_goes_on_in_the_range_that_replaced_another() -> None:
 
 
 _NOTES = {Op.ARM, Op.ARM_FULL, Op.COPY_WP, Op.MESSAGE, Op.WRITE_MESSAGE, Op.WP_MESSAGE, Op.REGISTERED_AGAIN}
-_NOTES |= {Op.DOUBT, Op.TOLD_BEFORE}
+_NOTES |= {Op.DOUBT, Op.TOLD_BEFORE, Op.NAMED_BEFORE}
 
 
 @pytest.mark.parametrize("op", [op for op in Op if op not in _NOTES])
