@@ -8,7 +8,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +296,7 @@ _READ = """
 import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]), int(sys.argv[2])))
+resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[3]), int(sys.argv[3])))
 from uffdtrace.model.account.ranges import ModelError
 from uffdtrace.reporters import offline
 from uffdtrace.trace.file import TraceError
@@ -307,20 +307,19 @@ except (TraceError, ModelError) as error:
 else:
     print("read")
 """
+# Of the CPU's time: other tests run beside it.
 _MOST_SECONDS = 60
 
 
 def read_apart(path: Path, memory: int = 4 << 30) -> str:
-    began = time.monotonic()
     ran = subprocess.run(
-        [sys.executable, "-c", _READ, str(path), str(memory)],
+        [sys.executable, "-c", _READ, str(path), str(memory), str(_MOST_SECONDS)],
         capture_output=True,
         text=True,
-        timeout=4 * _MOST_SECONDS,
+        timeout=20 * _MOST_SECONDS,
         env={**os.environ, "PYTHONPATH": str(Path(offline.__file__).parents[2]), "OPENBLAS_NUM_THREADS": "1"},
     )
-    assert ran.returncode == 0, ran.stderr.strip().splitlines()[-1]
-    assert time.monotonic() - began < _MOST_SECONDS
+    assert ran.returncode == 0, (ran.returncode, ran.stderr[-500:])
     return ran.stdout
 
 
