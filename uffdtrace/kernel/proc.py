@@ -125,13 +125,27 @@ def fdinfo(pid: int, fd: int) -> Fdinfo | None:
     return Fdinfo(int(said["API"].split(":")[1], 16), int(said["pending"]), int(said["total"]), blocking)
 
 
-def same_file(pid: int, fd: int, other: int, other_fd: int) -> bool | None:
-    """Whether two descriptors are one open file: duplicated, inherited or passed on. None where the kernel says not."""
+# kcmp(2)'s types of what is compared (include/uapi/linux/kcmp.h).
+_KCMP_FILE, _KCMP_VM = 0, 1
+
+
+def _same(pid: int, other: int, what: int, first: int = 0, second: int = 0) -> bool | None:
+    """Whether two processes have one and the same of something; None where the kernel does not say."""
     number = architecture.system_call("kcmp")
     if number is None:
         return None
-    answer = ctypes.CDLL(None).syscall(number, pid, other, 0, fd, other_fd)
+    answer = ctypes.CDLL(None).syscall(number, pid, other, what, first, second)
     return None if answer < 0 else answer == 0
+
+
+def same_file(pid: int, fd: int, other: int, other_fd: int) -> bool | None:
+    """Whether two descriptors are one open file: duplicated, inherited or passed on. None where the kernel says not."""
+    return _same(pid, other, _KCMP_FILE, fd, other_fd)
+
+
+def same_memory(pid: int, other: int) -> bool:
+    """Whether two processes have one address space, as after vfork(2); False where the kernel does not say."""
+    return bool(_same(pid, other, _KCMP_VM))
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from uffdtrace.kernel import architecture, mappings, proc
+from uffdtrace.kernel import mappings, proc
 from uffdtrace.kernel.mappings import File, Mapping
-
-_KCMP_VM = 1
 
 
 @dataclass(frozen=True)
@@ -44,12 +41,6 @@ def _mappings(pid: int) -> list[Mapping] | None:
         return None
     except OSError:
         return []
-
-
-def _same_memory(pid: int, other: int) -> bool:
-    """Whether two processes have one address space, as after vfork(2)."""
-    number = architecture.system_call("kcmp")
-    return number is not None and ctypes.CDLL(None).syscall(number, pid, other, _KCMP_VM, 0, 0) == 0
 
 
 def _shared(found: Iterable[Mapping], writable: bool) -> dict[File, list[Mapping]]:
@@ -113,7 +104,7 @@ def _of_process(
     comm = proc.comm(pid)
     for file, shared in candidates.items():
         for owner, part in files[file]:
-            if owner != pid and _same_memory(owner, pid):
+            if owner != pid and proc.same_memory(owner, pid):
                 continue
             size = part.end - part.start
             for mapping in shared:
