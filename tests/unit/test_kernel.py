@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uffdtrace.collect import program
 from uffdtrace.collect.program import _entry_point
-from uffdtrace.kernel import architecture, callsite, preflight, probes
+from uffdtrace.kernel import architecture, callsite, layout, preflight, probes
 from uffdtrace.kernel.btf import Function
 from uffdtrace.kernel.callsite import calls_in, find_call
 from uffdtrace.kernel.probes import TABLE, Attachment, Backend, ProbeError, Where, plan
@@ -76,6 +78,49 @@ def test_calls_of_arm64() -> None:
 def test_no_bytes_are_an_error_on_arm64(code: bytes) -> None:
     for offset in calls_in(code, BASE, BASE, ARM64):
         assert offset % 4 == 0 and code[offset + 3] >> 2 == 0x25
+
+
+class Layouts:
+    """A kernel whose BTF has every struct and member, each elsewhere."""
+
+    def __init__(self) -> None:
+        self.places: dict[tuple[str, str], int] = {}
+
+    def offset(self, structure: str, path: str) -> int:
+        return self.places.setdefault((structure, path), 8 * len(self.places))
+
+    def size(self, structure: str) -> int:
+        return 336
+
+    def enumerators(self, enum: str) -> dict[str, int]:
+        return {"PG_head": 6}
+
+    def function(self, name: str) -> None:
+        return None
+
+    def number(self, structure: str) -> None:
+        return None
+
+
+@pytest.mark.parametrize("machine", architecture.KNOWN)
+def test_each_architectures_c_has_the_defines_it_names(tmp_path: Path, machine: str) -> None:
+    here, btf = architecture.of(machine), Layouts()
+    names = {*here.symbols.values(), *layout._SYMBOLS.values(), *layout._FIRST_STACK[0]}
+    text = "".join(f"{BASE + 0x4000 * at:x} D {name}\n" for at, name in enumerate(sorted(names, reverse=True)))
+    found = layout.defines(btf, kallsyms(tmp_path / "k", text), machine)  # type: ignore[arg-type]
+    own = (program.STUB_ROOT / f"{machine}.bpf.c").read_text()
+    used = set(re.findall(r"\b(?:REGS|PTE|TASK|MM)_[A-Z0-9_]+", own)) | {"THREAD_SIZE", "REGS_SIZE", *here.symbols}
+    assert used <= found.keys()
+    assert {name for name in found if name.startswith(("REGS_", "PTE_"))} >= {*here.saved, *here.bits}
+    assert (
+        found["REGS_ARGUMENT_4"] - btf.places["pt_regs", here.saved["REGS_ARGUMENT_4"][0]]
+        == here.saved["REGS_ARGUMENT_4"][1]
+    )
+
+
+def test_another_machine_is_one_line() -> None:
+    with pytest.raises(architecture.ArchitectureError, match="this is vax: use uffdtrace inspect"):
+        architecture.of("vax")
 
 
 def core(path: Path, address: int, code: bytes) -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
+from uffdtrace.collect import ring as ring_module
 from uffdtrace.collect.ring import Lanes, Ring, Stream
 from uffdtrace.model.records.events import EVENT, Array
 
@@ -58,8 +59,10 @@ class KernelRing:
         return int(struct.unpack("<Q", os.pread(self.fd, 8, 0))[0])
 
 
-@pytest.fixture
-def kernel() -> Iterator[KernelRing]:
+@pytest.fixture(params=["x86_64", "aarch64"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[KernelRing]:
+    """The reader's steps with fences between them, and without."""
+    monkeypatch.setattr(ring_module.platform, "machine", lambda: request.param)
     ring = KernelRing()
     yield ring
     os.close(ring.fd)
