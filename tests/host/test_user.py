@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 
 import pytest
 
@@ -52,3 +53,12 @@ def test_who_called_sudo(monkeypatch: pytest.MonkeyPatch, caller: str | None, ro
         monkeypatch.setenv("SUDO_USER", caller)
     monkeypatch.setattr(os, "geteuid", lambda: 0 if root else 1000)
     assert who_called_sudo() == wanted
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_command_that_is_killed_while_it_waits_is_told_of(number: signal.Signals) -> None:
+    command = Command(["true"])
+    os.kill(command.pid, number)
+    with pytest.raises(Refusal, match=rf"^true was killed \({number.name}\) before its first instruction"):
+        command.release()
+    command.abandon()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 
 from uffdtrace.kernel import proc
 from uffdtrace.kernel.preflight import Refusal
@@ -43,9 +44,17 @@ class Command:
         return proc.Process(self.pid, os.path.basename(self.arguments[0])[:15], self.arguments)
 
     def release(self) -> None:
-        os.write(self._go, b"g")
-        os.close(self._go)
-        self._go = -1
+        """Refusal if somebody killed it while it waited."""
+        try:
+            os.write(self._go, b"g")
+        except BrokenPipeError:
+            self.wait()
+            number = os.WTERMSIG(self._status) if os.WIFSIGNALED(self._status) else 0
+            how = f"was killed ({signal.Signals(number).name})" if number in list(signal.Signals) else "ended"
+            raise Refusal(f"{self.arguments[0]} {how} before its first instruction: start it again") from None
+        finally:
+            os.close(self._go)
+            self._go = -1
 
     def abandon(self) -> None:
         """Let a command go that was never released."""
