@@ -59,6 +59,7 @@ def test_who_called_sudo(monkeypatch: pytest.MonkeyPatch, caller: str | None, ro
 def test_a_command_that_is_killed_while_it_waits_is_told_of(number: signal.Signals) -> None:
     command = Command(["true"])
     os.kill(command.pid, number)
+    os.waitid(os.P_PID, command.pid, os.WEXITED | os.WNOWAIT)
     with pytest.raises(Refusal, match=rf"^true was killed \({number.name}\) before its first instruction"):
         command.release()
     command.abandon()
