@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,33 @@ def test_nothing_of_a_child_stays(monkeypatch: pytest.MonkeyPatch, fails: bool) 
     assert kernel.forgotten == [(kernel.pid, [CTX, MM])] and kernel.counters == {CTX, MM}
     assert problem == ("no message came" if fails else "")
     assert provoked == (set() if fails else set(proof._TELLS) - {"file-faults"})
+    with pytest.raises(ChildProcessError):
+        os.waitpid(kernel.pid, 0)
+
+
+@pytest.mark.parametrize("said", [False, True])
+def test_a_child_that_is_killed_proves_nothing(monkeypatch: pytest.MonkeyPatch, said: bool) -> None:
+    """Before it begins, or once it has done all and waits."""
+
+    def provoke(say: Any, wait: Any) -> None:
+        say(3, True, False)
+        wait()
+
+    def kill(pid: int, *_: Any) -> None:
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    class Killing(Kernel):
+        def follow(self, pid: int) -> None:
+            super().follow(pid)
+            if not said:
+                kill(pid)
+
+    monkeypatch.setattr(proof.provoker, "provoke", provoke)
+    monkeypatch.setattr(proof.proc, "fdinfo", kill)
+    kernel: Any = Killing()
+    _, problem, provoked = proof._one(kernel, kernel)
+    assert (problem, provoked) == ("the child was gone before it was done", set())
     with pytest.raises(ChildProcessError):
         os.waitpid(kernel.pid, 0)
 
