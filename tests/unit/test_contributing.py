@@ -29,8 +29,8 @@ OWN = f"every_row or every_rule or every_page or every_finding or every_scenario
 # How the patched tree would attach the new row, and what its BPF program is compiled from.
 PLAN = """
 import re
-from uffdtrace.collect.program import SOURCES, source_for
-from uffdtrace.kernel import layout, probes
+from uffdtrace.collect.program import source_for, sources
+from uffdtrace.kernel import architecture, layout, probes
 from uffdtrace.model.records.events import FIELDS, Type, c_header
 from unit.test_kernel import served
 
@@ -40,17 +40,18 @@ assert (reads.place, reads.fentry, reads.positions) == ("userfaultfd_read_iter",
 (reads,) = served(without=("userfaultfd_read_iter",))["reads"]
 assert (reads.place, reads.fentry) == ("userfaultfd_read", True)
 assert "reads" not in served(without=("userfaultfd_read_iter", "userfaultfd_read"))
-text = source_for(one for row in served().values() for one in row)
+here = architecture.of("x86_64")
+text = source_for((one for row in served().values() for one in row), here)
 assert "tracing_on_read_iter(unsigned long long *ctx)\\n" in text
 assert "return tell_stack(ctx, on_read_iter(true, ctx[0], ctx[1]));" in text
 for row in probes.TABLE:
     for candidate in row.candidates:
         assert f"static __always_inline int {candidate.handler}(" in text, candidate
 assert f"#define EVENT_SHORT_READ {int(Type.SHORT_READ)}\\n" in c_header()
-sources = "".join(source.read_text() for source in SOURCES)
-for name in set(re.findall(r"\\bEVENT_[A-Z_]+", sources)):
+written = "".join(source.read_text() for source in sources(here))
+for name in set(re.findall(r"\\bEVENT_[A-Z_]+", written)):
     assert f"#define {name} " in c_header(), name
-assert "ITER_COUNT" in layout._MEMBERS and "ITER_COUNT" in sources
+assert "ITER_COUNT" in layout._MEMBERS and "ITER_COUNT" in written
 assert set(FIELDS) == set(Type)
 """
 
