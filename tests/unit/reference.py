@@ -40,6 +40,8 @@ class Reference:
         # What a fork by a thread copied of a userfaultfd so far, by page number.
         self.copied: dict[tuple[int, int], dict[int, Page]] = {}
         self.unwatched_forks: list[UnwatchedFork] = []
+        # By address, the last one that was closed: its forks may not have come to their end.
+        self.closed: dict[int, Descriptor] = {}
         self.unattributed = 0
         # A count of one range was undone by an event in the range that replaced it.
         self.undone_elsewhere = False
@@ -215,7 +217,8 @@ class Reference:
             else:
                 self._end(ctx, list(pages))
                 self._left_asleep(ctx, None)
-            del self.homes[ctx], self.pages[ctx]
+            self.closed[ctx] = self.homes.pop(ctx)
+            del self.pages[ctx]
         elif kind == Type.FORK and not event["kind"]:
             # It comes area by area: a range counts with the one of its first page.
             firsts: dict[Range, int] = {}
@@ -531,7 +534,7 @@ class Reference:
         ctx, copies = event["ctx"], self.copied.pop((event["tid"], event["aux"]), {})
         if ctx in self.homes:
             self._expose(ctx)
-        parent = self.homes.get(event["aux"])
+        parent = self.homes.get(event["aux"], self.closed.get(event["aux"]))
         for home in self.homes.values():
             home.forker = None if home.forker == event["tid"] else home.forker
         self.homes[ctx] = Descriptor(ctx, event["start"], event["end"], parent=parent, forker=event["tid"])

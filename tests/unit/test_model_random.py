@@ -65,6 +65,13 @@ USED_BEFORE: list[Step] = [
 # A page of a userfaultfd with WP_ASYNC is populated while it is armed: the kernel notes the write by itself.
 POPULATED_ASYNC: list[Step] = [("register", 0, 2, 1, 0), ("arm", 1, 4, 3, 5), ("fresh", 1, 6, 1, 0)]
 
+# A userfaultfd of a forked child is closed while that forks, and the new child's gets its address.
+CLOSED_IN_FORK: list[Step] = [
+    *[("register", 0, 2, 1, 0)] * 5,
+    ("followed fork", 0, 2, 1, 0),
+    ("followed fork", 2, 2, 1, 6),
+    ("gone", 2, 2, 1, 6),
+]
 # The parent's monitor goes while its fork waits, and the child's userfaultfd, forgotten with it, is used again.
 USED_AFTER_ALL: list[Step] = [
     ("register", 0, 0, 5, 7),
@@ -82,6 +89,7 @@ def test_model_equals_reference(expand: int, monkeypatch: pytest.MonkeyPatch) ->
 
     @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
     @given(STEPS, FEATURES, st.lists(st.integers(0, 150), max_size=6), st.booleans(), st.booleans(), SIZES)
+    @example(CLOSED_IN_FORK, (0, 0), [], False, False, 4096)
     @example(USED_AFTER_ALL, (0, 0), [], True, True, 4096)
     @example(USED_BEFORE, (0, 0), [], True, False, 65536)
     @example(POPULATED_ASYNC, (4, 32772), [], True, False, 16384)

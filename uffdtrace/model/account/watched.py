@@ -293,6 +293,8 @@ class Watched:
     def adopted(self, event: Array) -> None:
         """FORKED: the child's userfaultfd, with what the fork copied."""
         ctx, parent, time = int(event["ctx"]), int(event["aux"]), int(event["time"])
+        # It may have been closed while it forked, and the child's may lie where it was.
+        forked_from = next((one for one in reversed(self.userfaultfds) if one.ctx == parent), None)
         if ctx in self.current:
             self.forget(ctx, time)
         self.seen(ctx, int(event["start"]), int(event["end"]), 0)
@@ -301,8 +303,7 @@ class Watched:
         for one in self.current.values():
             one.forker = None if one.forker == event["tid"] else one.forker
         uffd.forker = int(event["tid"])
-        # It may have been closed while it forked.
-        uffd.parent = next((one for one in reversed(self.userfaultfds) if one.ctx == parent), None)
+        uffd.parent = forked_from
         for part in self._copied.pop((int(event["tid"]), parent), []):
             self.register(ctx, part.start, part.end, part.row.modes, time)
             for piece in self.ranges.space(ctx).overlapping(part.start, part.end):
