@@ -22,7 +22,7 @@ _SETTLE_NS = 200_000_000
 
 
 class _Fence:
-    """Before a call of it loads take place that stand before it, and after it those that stand after it.
+    """A call of it keeps loads in order: those that stand before it take place before those that stand after it.
 
     Python has no memory barrier. To let a lock go is a store-release and to take it a load-acquire, and arm64
     keeps an acquire behind a release that stands before it (RCsc; Arm ARM B2.3, "barrier-ordered-before"). Where a
