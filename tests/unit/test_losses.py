@@ -130,6 +130,19 @@ def test_the_first_of_what_is_left_tells_the_time() -> None:
     assert noted(([1], HOLE, 5, 6), ([2], HOLE, 8, 9), ([1], BACK, 10, 0)) == [(2, 1, 8, 9)]
 
 
+def test_a_loss_that_nobody_observed_gets_another_cause_too() -> None:
+    losses = Losses()
+    for how, place, time in (("observed", 5, 10), ("blind", 6, 20), ("observed", 9, 30)):
+        losses.add(np.array([place]), np.array([effect_of(how, Cause.UNPOPULATED)]), time, 1)
+    losses.rename([(5, 2)], Cause.UNPOPULATED, Cause.UNEXPLAINED, 1)
+    told = [(place, how_of(code), cause_of(code)) for place, _, _, _, code in runs(losses.runs())]
+    assert sorted(told) == [
+        (5, "observed", Cause.UNPOPULATED),
+        (6, "blind", Cause.UNEXPLAINED),
+        (9, "observed", Cause.UNPOPULATED),
+    ]
+
+
 def test_neighbours_of_different_events_stay_apart_until_asked() -> None:
     losses = Losses()
     effects = np.array([HOLE, HOLE, HOLE, COPY], np.uint8)

@@ -122,16 +122,16 @@ class Losses:
         return records["time"], records["pages"]
 
     def rename(self, places: list[tuple[int, int]], old: Cause, new: Cause, pages: int) -> None:
-        """Give the latest observed losses by `old` another cause: so many pages of those at `places` (first, pages)."""
+        """Give the latest losses by `old` another cause: so many pages of those at `places` (first, pages)."""
         records = self._standing()
         inside = np.zeros(len(records), dtype=bool)
         for first, count in places:
             inside |= (records["place"] >= first) & (records["place"] < first + count)
-        chosen = np.flatnonzero(inside & (records["code"] == 1 + 2 * old))
+        chosen = np.flatnonzero(inside & (records["code"] - 1 >> 1 == old))
         single = np.repeat(records[chosen], records["pages"][chosen])
         single["place"], single["pages"] = _every(records["place"][chosen], records["pages"][chosen]), 1
         single = single[np.argsort(single["time"], kind="stable")]
-        single["code"][len(single) - pages :] = 1 + 2 * new
+        single["code"][len(single) - pages :] += 2 * (new - old)
         self._records = [np.delete(records, chosen), single]
 
     def _standing(self) -> Array:
