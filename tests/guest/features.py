@@ -439,6 +439,7 @@ MACHINES = {
     "trixie-arm64": _arm64("trixie", "trixie-arm64"),
     "trixie-arm64-16k": _arm64("trixie", "trixie-arm64-16k"),
     "sid-arm64": _arm64("sid", "sid-arm64"),
+    "sid-arm64-16k": _arm64("sid", "sid-arm64-16k"),
 }
 for _name, _machine in MACHINES.items():
     for _table in (SERIES, SECOND_BACKEND, SAME_AS_AUTO):
