@@ -23,6 +23,7 @@ from uffdtrace.collect.ring import Stream
 from uffdtrace.kernel import proc
 from uffdtrace.kernel.probes import Attachment
 from uffdtrace.model.records.acts import unfolded
+from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.events import Array, Type
 
 # By row: the events of which one must come. What is not here is not provoked: KSM, swap and
@@ -94,7 +95,7 @@ def prove(program: Program, stream: Stream) -> Proof:
         events, problem, provoked = _one(program, stream)
         if problem:
             return Proof(not_tried=rows, problem=problem)
-        seen |= set(np.unique(unfolded(events)["type"]).tolist())
+        seen |= set(np.unique(unfolded(Batch(events))["type"]).tolist())
         tried |= provoked
         if all(_told(row, seen) for row in rows if row in tried):
             break

@@ -107,14 +107,14 @@ class Held:
         many = self._size >= min(2 * self._looked_through, MOST_HELD)
         return not self._blocker or many or bool((events["tid"] == self._blocker).any())
 
-    def take(self) -> Array:
+    def take(self) -> Batch:
         """All of them, which are held no more, with what calls did on their way in its place."""
         parts, self._parts, self._size = self._parts, [], 0
-        return unfolded(joined(parts))
+        return unfolded(Batch(joined(parts)))
 
-    def keep(self, events: Array, blocker: int) -> None:
+    def keep(self, events: Batch, blocker: int) -> None:
         """Hold what a call of the thread `blocker` (0 for nobody's) keeps from being accounted for."""
-        self._parts, self._size = [events.copy()], len(events)
+        self._parts, self._size = [events.settled().records], len(events)
         self._blocker, self._looked_through = blocker, len(events)
 
 

@@ -166,7 +166,7 @@ class Model:
     # ---- batches -----------------------------------------------------------
 
     def _advance(self, final: bool) -> None:
-        events = Batch(self._held.take())
+        events = self._held.take()
         ioctls = join.returns_of(events, Type.IOCTL, Type.IOCTL_RETURN)
         protects = join.protections_of(events)
         remaps = join.returns_of(events, Type.REMAP, Type.REMAP_RETURN)
@@ -178,7 +178,7 @@ class Model:
                 if waiting.size and waiting[0] < ready:
                     ready, blocker = int(waiting[0]), int(events["tid"][waiting[0]])
             ready = join.not_within(ready, protects, remaps)
-        self._held.keep(events.records[ready:], blocker)
+        self._held.keep(events[ready:], blocker)
         if not ready:
             return
         self.last = max(self.last, int(events["time"][:ready].max()))

@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from uffdtrace.model.records.events import EVENT, WHOLE, Act, Array, Type, picked
+from uffdtrace.model.records.batch import Batch
+from uffdtrace.model.records.events import Act, Array, Type
 
 _RELEASED = np.uint32(Act.WOKE - 1)
+# What an act has of the record of its call's return.
+_OF_CALL = ("ctx", "start", "tgid")
 
 
 def _bits(values: Array, shift: int, mask: int) -> Array:
@@ -33,61 +36,65 @@ def ago(times: Array, since: Array) -> Array:
     return found
 
 
-def unfolded(events: Array) -> Array:
-    """The same events (dtype EVENT), with each act in its place, in order of time."""
+def unfolded(events: Batch) -> Batch:
+    """The same events, with each act in its place, in order of time."""
     returns = np.flatnonzero((events["type"] == Type.IOCTL_RETURN) & (events["flags"] != 0))
     if not returns.size:
         return events
-    folded = picked(events, returns)
-    flags, aux = folded["flags"].copy(), folded["aux"].copy()
+    told = events[returns]
+    flags, aux, ended = told["flags"], told["aux"], told["time"]
     woke, released = np.flatnonzero(flags & np.uint32(Act.WOKE)), np.flatnonzero(flags & _RELEASED)
+    since = np.maximum(told["value"][released], 0).astype(np.uint64)
 
+    releases = Batch.made(
+        len(released),
+        {
+            "time": ago(ended[released], since),
+            "type": np.full(len(released), Type.PROTECT),
+            "end": told["end"][released],
+            "flags": flags[released] & _RELEASED,
+            "tid": told["tid"][released],
+            **{name: told[name][released] for name in _OF_CALL},
+        },
+    )
+    said = aux[woke]
+    wakes = Batch.made(
+        len(woke),
+        {
+            "time": ago(ended[woke], _bits(said, Act.SINCE_SHIFT, Act.WOKE_MOST)),
+            "type": np.full(len(woke), Type.WAKE),
+            "value": told["tid"][woke],
+            "tid": _bits(said, Act.TID_SHIFT, Act.TID),
+            "aux": _bits(said, Act.MESSAGE_SHIFT, Act.MESSAGE),
+            **{name: told[name][woke] for name in _OF_CALL},
+        },
+    )
+    plain = {"flags": events["flags"].copy(), "aux": events["aux"].copy(), "value": events["value"].copy()}
+    plain["flags"][returns] = 0
+    plain["aux"][returns[woke]] = said & np.uint64(Act.MODE)
+    plain["value"][returns[released]] = 0
     # A release comes before the wake-up that it makes possible, also where the clock did not move between them.
-    acts = np.zeros(len(released) + len(woke), dtype=EVENT)
-    of_return = np.concatenate([released, woke])
-    times = folded["time"][of_return]
-    for name in ("ctx", "start", "tgid"):
-        acts[name] = folded[name][of_return]
-
-    first, since = slice(len(released)), np.maximum(folded["value"][released], 0).astype(np.uint64)
-    acts["type"][first] = Type.PROTECT
-    acts["time"][first] = ago(times[first], since)
-    acts["end"][first] = folded["end"][released]
-    acts["flags"][first] = flags[released] & _RELEASED
-    acts["tid"][first] = folded["tid"][released]
-
-    second, said = slice(len(released), None), aux[woke]
-    acts["type"][second] = Type.WAKE
-    acts["time"][second] = ago(times[second], _bits(said, Act.SINCE_SHIFT, Act.WOKE_MOST))
-    acts["value"][second] = folded["tid"][woke]
-    acts["tid"][second] = _bits(said, Act.TID_SHIFT, Act.TID)
-    acts["aux"][second] = _bits(said, Act.MESSAGE_SHIFT, Act.MESSAGE)
-
-    folded["aux"][woke] = said & np.uint64(Act.MODE)
-    folded["value"][released] = 0
-    folded["flags"] = 0
-    return _inserted(events, returns, folded, acts, returns[of_return])
+    acts = Batch.joined([releases, wakes])
+    return _inserted(events.changed(plain), acts, np.concatenate([returns[released], returns[woke]]))
 
 
-def _inserted(events: Array, returns: Array, instead: Array, acts: Array, before: Array) -> Array:
-    """`events` with `instead` at `returns`, and each of `acts` where its time belongs, in front of `before`."""
-    order = np.argsort(acts["time"], kind="stable")
-    acts, before = picked(acts, order), before[order]
-    times, own = np.ascontiguousarray(events["time"]), np.ascontiguousarray(acts["time"])
-    place = before.copy()
+def _inserted(events: Batch, acts: Batch, before: Array) -> Batch:
+    """`events` with each of `acts` where its time belongs, in front of `before`."""
+    own = acts["time"]
+    by_time = np.argsort(own, kind="stable")
+    before, own = before[by_time], own[by_time]
+    place, times = before.copy(), events["time"]
     # Mostly nothing else came between an act and its call's return.
     between = np.flatnonzero(own < times[before - 1])
     place[between] = np.minimum(np.searchsorted(times, own[between], side="right"), before[between])
     if (place[1:] < place[:-1]).any():
         # Only times that no kernel sends do that.
         order = np.argsort(place, kind="stable")
-        acts, place = picked(acts, order), place[order]
-    whole = np.empty(len(events) + len(acts), dtype=WHOLE)
+        by_time, place = by_time[order], place[order]
+    whole = np.empty(len(events) + len(acts), dtype=np.int64)
     at = place + np.arange(len(acts))
     theirs = np.ones(len(whole), dtype=bool)
     theirs[at] = False
-    whole[theirs] = np.ascontiguousarray(events).view(WHOLE)
-    whole[returns + np.searchsorted(place, returns, side="right")] = instead.view(WHOLE)
-    whole[at] = acts.view(WHOLE)
-    found: Array = whole.view(EVENT)
-    return found
+    whole[theirs] = np.arange(len(events))
+    whole[at] = len(events) + by_time
+    return Batch.joined([events, acts])[whole]

@@ -28,11 +28,27 @@ class Batch:
         # Where they come from: these events, one part after the other, of which `_choice` chooses.
         self._parts: tuple[Batch, ...] = ()
         self._choice: Choice = slice(None)
+        # The members whose values are not those of where the events come from.
+        self._own: tuple[str, ...] = ()
 
     @classmethod
     def _of(cls, parts: tuple[Batch, ...], choice: Choice, size: int) -> Batch:
         batch = cls(np.empty(0, dtype=EVENT))
         batch._records, batch._parts, batch._choice, batch._size = None, parts, choice, size
+        return batch
+
+    @classmethod
+    def made(cls, size: int, columns: dict[str, Array]) -> Batch:
+        """So many events that have these members; all others are 0."""
+        batch = cls._of((), slice(None), size)
+        batch._columns = {name: column.astype(EVENT[name], copy=False) for name, column in columns.items()}
+        batch._own = tuple(columns)
+        return batch
+
+    def changed(self, columns: dict[str, Array]) -> Batch:
+        """The same events with other values of these members."""
+        batch = self._of((self,), slice(None), self._size)
+        batch._columns, batch._own = dict(columns), tuple(columns)
         return batch
 
     @classmethod
@@ -84,6 +100,11 @@ class Batch:
         """Copies of the records of these numbers."""
         if self._records is not None:
             return picked(self._records, index)
+        if self._own:
+            whole = self._parts[0]._picked(index) if self._parts else np.zeros(len(index), dtype=EVENT)
+            for name in self._own:
+                whole[name] = self._columns[name][index]
+            return whole
         if isinstance(self._choice, slice):
             start, _, step = self._choice.indices(sum(map(len, self._parts)))
             index = start + index * step
@@ -102,12 +123,14 @@ class Batch:
     def _column(self, name: str) -> Array:
         if self._records is not None:
             return np.ascontiguousarray(self._records[name])
+        if not self._parts:
+            return np.zeros(self._size, dtype=EVENT[name])
         columns = [part[name] for part in self._parts]
         whole = columns[0] if len(columns) == 1 else np.concatenate(columns)
         return whole[self._choice]
 
     def _event(self, number: int) -> Array:
-        if self._records is not None or len(self._parts) > 1:
+        if self._records is not None or self._own or len(self._parts) > 1:
             event: Array = self.records[number]
             return event
         if isinstance(self._choice, slice):
