@@ -166,9 +166,9 @@ class Model:
     # ---- batches -----------------------------------------------------------
 
     def _advance(self, final: bool) -> None:
-        events = self._held.take()
+        events, ended = self._held.take()
         ioctls = join.returns_of(events, Type.IOCTL, Type.IOCTL_RETURN)
-        protects = join.protections_of(events)
+        protects = join.protections_of(events, ended)
         remaps = join.returns_of(events, Type.REMAP, Type.REMAP_RETURN)
         zaps = join.returns_of(events, Type.ZAP, Type.ZAP_RETURN)
         ready, blocker = len(events), 0

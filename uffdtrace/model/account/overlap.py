@@ -6,6 +6,7 @@ from enum import IntEnum
 
 import numpy as np
 
+from uffdtrace.model.records.counting import ordered
 from uffdtrace.model.records.events import Array, joined, picked
 
 
@@ -60,6 +61,21 @@ class Overlaps:
 
     def __init__(self) -> None:
         self._open = np.empty(0, dtype=ACT)
+
+    def matters(self, began: Array, returned: Array, until: int) -> Array:
+        """Which of a batch's acts (ns, ns) overlap any in time or are open at its end; the others need not be fed."""
+        order = ordered(began)
+        if order is not None:
+            began, returned = began[order], returned[order]
+        some = returned > until
+        before = np.maximum.accumulate(returned)
+        # As most monitors are one thread, and open acts are rare, what came before has mostly returned.
+        some[1:] |= before[:-1] > began[1:]
+        some[:-1] |= returned[:-1] > began[1:]
+        if len(self._open):
+            some |= int(self._open["returned"].max()) > began
+        found = np.flatnonzero(some)
+        return found if order is None else np.sort(order[found])
 
     def feed(self, acts: Array, until: int) -> Array:
         """Take the acts of a batch (dtype ACT); the parts of them that overlap one that began before (dtype ACT).

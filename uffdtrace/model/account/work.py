@@ -179,8 +179,7 @@ class Work:
         self.lost_returns += int((zaps[1][zaps[0] < size] == join.LOST).sum())
         # By index of the later of two calls that overlapped: the spans [start, end) where they did.
         self.doubts: dict[int, list[tuple[int, int]]] = {}
-        until = int(self.events["time"].max())
-        for part in overlaps.feed(self._acts(ioctls, protects, zaps), until):
+        for part in self._overlapping(overlaps, ioctls, protects, zaps):
             self.doubts.setdefault(int(part["index"]), []).append((int(part["start"]), int(part["end"])))
         doubtful = np.zeros(size, dtype=bool)
         doubtful[[*self.doubts, *self.refused]] = True
@@ -317,20 +316,25 @@ class Work:
                 self.op[index[some][holes & (self.op[index[some]] == Op.MOVE)]] = Op.MOVE_MAYBE
         return registered
 
-    def _acts(self, *calls: tuple[Array, Array]) -> Array:
-        """What acts on pages in this batch, with the time of its return (dtype overlap.ACT)."""
-        size = len(self.events)
-        effect = _EFFECT[self.op]
-        returned = self.events["time"].copy()
-        for index, found in calls:
-            inside = index < size
-            index, found = index[inside], found[inside]
+    def _overlapping(self, overlaps: Overlaps, *calls: tuple[Array, Array]) -> Array:
+        """The parts of acts on pages that overlap an earlier one (dtype overlap.ACT)."""
+        size, times = len(self.events), self.events["time"]
+        index = np.flatnonzero(_EFFECT[self.op])
+        returned = times.copy()
+        for begins, found in calls:
+            inside = begins < size
+            begins, found = begins[inside], found[inside]
             seen = found >= 0
-            returned[index[seen]] = self._all["time"][found[seen]]
-            returned[index[found == join.OPEN]] = NEVER
-        index = np.flatnonzero(effect)
+            returned[begins[seen]] = self._all["time"][found[seen]]
+            returned[begins[found == join.OPEN]] = NEVER
+        until = int(times.max())
+        index = index[overlaps.matters(times[index], returned[index], until)]
+        return overlaps.feed(self._acts(index, returned[index]), until)
+
+    def _acts(self, index: Array, returned: Array) -> Array:
+        """What the events at `index` do to pages, until they `returned` (dtype overlap.ACT)."""
         acts = np.zeros(len(index), dtype=ACT)
-        acts["index"], acts["effect"], acts["returned"] = index, effect[index], returned[index]
+        acts["index"], acts["effect"], acts["returned"] = index, _EFFECT[self.op[index]], returned
         for name, source in (("ctx", "ctx"), ("tid", "tid"), ("began", "time")):
             acts[name] = self.events[source][index]
         acts["start"] = self.start[index]

@@ -36,11 +36,16 @@ def ago(times: Array, since: Array) -> Array:
     return found
 
 
-def unfolded(events: Batch) -> Batch:
-    """The same events, with each act in its place, in order of time."""
+# Of releases that woke somebody: (index of each PROTECT, index of its WAKE).
+Ended = tuple[Array, Array]
+NO_ENDS = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+
+
+def unfolded(events: Batch) -> tuple[Batch, Ended]:
+    """The same events, with each act in its place, in order of time, and which releases ended with which wake-up."""
     returns = np.flatnonzero((events["type"] == Type.IOCTL_RETURN) & (events["flags"] != 0))
     if not returns.size:
-        return events
+        return events, NO_ENDS
     told = events[returns]
     flags, aux, ended = told["flags"], told["aux"], told["time"]
     woke, released = np.flatnonzero(flags & np.uint32(Act.WOKE)), np.flatnonzero(flags & _RELEASED)
@@ -75,11 +80,15 @@ def unfolded(events: Batch) -> Batch:
     plain["value"][returns[released]] = 0
     # A release comes before the wake-up that it makes possible, also where the clock did not move between them.
     acts = Batch.joined([releases, wakes])
-    return _inserted(events.changed(plain), acts, np.concatenate([returns[released], returns[woke]]))
+    whole, at = _inserted(events.changed(plain), acts, np.concatenate([returns[released], returns[woke]]))
+    # Those of one call stand at the same place among the calls that have both.
+    releases_at, wakes_at = at[: len(released)], at[len(released) :]
+    ends = releases_at[flags[released] & np.uint32(Act.WOKE) != 0], wakes_at[flags[woke] & _RELEASED != 0]
+    return whole, ends
 
 
-def _inserted(events: Batch, acts: Batch, before: Array) -> Batch:
-    """`events` with each of `acts` where its time belongs, in front of `before`."""
+def _inserted(events: Batch, acts: Batch, before: Array) -> tuple[Batch, Array]:
+    """`events` with each of `acts` where its time belongs, in front of `before`; and where each act is then."""
     own = acts["time"]
     by_time = np.argsort(own, kind="stable")
     before, own = before[by_time], own[by_time]
@@ -97,4 +106,6 @@ def _inserted(events: Batch, acts: Batch, before: Array) -> Batch:
     theirs[at] = False
     whole[theirs] = np.arange(len(events))
     whole[at] = len(events) + by_time
-    return Batch.joined([events, acts])[whole]
+    of_act = np.empty(len(acts), dtype=np.int64)
+    of_act[by_time] = at
+    return Batch.joined([events, acts])[whole], of_act
