@@ -1,4 +1,4 @@
-"""Run in a guest: prints how each kind of probe would be attached there, [row, place, fentry] by backend."""
+"""Run in a guest: prints how each kind of probe would be attached there, [row, place, kind] by backend."""
 
 import json
 
@@ -7,9 +7,11 @@ from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.symbols import Symbols
 
 with Btf() as btf:
-    plans = {one: probes.plan(btf, Symbols(), one, preflight.preemptible()) for one in probes.Backend}
+    symbols = Symbols()
+    machine = preflight.preemptible(), preflight.has_sessions(btf, symbols)
+    plans = {one: probes.plan(btf, symbols, one, *machine) for one in probes.Backend}
 print(
     json.dumps(
-        {backend.value: [(one.row.name, one.place, one.fentry) for one in plan] for backend, plan in plans.items()}
+        {backend.value: [(one.row.name, one.place, one.kind.value) for one in plan] for backend, plan in plans.items()}
     )
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from guest.features import SAME_AS_AUTO
 from guest.results import Guest
 
+# Rows that two probes serve where neither is sure to see all (Row.twice).
 TWICE = [
     "fault-returns",
     "ioctl-returns",
@@ -21,7 +22,8 @@ def test_auto_attaches_the_same_as_the_kind_that_is_not_run(guest: Guest) -> Non
     plans = guest.step("plans")
     of_auto = [tuple(one) for one in plans["auto"]]
     of_other = [tuple(one) for one in plans[SAME_AS_AUTO[guest.suite]]]
-    # Where both kinds of return may be lost, auto attaches both.
-    twice = [one for one in of_auto if one not in of_other]
-    assert [one for one in of_auto if one not in twice] == of_other
-    assert [row for row, _, _ in twice] == (TWICE if guest.suite == "sid" else [])
+    assert of_auto == of_other
+    # Where kernel code is preempted, a kretprobe and fexit may lose a return. On 5.10 and 6.1 that of
+    # change_protection() cannot have fexit.
+    kinds = {kind for row, _, kind in of_auto if row in TWICE}
+    assert kinds <= ({"kprobe.session"} if guest.suite == "sid" else {"fentry", "kprobe"})

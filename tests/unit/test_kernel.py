@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import struct
 from dataclasses import replace
@@ -17,7 +19,7 @@ from uffdtrace.collect.program import _entry_point
 from uffdtrace.kernel import architecture, callsite, layout, preflight, probes
 from uffdtrace.kernel.btf import Function
 from uffdtrace.kernel.callsite import calls_in, find_call
-from uffdtrace.kernel.probes import TABLE, Attachment, Backend, ProbeError, Where, plan
+from uffdtrace.kernel.probes import TABLE, Attachment, Backend, ProbeError, ProbeKind, Where, plan
 from uffdtrace.kernel.symbols import SymbolError, Symbols
 
 # ---- machine code ----------------------------------------------------------------
@@ -266,13 +268,14 @@ def served(
     declared: tuple[str, ...] = (),
     wanted: Backend = Backend.AUTO,
     preemptible: bool = False,
+    sessions: bool = False,
     **changed: tuple[str, ...],
 ) -> dict[str, list[Attachment]]:
     functions = {**_ALL, "add_wait_queue": ("wq_head", "wq_entry"), **changed}
     btf: Any = FakeBtf({name: value for name, value in functions.items() if name not in without}, by_value, declared)
     symbols: Any = FakeSymbols(btf, ambiguous)
     found: dict[str, list[Attachment]] = {}
-    for attachment in plan(btf, symbols, wanted, preemptible):
+    for attachment in plan(btf, symbols, wanted, preemptible, sessions):
         found.setdefault(attachment.row.name, []).append(attachment)
     return found
 
@@ -333,6 +336,64 @@ def test_both_kinds_where_either_may_lose() -> None:
     assert [one.fentry for one in served(preemptible=True, wanted=Backend.KPROBE)["fault-returns"]] == [False]
 
 
+def test_a_session_sees_entry_and_return() -> None:
+    found = served(preemptible=True, sessions=True)
+    kinds = {name: [one.kind for one in rows] for name, rows in found.items()}
+    for name in ("faults", "fault-returns", "ioctls", "ioctl-returns", "protection", "protection-returns"):
+        assert kinds[name] == [ProbeKind.SESSION]
+    # An entry alone; a call within a function.
+    assert kinds["wakes"] == kinds["unprotected-writes"] == [ProbeKind.MULTI]
+    assert kinds["messages"] == [ProbeKind.KPROBE]
+
+
+@pytest.mark.parametrize("wanted", Backend)
+@pytest.mark.parametrize("preemptible", [False, True])
+def test_sessions_are_kprobes(wanted: Backend, preemptible: bool) -> None:
+    (one,) = served(wanted=wanted, preemptible=preemptible, sessions=True)["faults"]
+    kprobes = wanted is Backend.KPROBE or (wanted is Backend.AUTO and preemptible)
+    assert one.kind is (ProbeKind.SESSION if kprobes else ProbeKind.FENTRY)
+    assert one.backend is (Backend.KPROBE if kprobes else Backend.FENTRY)
+
+
+def test_a_return_that_no_entry_goes_with_keeps_its_kretprobe() -> None:
+    (one,) = served(preemptible=True, sessions=True, zap_vma_range_batched=("vma",))["zap-returns"]
+    assert one.kind is ProbeKind.KPROBE
+
+
+def test_a_function_has_one_row_for_its_entry_and_one_for_its_return() -> None:
+    """A session's program has a handler for each."""
+    rows = [(one.candidate.function, one.candidate.where) for some in served().values() for one in some]
+    assert len(rows) == len(set(rows))
+
+
+@pytest.mark.parametrize(
+    ("symbol", "function", "refused", "expected"),
+    [
+        (True, True, None, True),
+        (True, True, errno.EINVAL, False),
+        # Who may load no program is told what others get.
+        (True, True, errno.EPERM, True),
+        (False, True, None, False),
+        (True, False, None, False),
+    ],
+)
+def test_where_there_are_sessions(
+    symbol: bool, function: bool, refused: int | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> int:
+        if refused is not None:
+            raise OSError(refused, "")
+        return os.open(os.devnull, os.O_RDONLY)
+
+    monkeypatch.setattr(preflight, "load_program", load)
+    names = {
+        name: () for name, there in (("fprobe_ftrace_entry", symbol), ("bpf_session_is_return", function)) if there
+    }
+    btf: Any = FakeBtf(names)
+    symbols: Any = FakeSymbols(btf)
+    assert preflight.has_sessions(btf, symbols) is expected
+
+
 def test_every_row_has_handlers_of_its_own() -> None:
     """The program has a function of the handler's name for each attachment by kprobe."""
     rows: dict[str, set[str]] = {}
@@ -363,9 +424,22 @@ def test_the_last_resort_for_messages(calls: dict[str, int]) -> None:
 def test_a_return_that_asks_for_an_argument() -> None:
     """Behind the function's result; a kretprobe is given none."""
     (one,) = served(change_protection=("tlb", "vma", "start", "end", "cp_flags"))["protection-returns"]
-    assert "on_protect_return(true, ctx[5], ctx[4])" in _entry_point(one, X86_64)
+    assert "on_protect_return(true, ctx[5], ctx[4])" in _entry_point([one], X86_64)
     (one,) = served(wanted=Backend.KPROBE)["protection-returns"]
-    assert "on_protect_return(false, ctx->ax, UNTOLD)" in _entry_point(one, X86_64)
+    assert "on_protect_return(false, ctx->ax, UNTOLD)" in _entry_point([one], X86_64)
+
+
+def test_the_program_of_a_session() -> None:
+    """Its entry says whether the return is wanted: 1 leaves it alone."""
+    found = served(preemptible=True, sessions=True)
+    lines = _entry_point([*found["protection-returns"], *found["protection"]], X86_64).splitlines()
+    assert [line.strip() for line in lines[2:-1]] == [
+        "if (session_is_return(ctx))",
+        "return tell_stack(ctx, on_protect_return(false, ctx->ax, UNTOLD));",
+        "tell_stack(ctx, on_protect(false, ctx->di, ctx->si, ctx->dx, ctx->cx));",
+        "return !is_arming(false, ctx->di, ctx->si, ctx->dx, ctx->cx);",
+    ]
+    assert "return 0;" in _entry_point([*found["ioctls"], *found["ioctl-returns"]], X86_64)
 
 
 def test_positions_are_this_kernels() -> None:

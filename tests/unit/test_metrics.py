@@ -48,7 +48,7 @@ def wait_for(path: Path, text: str) -> None:
 def test_so_far_and_then_the_report(tmp_path: Path) -> None:
     path = tmp_path / "metrics.prom"
     file = MetricsFile(path)
-    file.so_far(SO_FAR, "a\nb", ["kprobe", "fentry", "kprobe"])
+    file.so_far(SO_FAR, "a\nb", "fentry+kprobe")
     wait_for(path, "# EOF")
     found = parsed(path)
     info = found["uffdtrace_trace_info"].samples[0].labels
@@ -59,7 +59,7 @@ def test_so_far_and_then_the_report(tmp_path: Path) -> None:
     assert sum(one.value for one in found["uffdtrace_read_messages"].samples) == 6
     assert "uffdtrace_hole_pages" not in found and "uffdtrace_pending_faults" not in found
     # Not again at once, but its last word always.
-    file.so_far(SO_FAR, "other", ["kprobe"])
+    file.so_far(SO_FAR, "other", "kprobe")
     report: Any = a_report(a_range(lost=1))
     file.done(report)
     file.close()
@@ -71,7 +71,7 @@ def test_so_far_and_then_the_report(tmp_path: Path) -> None:
 def test_what_is_not_known_is_no_number(tmp_path: Path) -> None:
     path = tmp_path / "metrics.prom"
     file = MetricsFile(path)
-    file.so_far(Progress(1.0, 1, 1, 3, True, False), "a", ["kprobe"])
+    file.so_far(Progress(1.0, 1, 1, 3, True, False), "a", "kprobe")
     file.close()
     assert "uffdtrace_lost_pages" not in path.read_text()
 

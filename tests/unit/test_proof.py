@@ -12,11 +12,11 @@ from unit.machine import events
 
 from uffdtrace.collect import proof
 from uffdtrace.collect.proof import Proof
-from uffdtrace.kernel.probes import TABLE, Attachment
+from uffdtrace.kernel.probes import TABLE, Attachment, ProbeKind
 from uffdtrace.model.records.events import EVENT, Loss, Type
 
 CHILD, CTX, MM = 4000, 0x1000, 0x2000
-ATTACHMENTS = [Attachment(row, row.candidates[0], True, (), 0) for row in TABLE]
+ATTACHMENTS = [Attachment(row, row.candidates[0], ProbeKind.FENTRY, (), 0) for row in TABLE]
 ALL = sorted({int(kind) for kinds in proof._TELLS.values() for kind in kinds})
 
 

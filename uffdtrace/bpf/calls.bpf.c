@@ -263,6 +263,12 @@ static __always_inline bool releases_all(struct ioctl_call *call, u64 ctx, u64 s
 	       !call->released_at && call->start == start && call->end == end && end - start <= MOST_RELEASED;
 }
 
+/* Whether anybody asks what change_protection() returns: of mprotect() and of releases nobody does. */
+static __always_inline bool is_arming(bool typed, u64 vma, u64 start, u64 end, u64 flags)
+{
+	return flags & MM_CP_UFFD_WP;
+}
+
 static __always_inline int on_protect(bool typed, u64 vma, u64 start, u64 end, u64 flags)
 {
 	struct event event = {.type = EVENT_PROTECT, .start = start, .end = end};

@@ -265,6 +265,11 @@ BPF_F_TABLE("array", u32, u64, tails, (CPUS)*LANES, BPF_F_MMAPABLE);
 static u64 (*rdonly_cast)(u64 address, u32 type) __attribute__((const)) = (void *)RDONLY_CAST;
 #endif
 
+#ifdef SESSION_IS_RETURN
+/* bool bpf_session_is_return(void *ctx); up to 6.19 without an argument, which does no harm there. */
+static bool (*session_is_return)(void *context) = (void *)SESSION_IS_RETURN;
+#endif
+
 /*
  * What a pointer points to is loaded as by any instruction where the verifier knows its type: in
  * programs of fentry, which are given typed pointers, that of an argument and of a pointer loaded

@@ -121,7 +121,7 @@ def command(
                 shows(progress)
             if metrics is not None:
                 name = processes[0].comm if processes else ""
-                metrics.so_far(progress, name, (one.kind for one in loaded.program.attachments))
+                metrics.so_far(progress, name, loaded.program.backend)
 
         wanted_looks = shows if metrics is None else look
         session = Session(loaded, options, processes, status.say, wanted_looks)

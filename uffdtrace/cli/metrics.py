@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from uffdtrace.cli.messages import say
@@ -39,14 +38,14 @@ class MetricsFile:
         self._refused = ""
         self._child = Helper(self._write, [Capability.DAC_OVERRIDE])
 
-    def so_far(self, progress: Progress, process: str, backends: Iterable[str]) -> None:
+    def so_far(self, progress: Progress, process: str, backend: str) -> None:
         """Tell how the trace goes, if it is time to."""
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + _EVERY_S
         # A child that waits for a slow disk gets the next ones.
-        self._child.send(_content(_numbers(progress, process, backends)))
+        self._child.send(_content(_numbers(progress, process, backend)))
 
     def done(self, report: ReportDict) -> None:
         """Tell what the report has."""
@@ -70,11 +69,11 @@ def _content(told: openmetrics.Numbers) -> bytes:
     return openmetrics.text(openmetrics.families(told, {}))
 
 
-def _numbers(progress: Progress, process: str, backends: Iterable[str]) -> openmetrics.Numbers:
+def _numbers(progress: Progress, process: str, backend: str) -> openmetrics.Numbers:
     return openmetrics.Numbers(
         process,
         platform.release(),
-        "+".join(sorted(set(backends))),
+        backend,
         openmetrics.TRACING,
         progress.elapsed_s,
         progress.armed,

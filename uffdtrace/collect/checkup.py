@@ -134,7 +134,7 @@ def _row(row: Row, attachment: Attachment | None, problem: str | None) -> Json:
     kind = None
     # A place with a problem is one whose kind is not known.
     if attachment is not None and problem is None:
-        kind = attachment.kind
+        kind = attachment.kind.value
     return {
         "row": row.name,
         "place": attachment and attachment.place,
@@ -153,13 +153,14 @@ class _Kernel:
         self.btf, self.symbols = btf, symbols
         self._backend, self._root = backend, root
         self._preemptible = preflight.preemptible()
+        self._sessions = preflight.has_sessions(btf, symbols)
         # As root, attach decides without; another user cannot tell what root reads.
         self._guessed = not root and backend is Backend.AUTO and preflight.preemption() is None
 
     def plan(self) -> list[Attachment]:
         preflight.check_ring(self.btf)
         preflight.check_memory(self.btf)
-        return probes.plan(self.btf, self.symbols, self._backend, self._preemptible)
+        return probes.plan(self.btf, self.symbols, self._backend, self._preemptible, self._sessions)
 
     def rows(self, planned: list[Attachment] | None) -> list[Json]:
         """As planned; without a plan, each row by itself."""

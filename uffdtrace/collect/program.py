@@ -23,10 +23,10 @@ from uffdtrace.collect.maps import Table
 from uffdtrace.collect.ring import Lanes, Ring, Stream
 from uffdtrace.kernel import architecture
 from uffdtrace.kernel.architecture import Architecture
-from uffdtrace.kernel.bpf import At, Kind, load_program
+from uffdtrace.kernel.bpf import At, Kind, link_function, load_program
 from uffdtrace.kernel.layout import ADDRESSES, FUNCTIONS
 from uffdtrace.kernel.preflight import Refusal, can_call, preemptible
-from uffdtrace.kernel.probes import Attachment, Where
+from uffdtrace.kernel.probes import Attachment, ProbeKind, Where
 from uffdtrace.model.records.events import Array, Counter, Loss, c_header
 
 # Half a million events: what two cores can fault in half a second.
@@ -48,6 +48,9 @@ RAW_TRACEPOINT_PROBE(sched_process_exit)
 	return forget_thread();
 }
 """
+# Kinds of probes that go through fprobe, and what their programs are loaded for.
+_AT = {ProbeKind.MULTI: At.MULTI, ProbeKind.SESSION: At.SESSION}
+
 _TRACEPOINTS = ("sched_process_fork", "sched_process_exit")
 
 # The maps' keys and values in bpf/maps.bpf.c: numbers, and struct place.
@@ -78,31 +81,54 @@ def lane_slots(cpus: int) -> int:
 
 
 def _entry_name(attachment: Attachment) -> str:
-    """Of a row that has both kinds of probe each has its own."""
+    """Of a row that has both kinds of probe each has its own; the two rows of a session have one."""
+    if attachment.kind is ProbeKind.SESSION:
+        return f"session_{attachment.candidate.function}"
     return f"{'tracing' if attachment.fentry else 'kp'}_{attachment.candidate.handler}"
 
 
-def _entry_point(attachment: Attachment, here: Architecture) -> str:
-    """The C function that calls a row's handler with its arguments.
-
-    BCC's KFUNC_PROBE() would do nothing more, and up to BCC 0.18 takes no function without arguments.
-    """
-    candidate = attachment.candidate
-    returns = candidate.where is Where.RETURN
+def _arguments(attachment: Attachment, here: Architecture) -> str:
+    """What a row's handler is given, as C."""
+    returns = attachment.candidate.where is Where.RETURN
     if attachment.fentry:
         # fexit finds the return value behind the arguments.
         slots = (*([attachment.parameter_count] if returns else []), *attachment.positions)
-        values, typed, context = [f"ctx[{slot}]" for slot in slots], "true", "unsigned long long"
+        values, typed = [f"ctx[{slot}]" for slot in slots], "true"
     else:
-        values, typed, context = (
-            [f"ctx->{here.arguments[position]}" for position in attachment.positions],
-            "false",
-            "struct pt_regs",
-        )
+        values, typed = [f"ctx->{here.arguments[position]}" for position in attachment.positions], "false"
         if returns:
             values = [f"ctx->{here.returned}", *("UNTOLD" for _ in values)]
-    call = f"{candidate.handler}({', '.join([typed, *values])})"
-    return f"int {_entry_name(attachment)}({context} *ctx)\n{{\n\treturn tell_stack(ctx, {call});\n}}\n"
+    return ", ".join([typed, *values])
+
+
+def _told(attachment: Attachment, here: Architecture) -> str:
+    return f"tell_stack(ctx, {attachment.candidate.handler}({_arguments(attachment, here)}))"
+
+
+def _entry_point(attachments: list[Attachment], here: Architecture) -> str:
+    """The C function that calls the handlers of one program's rows with their arguments.
+
+    BCC's KFUNC_PROBE() would do nothing more, and up to BCC 0.18 takes no function without arguments.
+    """
+    first = attachments[0]
+    context = "unsigned long long" if first.fentry else "struct pt_regs"
+    body = f"\treturn {_told(first, here)};\n"
+    if first.kind is ProbeKind.SESSION:
+        entry, left = sorted(attachments, key=lambda one: one.candidate.where is Where.RETURN)
+        wanted = entry.candidate.returns_if
+        body = (
+            f"\tif (session_is_return(ctx))\n\t\treturn {_told(left, here)};\n\t{_told(entry, here)};\n"
+            # With 1 the function's return is left alone.
+            f"\treturn {f'!{wanted}({_arguments(entry, here)})' if wanted else 0};\n"
+        )
+    return f"int {_entry_name(first)}({context} *ctx)\n{{\n{body}}}\n"
+
+
+def _entry_points(attachments: Iterable[Attachment], here: Architecture) -> list[str]:
+    of_program: dict[str, list[Attachment]] = {}
+    for attachment in attachments:
+        of_program.setdefault(_entry_name(attachment), []).append(attachment)
+    return [_entry_point(some, here) for some in of_program.values()]
 
 
 def sources(here: Architecture) -> list[Path]:
@@ -119,7 +145,7 @@ def source_for(attachments: Iterable[Attachment], here: Architecture) -> str:
             "#include <linux/types.h>",
             c_header(),
             *(source.read_text() for source in sources(here)),
-            *(_entry_point(attachment, here) for attachment in attachments),
+            *_entry_points(attachments, here),
             _TRACEPOINT_PROGRAMS,
         ]
     )
@@ -144,10 +170,14 @@ def _fdinfo_number(program: int, name: str) -> int | None:
 
 
 def _accepted(defines: dict[str, int]) -> dict[str, int]:
-    """The defines, without the kernel functions that this kernel has, but not for us."""
-    return {
-        name: value for name, value in defines.items() if name not in FUNCTIONS or can_call(value, defines["INTEGERS"])
-    }
+    """The defines, without a kernel function that this kernel has, but not for all of our programs.
+
+    Of a session's own (SESSION_IS_RETURN) the plan has made sure.
+    """
+    cast = defines.get("RDONLY_CAST")
+    if cast is None or can_call(cast, defines["INTEGERS"]):
+        return defines
+    return {name: value for name, value in defines.items() if name != "RDONLY_CAST"}
 
 
 class Program:
@@ -188,6 +218,9 @@ class Program:
         self._losses: Array | None = None
         self._programs: dict[str, int] = {}
         self._probes: list[tuple[int, bytes | None]] = []
+        # Of programs that go through fprobe, by name; and what they missed, once they are detached.
+        self._links: dict[str, int] = {}
+        self._missed: dict[str, int] = {}
         try:
             for shape in self._image.maps:
                 self._tables[shape.name] = Table(self._lib, shape, self._create(shape))
@@ -210,7 +243,7 @@ class Program:
                 self._attach(attachment)
             except Exception as error:
                 raise Refusal(
-                    f"the kernel refuses the probe on {attachment.place} ({attachment.kind}: {error}):"
+                    f"the kernel refuses the probe on {attachment.place} ({attachment.kind.value}: {error}):"
                     f" try --backend {'kprobe' if attachment.fentry else 'fentry'}, or run uffdtrace doctor"
                 ) from error
         for name in _TRACEPOINTS:
@@ -228,6 +261,13 @@ class Program:
             at = At.RETURN if returns else At.ENTRY
             program = self._load(name, Kind.TRACING, candidate.function, at, attachment.number)
             self._probe(self._lib.bpf_attach_kfunc(program))
+            return
+        if attachment.kind in _AT:
+            # The second row of a session has come with the first.
+            if name not in self._links:
+                program = self._load(name, Kind.KPROBE, name, _AT[attachment.kind])
+                self._links[name] = link_function(program, _AT[attachment.kind], candidate.function)
+                self._probe(self._links[name])
             return
         function = (candidate.within if candidate.where is Where.CALL else candidate.function).encode()
         event = f"{'r' if returns else 'p'}_{function.decode()}".replace(".", "_").encode()
@@ -248,6 +288,11 @@ class Program:
         if fd < 0:
             raise OSError(ctypes.get_errno(), f"it cannot be attached: {os.strerror(ctypes.get_errno())}")
         self._probes.append((fd, event))
+
+    @property
+    def backend(self) -> str:
+        """Which backends the probes are of, joined by +."""
+        return "+".join(sorted({one.backend.value for one in self.attachments}))
 
     def stream(self) -> Stream:
         """The events, from now on."""
@@ -306,14 +351,21 @@ class Program:
         """Runs that the kernel skipped, from each program's fdinfo; probes with none are left out.
 
         `recursion_misses` is there since 5.12 (9ed9e9ba2337); for kprobes it
-        counts since 6.7 (dd8657894c11).
+        counts since 6.7 (dd8657894c11). What did not come as far as the program fprobe counts with the link.
         """
         missed = []
         for attachment in self.attachments:
-            runs = _fdinfo_number(self._programs[_entry_name(attachment)], "recursion_misses")
+            name = _entry_name(attachment)
+            runs = _fdinfo_number(self._programs[name], "recursion_misses") or 0
+            runs += self._missed_by_link(name)
             if runs:
                 missed.append((attachment, runs))
         return missed
+
+    def _missed_by_link(self, name: str) -> int:
+        if name in self._links:
+            self._missed[name] = _fdinfo_number(self._links[name], "missed") or 0
+        return self._missed.get(name, 0)
 
     def run_ns(self) -> int | None:
         """The time that all programs took together; None where the kernel does not count it.
@@ -327,7 +379,10 @@ class Program:
         return sum(_fdinfo_number(fd, "run_time_ns") or 0 for fd in self._programs.values()) if counts else None
 
     def detach(self) -> None:
-        """Remove every probe; the maps stay readable."""
+        """Remove every probe; the maps, and what was missed, stay readable."""
+        for name in self._links:
+            self._missed_by_link(name)
+        self._links.clear()
         while self._probes:
             fd, event = self._probes.pop()
             if event is None:

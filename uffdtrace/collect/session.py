@@ -99,7 +99,9 @@ def load(options: Options, say: Say) -> Loaded:
     with Btf() as btf:
         preflight.check_ring(btf)
         preflight.check_memory(btf)
-        attachments = probes.plan(btf, symbols, options.backend, preflight.preemptible())
+        attachments = probes.plan(
+            btf, symbols, options.backend, preflight.preemptible(), preflight.has_sessions(btf, symbols)
+        )
         defines = layout.defines(btf, symbols)
     if options.follow is not Follow.NOBODY:
         for name in sorted({"forks", "events"} - {attachment.row.name for attachment in attachments}):
@@ -224,7 +226,7 @@ class Session:
             "kernel": platform.release(),
             "arch": platform.machine(),
             "page_size": self._model.page_size,
-            "backend": self._backend(),
+            "backend": self._program.backend,
             "stop_reason": None,
             "uffdtrace": __version__,
             "unproven_probes": proof.unproven(self._program.attachments, self._proof),
@@ -245,7 +247,8 @@ class Session:
                 "page_size": self._model.page_size,
                 "features_offered": offered,
                 "probes": [
-                    {"row": one.row.name, "place": one.place, "kind": one.kind} for one in self._program.attachments
+                    {"row": one.row.name, "place": one.place, "kind": one.kind.value}
+                    for one in self._program.attachments
                 ],
             },
             self._options.most_bytes,
@@ -340,9 +343,6 @@ class Session:
                 f"{writer.path} takes no more events: {writer.ended}: counting goes on, and only the report at the"
                 " end will have it all"
             )
-
-    def _backend(self) -> str:
-        return "+".join(sorted({one.kind for one in self._program.attachments}))
 
     def _wait(self, wait_fd: int | None) -> None:
         """Until there may be more to read. The ring wakes nobody: that would cost the target."""

@@ -13,7 +13,8 @@ from enum import IntEnum
 
 from uffdtrace.kernel import architecture
 
-_PROG_LOAD = 5
+# enum bpf_cmd (include/uapi/linux/bpf.h).
+_PROG_LOAD, _LINK_CREATE = 5, 28
 _INSTRUCTION_BYTES = 8
 _NAME_BYTES = 16
 _LOG_BYTES = 1 << 16
@@ -28,11 +29,13 @@ class Kind(IntEnum):
 
 
 class At(IntEnum):
-    """enum bpf_attach_type, of tracing programs."""
+    """enum bpf_attach_type: of tracing programs, and of kprobe programs that go through fprobe."""
 
     NOTHING = 0
     ENTRY = 24
     RETURN = 25
+    MULTI = 42
+    SESSION = 56
 
 
 class _LoadProgram(ctypes.Structure):
@@ -61,15 +64,49 @@ class _LoadProgram(ctypes.Structure):
     ]
 
 
+class _LinkFunctions(ctypes.Structure):
+    # The head of union bpf_attr for BPF_LINK_CREATE, with its kprobe_multi.
+    _fields_ = [
+        ("program", ctypes.c_uint32),
+        ("target", ctypes.c_uint32),
+        ("at", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("multi_flags", ctypes.c_uint32),
+        ("count", ctypes.c_uint32),
+        ("names", ctypes.c_uint64),
+        ("addresses", ctypes.c_uint64),
+        ("cookies", ctypes.c_uint64),
+    ]
+
+
+def _bpf(command: int, attributes: ctypes.Structure) -> int:
+    """A file descriptor, or -1 with the errno for ctypes.get_errno()."""
+    number = architecture.system_call("bpf")
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    libc = ctypes.CDLL(None, use_errno=True)
+    return int(libc.syscall(number, command, ctypes.byref(attributes), ctypes.sizeof(attributes)))
+
+
+def link_function(program: int, at: At, function: str) -> int:
+    """Have a kprobe program that was loaded for `at` (MULTI or SESSION) run for a function of the kernel.
+
+    The file descriptor of the link; OSError where the kernel refuses it.
+    """
+    names = (ctypes.c_char_p * 1)(function.encode())
+    descriptor = _bpf(_LINK_CREATE, _LinkFunctions(program=program, at=at, count=1, names=ctypes.addressof(names)))
+    if descriptor < 0:
+        refused = ctypes.get_errno()
+        raise OSError(refused, os.strerror(refused))
+    return descriptor
+
+
 def load_program(kind: Kind, code: bytes, name: str = "", at: At = At.NOTHING, function: int = 0) -> int:
     """The file descriptor of a program with these instructions; OSError where the kernel refuses it.
 
     `function` is the number of the traced function in the kernel's BTF. The kernel
     takes 15 letters of the name.
     """
-    number = architecture.system_call("bpf")
-    if number is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     instructions, license_text = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
     log = ctypes.create_string_buffer(_LOG_BYTES)
     attributes = _LoadProgram(
@@ -81,18 +118,13 @@ def load_program(kind: Kind, code: bytes, name: str = "", at: At = At.NOTHING, f
         at=at,
         function=function,
     )
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def load() -> int:
-        return int(libc.syscall(number, _PROG_LOAD, ctypes.byref(attributes), ctypes.sizeof(attributes)))
-
-    descriptor = load()
+    descriptor = _bpf(_PROG_LOAD, attributes)
     if descriptor >= 0:
         return descriptor
     refused = ctypes.get_errno()
     # Once more, for the verifier's reason: to ask for it at first would cost each program that is good.
     attributes.log_level, attributes.log_size, attributes.log = 1, _LOG_BYTES, ctypes.addressof(log)
-    descriptor = load()
+    descriptor = _bpf(_PROG_LOAD, attributes)
     if descriptor >= 0:
         return descriptor
     said = [line for line in log.value.decode(errors="replace").splitlines() if line.strip()]

@@ -106,7 +106,7 @@ ADDRESSES = frozenset(
 )
 
 # Defines that are numbers of kernel functions which the program calls, in the kernel's BTF.
-FUNCTIONS = frozenset({"RDONLY_CAST"})
+FUNCTIONS = frozenset({"RDONLY_CAST", "SESSION_IS_RETURN"})
 
 
 def _stack_size(symbols: Symbols) -> int:
@@ -165,4 +165,8 @@ def defines(btf: Btf, symbols: Symbols, machine: str | None = None) -> dict[str,
     cast, integers = btf.function("bpf_rdonly_cast"), btf.number("timespec64")
     if cast is not None and integers is not None:
         found.update(RDONLY_CAST=cast.number, INTEGERS=integers)
+    # adf46d88ae4b "bpf: Add support for kprobe session context" (6.10).
+    session = btf.function("bpf_session_is_return")
+    if session is not None:
+        found["SESSION_IS_RETURN"] = session.number
     return found

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from uffdtrace.errors import UffdtraceError
 from uffdtrace.kernel import architecture, privileges
-from uffdtrace.kernel.bpf import Kind, load_program
+from uffdtrace.kernel.bpf import At, Kind, load_program
 from uffdtrace.kernel.btf import Btf
+from uffdtrace.kernel.symbols import Symbols
 
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
@@ -127,6 +128,32 @@ def can_call(function: int, argument: int) -> bool:
         os.close(load_program(Kind.KPROBE, b"".join(struct.pack("<BBxxI", *one) for one in code)))
     except OSError:
         return False
+    return True
+
+
+def has_sessions(btf: Btf, symbols: Symbols) -> bool:
+    """Whether one kprobe program can run at a function's entry and at its return, with preemption disabled at both.
+
+    Sessions are there since 535a3692ba72 "bpf: Add support for kprobe session attach" (6.10); they find returns on a
+    stack of each thread since 4346ba160409 "fprobe: Rewrite fprobe on function-graph tracer" (6.14), and disable
+    preemption there since 0db0934e7f9b "tracing: fgraph: Protect return handler from recursion loop" (6.17). The
+    function that tells is younger than these: 2c67dc457bc6 "tracing: fprobe: optimization for entry only case" (7.0),
+    by which an entry alone costs less than a kprobe.
+    """
+    function = btf.function("bpf_session_is_return")
+    return function is not None and symbols.has("fprobe_ftrace_entry") and _can_ask(function.number)
+
+
+def _can_ask(function: int) -> bool:
+    """Whether a session's program may ask this kernel function which of both it is run at, giving it its context.
+
+    Who may load no program is told what others get.
+    """
+    code = ((*_CALL_FUNCTION, function), (_SET, 0, 0), (_EXIT, 0, 0))
+    try:
+        os.close(load_program(Kind.KPROBE, b"".join(struct.pack("<BBxxI", *one) for one in code), at=At.SESSION))
+    except OSError as error:
+        return error.errno == errno.EPERM
     return True
 
 
