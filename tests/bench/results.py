@@ -81,7 +81,10 @@ def traced_part(found: Json) -> Json:
             cells[condition] = [round(value), round(value / untraced[kind], 3)]
         rows.append({"what": what, "cells": cells})
     base = found["conditions"][BASE_OF_STARTS]["start_cpu_s"]
-    starts = {name: round(one["start_cpu_s"] / base, 2) for name, one in found["conditions"].items()}
+    starts = {
+        name: [round(one[when] / base, 2) for when in ("first_start_cpu_s", "start_cpu_s")]
+        for name, one in found["conditions"].items()
+    }
     faults = found["rounds"] * found["pages"]
     return {
         **{name: found[name] for name in ("kernel", "cpus", "rounds", "pages", "one_liner")},
@@ -162,7 +165,11 @@ def _traced(part: Json) -> str:
     for one in part["rows"]:
         cells = [one["cells"][condition] for condition in conditions]
         rows.append([one["what"], *(f"{count:,}" + (f" ({ratio:.2f}x)" if ratio else "") for count, ratio in cells)])
-    starts = ", ".join(f"{name} {ratio:.1f} times" for name, ratio in part["starts"].items() if name != BASE_OF_STARTS)
+    starts = ", ".join(
+        f"{name} {later:.1f} times, the first time {first:.1f}"
+        for name, (first, later) in part["starts"].items()
+        if name.startswith("uffdtrace")
+    )
     exceptions = "; ".join(f"{name}: {', '.join(found)}" for name, found in part["breakpoints"].items())
     return (
         f"Linux {part['kernel']}:\n\n{_table(rows)}\n"
