@@ -418,18 +418,17 @@ def _arm64(like: str, kernel: str) -> Machine:
     return Machine(like, kernel, ("--in-turn",), own=True, compiler="aarch64-linux-gnu-gcc", backends=kinds)
 
 
+# Which PREEMPT_RT cannot have.
+_HUGE = frozenset(one for one in SCENARIOS if one.startswith("huge-"))
+
 # With --all the scenarios run here, too. 7.2 has full and lazy preemption only, and is lazy by itself; 6.12 is
 # voluntary. Five levels of page tables where the CPU has them; CPUs whose numbers have a hole.
 MACHINES = {
     "trixie-full": Machine("trixie", "trixie", ("--append", "preempt=full")),
     "trixie-none": Machine("trixie", "trixie", ("--append", "preempt=none")),
     "sid-full": Machine("sid", "sid", ("--append", "preempt=full")),
-    "trixie-rt": Machine(
-        "trixie",
-        "trixie-rt",
-        lacks=frozenset(one for one in SCENARIOS if one.startswith("huge-")),
-        unearned=frozenset({"huge-page-over-hole"}),
-    ),
+    "trixie-rt": Machine("trixie", "trixie-rt", lacks=_HUGE, unearned=frozenset({"huge-page-over-hole"})),
+    "bookworm-rt": Machine("bookworm", "bookworm-rt", lacks=_HUGE, unearned=frozenset({"huge-page-over-hole"})),
     "trixie-wide": Machine("trixie", "trixie", ("--qemu", "-cpu max", "--cpus", "4"), ("--offline", "1")),
     "bullseye-own": Machine("bullseye", "bullseye", own=True),
     "bookworm-own": Machine("bookworm", "bookworm", own=True),

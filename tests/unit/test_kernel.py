@@ -581,8 +581,8 @@ class RingOf:
 @pytest.mark.parametrize(
     ("version", "lock", "refused"),
     [
-        ("#1 SMP PREEMPT_RT Debian 6.1.176-1", "spinlock_t", True),
-        ("#1 SMP PREEMPT_RT Debian 6.12.107-1", "raw_spinlock_t", False),
+        ("#1 SMP PREEMPT_RT Debian 6.1.52-1", "spinlock_t", True),
+        ("#1 SMP PREEMPT_RT Debian 6.1.176-1", "raw_spinlock_t", False),
         ("#1 SMP PREEMPT_DYNAMIC Debian 6.1.176-1", "spinlock_t", False),
     ],
 )

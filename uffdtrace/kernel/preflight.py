@@ -222,7 +222,7 @@ def check_ring(btf: Btf) -> None:
     """Raise Refusal where our programs could sleep while they may not: in the BPF ring buffer's lock, on PREEMPT_RT.
 
     There a spinlock_t sleeps; it is a raw_spinlock_t since "bpf: Use raw_spinlock_t in
-    ringbuf" (8b62645b09f8, 6.12, and in 6.11.5).
+    ringbuf" (8b62645b09f8, 6.12, and in stable releases, Debian's 6.1.176 among them).
     """
     if "PREEMPT_RT" in platform.version() and btf.member_type("bpf_ringbuf", "spinlock") == "spinlock_t":
         raise Refusal(
