@@ -20,23 +20,30 @@ static __always_inline struct thread *thread_of(u32 tid)
 	return thread->head.tid == tid ? thread : crowded.lookup(&tid);
 }
 
-static __always_inline struct thread *this_thread(void)
+/* The thread that a program runs in: asked for once, and handed on. */
+struct self {
+	/* As bpf_get_current_pid_tgid() tells it. */
+	u64 id;
+	/* As of thread_of(). */
+	struct thread *thread;
+};
+
+static __always_inline struct self myself(void)
 {
-	return thread_of(bpf_get_current_pid_tgid());
+	struct self self = {.id = bpf_get_current_pid_tgid()};
+
+	self.thread = thread_of(self.id);
+	return self;
 }
 
-/* Null only where there is no room for one more. */
-static __always_inline struct thread *make_thread(void)
+/* The place of a thread that has none; null where there is no room for one more. */
+static __always_inline struct thread *place_of(u64 id)
 {
-	u64 id = bpf_get_current_pid_tgid();
 	u32 tid = id;
 	u32 slot = tid & (THREAD_SLOTS - 1);
-	struct thread *thread = thread_of(tid);
 	struct thread nothing = {.head = {.tid = tid, .tgid = id >> 32}};
+	struct thread *thread = slot_of(tid);
 
-	if (thread || !tid)
-		return thread;
-	thread = slot_of(tid);
 	/* Of two threads that want a slot at once one is its owner. */
 	if (thread && !slot_owners.insert(&slot, &tid)) {
 		*thread = nothing;
@@ -47,6 +54,14 @@ static __always_inline struct thread *make_thread(void)
 	if (!thread)
 		lose(LOSS_MAP_FULL);
 	return thread;
+}
+
+/* Null only where there is no room for one more. */
+static __always_inline struct thread *make_thread(struct self *self)
+{
+	if (!self->thread && (u32)self->id)
+		self->thread = place_of(self->id);
+	return self->thread;
 }
 
 /* ---- who did it ----------------------------------------------------------- */
@@ -68,7 +83,7 @@ static __always_inline void note_arm(void)
 }
 
 /* Whether the program is to tell its stack with the event that it has sent. */
-static __always_inline bool wants_stack(u32 type, u64 time)
+static __always_inline bool wants_stack(struct self *self, u32 type, u64 time)
 {
 	int zero = 0;
 	struct shows *now = shows.lookup(&zero);
@@ -81,7 +96,7 @@ static __always_inline bool wants_stack(u32 type, u64 time)
 		return false;
 	if (!now || now->told >= MOST_SHOWN)
 		return false;
-	thread = make_thread();
+	thread = make_thread(self);
 	if (!thread || thread->shown[type & 15] > now->level)
 		return false;
 	thread->shown[type & 15] = now->level + 1;

@@ -372,22 +372,20 @@ static __always_inline bool keep(struct event *event, u32 number)
 }
 
 /*
- * An event of a program that may run often. One of fentry can be preempted where the
- * kernel can (PREEMPTIBLE): two of them could take a lane for free at once.
+ * An event of a program that may run often, and knows its thread. One of fentry can be preempted
+ * where the kernel can (PREEMPTIBLE): two of them could take a lane for free at once.
  */
-static __always_inline bool submit_often(bool typed, struct event *event)
+static __always_inline bool submit_often(bool typed, u64 id, struct event *event)
 {
-	u64 id = bpf_get_current_pid_tgid();
-
 	event->tid = id;
 	event->tgid = id >> 32;
 	return (!(typed && PREEMPTIBLE) && keep(event, bpf_get_smp_processor_id() * LANES)) || submit(event);
 }
 
-static __always_inline void emit_often(bool typed, struct event *event)
+static __always_inline void emit_often(bool typed, u64 id, struct event *event)
 {
 	event->time = bpf_ktime_get_ns();
-	submit_often(typed, event);
+	submit_often(typed, id, event);
 }
 
 static __always_inline void emit(struct event *event)
