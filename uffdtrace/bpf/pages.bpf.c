@@ -240,9 +240,10 @@ static __always_inline int on_wp_fault(bool typed, u64 vmf)
 	/* The write is announced: do_wp_page() goes to handle_userfault() and commits no page. */
 	if (access.orig_pte & PTE_UFFD_WP && !(access.flags & FAULT_FLAG_UNSHARE) && area.flags & VM_UFFD_WP)
 		return 0;
-	if (!is_traced(area.mm))
-		return 0;
 	self = myself();
+	/* A fault of this thread's may have asked. */
+	if ((!self.thread || !passed(&self.thread->faults, area.mm, generation())) && !is_traced(area.mm))
+		return 0;
 	unmark(&self);
 	address = access.address & PAGE_MASK;
 	if (!(access.flags & FAULT_FLAG_WRITE) || access.flags & FAULT_FLAG_UNSHARE)
