@@ -13,11 +13,14 @@ static __always_inline struct thread *slot_of(u32 tid)
 static __always_inline struct thread *thread_of(u32 tid)
 {
 	struct thread *thread = slot_of(tid);
+	u64 wanted = tid;
 
+	/* Else the compiler clears the upper half of a register again for each comparison. */
+	asm volatile("" : "+r"(wanted));
 	/* The idle tasks have the tid of nobody. */
-	if (!thread || !tid)
+	if (!thread || !wanted)
 		return 0;
-	return thread->head.tid == tid ? thread : crowded.lookup(&tid);
+	return thread->head.tid == wanted ? thread : crowded.lookup(&tid);
 }
 
 /* The thread that a program runs in: asked for once, and handed on. */
@@ -72,11 +75,8 @@ static __always_inline struct thread *make_thread(struct self *self)
 /* Memory is armed: who does something to it now may be another than who did before. */
 static __always_inline void note_arm(void)
 {
-	int zero = 0;
-	struct shows *now = shows.lookup(&zero);
+	struct shows *now = (struct shows *)VALUE_OF_SHOWS;
 
-	if (!now)
-		return;
 	now->arms++;
 	if (!(now->arms & (now->arms - 1)))
 		now->level++;
@@ -85,8 +85,7 @@ static __always_inline void note_arm(void)
 /* Whether the program is to tell its stack with the event that it has sent. */
 static __always_inline bool wants_stack(struct self *self, u32 type, u64 time)
 {
-	int zero = 0;
-	struct shows *now = shows.lookup(&zero);
+	struct shows *now = (struct shows *)VALUE_OF_SHOWS;
 	struct thread *thread;
 
 	/* Of these one asks who did it. */
@@ -94,7 +93,7 @@ static __always_inline bool wants_stack(struct self *self, u32 type, u64 time)
 	    type != EVENT_FILE_PAGE && type != EVENT_UNPROTECTED_WRITE && type != EVENT_HUGE_WRITE &&
 	    type != EVENT_PROTECT)
 		return false;
-	if (!now || now->told >= MOST_SHOWN)
+	if (now->told >= MOST_SHOWN)
 		return false;
 	thread = make_thread(self);
 	if (!thread || thread->shown[type & 15] > now->level)
@@ -160,20 +159,13 @@ static __always_inline int tell_stack(void *context, bool wanted)
  */
 static __always_inline u64 generation(void)
 {
-	int zero = 0;
-	u64 *count = generations.lookup(&zero);
-
-	return count ? *(volatile u64 *)count + 1 : 1;
+	return *(volatile u64 *)VALUE_OF_GENERATIONS + 1;
 }
 
 /* Makes all passes void. A userfaultfd or address space leaves the filter's maps first, or a new pass could name it. */
 static __always_inline void void_passes(void)
 {
-	int zero = 0;
-	u64 *count = generations.lookup(&zero);
-
-	if (count)
-		__sync_fetch_and_add(count, 1);
+	__sync_fetch_and_add((u64 *)VALUE_OF_GENERATIONS, 1);
 }
 
 static __always_inline bool passed(struct pass *pass, u64 key, u64 now)

@@ -54,6 +54,11 @@
 		setting_;                                         \
 	})
 
+/*
+ * Of a map with one value VALUE_OF_<name> is its address, which takes no lookup: a SETTING, too, that
+ * collect/program.py has in VALUES.
+ */
+
 #define PAGE_MASK (~(u64)(PAGE_SIZE - 1))
 
 /* A table fills a page. Level 0 has the entries of single pages. */
@@ -199,6 +204,14 @@ struct table {
 	u64 busy;
 };
 
+struct lanes {
+	struct lane lane[(CPUS)*LANES];
+};
+
+struct tails {
+	u64 tail[(CPUS)*LANES];
+};
+
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 /*
  * All memory of a map is taken when it is made. What finds it full is counted among the
@@ -250,9 +263,9 @@ BPF_ARRAY(shows, struct shows, 1);
  */
 /* LANES of each CPU: one for programs that run within a thread's call, one for the probe that runs as an NMI does. */
 BPF_F_TABLE("array", u32, struct event, slots, (CPUS)*LANES *(LANE_SLOTS), BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct lane, lanes, (CPUS)*LANES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct lanes, lanes, 1, BPF_F_MMAPABLE);
 /* How far the collector has read. */
-BPF_F_TABLE("array", u32, u64, tails, (CPUS)*LANES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct tails, tails, 1, BPF_F_MMAPABLE);
 
 #ifdef RDONLY_CAST
 /*
@@ -342,10 +355,10 @@ static __always_inline bool submit(struct event *event)
 }
 
 /* Writes a record into a lane, by its number. False where it is full, or another program writes into it. */
-static __always_inline bool keep(struct event *event, u32 number)
+static __always_inline bool keep(struct event *event, u64 number)
 {
-	volatile struct lane *lane = lanes.lookup(&number);
-	volatile u64 *tail = tails.lookup(&number);
+	volatile struct lane *lane;
+	volatile u64 *tail;
 	struct event *slot;
 	bool kept = false;
 	u64 head;
@@ -354,7 +367,14 @@ static __always_inline bool keep(struct event *event, u32 number)
 	/* No instruction that every kernel has for us would keep the head behind the slot. */
 	if (!ORDERED)
 		return false;
-	if (!lane || !tail || lane->busy)
+	/* Else the compiler may compare one copy of it and add another, of which the verifier knows no limit. */
+	asm volatile("" : "+r"(number));
+	if (number >= (CPUS)*LANES)
+		return false;
+	asm volatile("" : "+r"(number));
+	lane = &((struct lanes *)VALUE_OF_LANES)->lane[number];
+	tail = &((struct tails *)VALUE_OF_TAILS)->tail[number];
+	if (lane->busy)
 		return false;
 	lane->busy = 1;
 	head = lane->head;
