@@ -278,7 +278,7 @@ static __always_inline int on_protect(bool typed, u64 vma, u64 start, u64 end, u
 	self = myself();
 	thread = self.thread;
 	/* A call on this userfaultfd has passed the filter. */
-	if ((!thread || thread->call.ctx != area.ctx) && !is_traced(area.mm))
+	if ((!thread || thread->call.ctx != area.ctx) && !is_traced(mm_of(&area)))
 		return 0;
 	event.flags = memory_of(&area);
 	if (thread && !(flags & MM_CP_UFFD_WP) && releases_all(&thread->call, area.ctx, start, end)) {

@@ -11,11 +11,9 @@
 /* handle_userfault()'s own conditions, in its order: these return at once, and nobody is told. */
 static __always_inline bool cannot_sleep(bool typed, u64 uffd, u32 flags)
 {
-	u64 task = (u64)bpf_get_current_task();
-
-	return read32(task + TASK_FLAGS) & (PF_EXITING | PF_DUMPCORE) ||
-	       load32(typed, uffd + CTX_FEATURES) & FEATURE_SIGBUS ||
-	       (!(flags & FAULT_FLAG_USER) && load32(typed, uffd + CTX_FLAGS) & USER_MODE_ONLY) ||
+	return load32_of_task(TASK_FLAGS) & (PF_EXITING | PF_DUMPCORE) ||
+	       load32(is_direct(typed), uffd + CTX_FEATURES) & FEATURE_SIGBUS ||
+	       (!(flags & FAULT_FLAG_USER) && load32(is_direct(typed), uffd + CTX_FLAGS) & USER_MODE_ONLY) ||
 	       !(flags & FAULT_FLAG_ALLOW_RETRY) || flags & FAULT_FLAG_RETRY_NOWAIT;
 }
 
@@ -36,20 +34,21 @@ static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 	struct self self;
 	struct area area;
 	u32 memory;
-	u64 now;
+	u64 now, mm;
 
 	read_access(typed, vmf, &access);
 	if (!read_area(typed, access.vma, 0, &area))
 		return 0;
+	mm = mm_of(&area);
 	now = generation();
 	self = myself();
 	thread = self.thread;
-	if (!thread || !passed(&thread->faults, area.mm, now)) {
-		if (!is_traced(area.mm))
+	if (!thread || !passed(&thread->faults, mm, now)) {
+		if (!is_traced(mm))
 			return 0;
 		thread = make_thread(&self);
 		if (thread)
-			let_pass(&thread->faults, area.mm, now);
+			let_pass(&thread->faults, mm, now);
 	}
 	/* The MINOR bit moves (37, 38, 41); the other two never did. */
 	event.kind = reason == VM_UFFD_MISSING ? KIND_MISSING : reason == VM_UFFD_WP ? KIND_WP : KIND_MINOR;
@@ -89,7 +88,6 @@ static __always_inline int on_fault_return(bool typed, u64 result)
 {
 	struct thread *thread = myself().thread;
 	struct event event = {.type = EVENT_FAULT_RETURN, .value = (u32)result};
-	u64 task;
 
 	if (!thread || !thread->sleeper.place.ctx)
 		return 0;
@@ -100,8 +98,7 @@ static __always_inline int on_fault_return(bool typed, u64 result)
 	 * thread of a process that dies (complete_signal() and zap_other_threads() in
 	 * kernel/signal.c, zap_process() in fs/coredump.c), and for all but one at an exec.
 	 */
-	task = (u64)bpf_get_current_task();
-	event.kind = read64(task + TASK_PENDING) & SIGKILL_PENDING ? 1 : 0;
+	event.kind = load64_of_task(TASK_PENDING) & SIGKILL_PENDING ? 1 : 0;
 	/* Nothing but its wake-up latency rests on the return of one that was woken: its next fault tells. */
 	if (thread->sleeper.woken && !event.kind) {
 		thread->head.returned_in = event.ctx;

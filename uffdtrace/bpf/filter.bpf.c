@@ -187,7 +187,8 @@ struct area {
 	u64 start;
 	u64 end;
 	u64 flags;
-	u64 mm;
+	/* Ask mm_of(). */
+	u64 read_mm;
 	u64 ctx;
 };
 
@@ -213,10 +214,11 @@ static __always_inline void read_access(bool typed, u64 vmf, struct access *acce
 	struct vmf_words read = {};
 
 	if (is_direct(typed)) {
-		access->vma = load64(typed, vmf + VMF_VMA);
-		access->address = load64(typed, vmf + VMF_ADDRESS);
-		access->orig_pte = load64(typed, vmf + VMF_ORIG_PTE);
-		access->flags = load32(typed, vmf + VMF_FLAGS);
+		vmf = as_struct(typed, vmf, VM_FAULT);
+		access->vma = load64(true, vmf + VMF_VMA);
+		access->address = load64(true, vmf + VMF_ADDRESS);
+		access->orig_pte = load64(true, vmf + VMF_ORIG_PTE);
+		access->flags = load32(true, vmf + VMF_FLAGS);
 		return;
 	}
 	bpf_probe_read_kernel(&read, sizeof(read), (void *)vmf);
@@ -240,28 +242,36 @@ static __always_inline bool read_area(bool typed, u64 vma, u64 wanted_flags, str
 
 	area->typed = typed;
 	area->vma = vma;
-	area->ctx = load64(typed, vma + VMA_CTX);
+	vma = as_struct(typed, vma, VM_AREA);
+	area->ctx = load64(is_direct(typed), vma + VMA_CTX);
 	if (!area->ctx)
 		return false;
 	if (is_direct(typed)) {
-		area->start = load64(typed, vma + VMA_START);
-		area->end = load64(typed, vma + VMA_END);
-		area->flags = load64(typed, vma + VMA_FLAGS);
-		area->mm = load64(typed, vma + VMA_MM);
+		area->start = load64(true, vma + VMA_START);
+		area->end = load64(true, vma + VMA_END);
+		area->flags = load64(true, vma + VMA_FLAGS);
 	} else {
 		bpf_probe_read_kernel(&read, sizeof(read), (void *)vma);
 		area->start = read.words[VMA_START / 8];
 		area->end = read.words[VMA_END / 8];
 		area->flags = read.words[VMA_FLAGS / 8];
-		area->mm = read.words[VMA_MM / 8];
+		area->read_mm = read.words[VMA_MM / 8];
 	}
 	return !wanted_flags || area->flags & wanted_flags;
+}
+
+/* Whose memory it is. It is loaded when it is asked for: most programs pass by what is known of their thread. */
+static __always_inline u64 mm_of(struct area *area)
+{
+	if (is_direct(area->typed))
+		return load64(true, as_struct(area->typed, area->vma, VM_AREA) + VMA_MM);
+	return area->read_mm;
 }
 
 /* An area with a userfaultfd in an address space we trace. */
 static __always_inline bool registered_area(bool typed, u64 vma, u64 wanted_flags, struct area *area)
 {
-	return read_area(typed, vma, wanted_flags, area) && is_traced(area->mm);
+	return read_area(typed, vma, wanted_flags, area) && is_traced(mm_of(area));
 }
 
 /* As vma_is_anonymous() and vma_is_shmem() tell them. */
@@ -292,7 +302,8 @@ static __always_inline u32 memory_of(struct area *area)
 	u64 superblock, hstate;
 
 	if (!(area->flags & VM_HUGETLB))
-		return memory_by_ops(load64(area->typed, area->vma + VMA_OPS));
+		return memory_by_ops(
+			load64(is_direct(area->typed), as_struct(area->typed, area->vma, VM_AREA) + VMA_OPS));
 	superblock = read64(read64(read64(area->vma + VMA_FILE) + FILE_INODE) + INODE_SB);
 	hstate = read64(read64(superblock + SB_FS_INFO) + HUGETLBFS_HSTATE);
 	return MEMORY_HUGETLB | read32(hstate + HSTATE_ORDER) << MEMORY_ORDER_SHIFT;

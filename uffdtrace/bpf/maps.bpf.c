@@ -278,6 +278,11 @@ BPF_F_TABLE("array", u32, struct tails, tails, 1, BPF_F_MMAPABLE);
 static u64 (*rdonly_cast)(u64 address, u32 type) __attribute__((const)) = (void *)RDONLY_CAST;
 #endif
 
+#ifdef CURRENT_TASK
+/* bpf_get_current_task_btf(), which BCC 0.18 does not know. */
+static u64 (*current_task_btf)(void) = (void *)CURRENT_TASK;
+#endif
+
 /*
  * What a pointer points to is loaded as by any instruction where the verifier knows its type: in
  * programs of fentry, which are given typed pointers, that of an argument and of a pointer loaded
@@ -318,6 +323,38 @@ static __always_inline u32 load32(bool typed, u64 address)
 #else
 	bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
 	return value;
+#endif
+}
+
+/*
+ * A pointer to a struct of this number in BTF: its members are loaded as those of a typed one where
+ * is_direct(). To cast once for all of them takes fewer instructions than a cast for each.
+ */
+static __always_inline u64 as_struct(bool typed, u64 address, u32 type)
+{
+#ifdef RDONLY_CAST
+	if (!typed)
+		return rdonly_cast(address, type);
+#endif
+	return address;
+}
+
+/* A member of the task that runs. */
+static __always_inline u64 load64_of_task(u32 member)
+{
+#ifdef CURRENT_TASK
+	return load64(true, current_task_btf() + member);
+#else
+	return load64(false, (u64)bpf_get_current_task() + member);
+#endif
+}
+
+static __always_inline u32 load32_of_task(u32 member)
+{
+#ifdef CURRENT_TASK
+	return load32(true, current_task_btf() + member);
+#else
+	return load32(false, (u64)bpf_get_current_task() + member);
 #endif
 }
 

@@ -75,7 +75,7 @@ static __always_inline int on_mm_fault(bool typed, u64 vma, u64 address, u64 fla
 	mark(&self, &area, address, MARK_HOLE, flags & FAULT_FLAG_WRITE);
 	if (flags & FAULT_FLAG_WRITE || area.flags & VM_UFFD_MISSING || load64(typed, vma + VMA_OPS))
 		return 0;
-	if (!walk(area.mm, address).value)
+	if (!walk(mm_of(&area), address).value)
 		emit_page(&self, &area, EVENT_ZERO_PAGE, 0, address, PAGE_SIZE, 0);
 	return 0;
 }
@@ -142,7 +142,7 @@ static __always_inline int on_huge_wp(bool typed, u64 vmf)
 	self = myself();
 	tid = self.id;
 	write.ctx = area.ctx;
-	write.mm = area.mm;
+	write.mm = mm_of(&area);
 	write.address = load64(typed, vmf + VMF_ADDRESS) & PAGE_MASK;
 	write.memory = memory_of(&area);
 	mark(&self, &area, write.address, MARK_HUGE_ZERO, FAULT_FLAG_WRITE);
@@ -231,7 +231,7 @@ static __always_inline int on_wp_fault(bool typed, u64 vmf)
 	struct access access;
 	struct self self;
 	struct area area;
-	u64 address;
+	u64 address, mm;
 	u32 zero;
 
 	if (!read_area(typed, load64(typed, vmf + VMF_VMA), 0, &area))
@@ -240,9 +240,12 @@ static __always_inline int on_wp_fault(bool typed, u64 vmf)
 	/* The write is announced: do_wp_page() goes to handle_userfault() and commits no page. */
 	if (access.orig_pte & PTE_UFFD_WP && !(access.flags & FAULT_FLAG_UNSHARE) && area.flags & VM_UFFD_WP)
 		return 0;
+	/* Else the compiler has it loaded above, for what is announced, too. */
+	asm volatile("" : "+r"(access.address));
 	self = myself();
+	mm = mm_of(&area);
 	/* A fault of this thread's may have asked. */
-	if ((!self.thread || !passed(&self.thread->faults, area.mm, generation())) && !is_traced(area.mm))
+	if ((!self.thread || !passed(&self.thread->faults, mm, generation())) && !is_traced(mm))
 		return 0;
 	unmark(&self);
 	address = access.address & PAGE_MASK;
@@ -295,7 +298,7 @@ static __always_inline int on_hugetlb_fault(bool typed, u64 vma, u64 address, u6
 	self = myself();
 	size = (u64)PAGE_SIZE << (memory_of(&area) >> MEMORY_ORDER_SHIFT & 31);
 	address &= ~(size - 1);
-	entry = walk(area.mm, address);
+	entry = walk(mm_of(&area), address);
 	if (!entry.value && !(area.flags & VM_UFFD_MISSING))
 		return emit_page(&self, &area, EVENT_FILE_PAGE, flags & FAULT_FLAG_WRITE ? 1 : 0, address, size, 0);
 	if (entry.value & PTE_PRESENT && flags & FAULT_FLAG_WRITE && !(entry.value & (PTE_UFFD_WP | PTE_WRITE)))
