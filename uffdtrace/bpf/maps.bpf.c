@@ -261,7 +261,7 @@ BPF_ARRAY(shows, struct shows, 1);
  * LANE_SLOTS records each, which the collector reads through mmap. What finds its lane full,
  * or another program in it, goes into the ring.
  */
-/* LANES of each CPU: one for programs that run within a thread's call, one for the probe that runs as an NMI does. */
+/* LANES of each CPU: one for programs that run within a thread's call, one for a probe that may run as an NMI does. */
 BPF_F_TABLE("array", u32, struct event, slots, (CPUS)*LANES *(LANE_SLOTS), BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct lanes, lanes, 1, BPF_F_MMAPABLE);
 /* How far the collector has read. */
@@ -460,7 +460,7 @@ static __always_inline void emit_here(struct event *event)
 	emit(event);
 }
 
-/* Of the probe that runs as an NMI does, for which the ring's lock is only tried. */
+/* Of the probe that may run as an NMI does, for which the ring's lock is only tried. */
 static __always_inline bool emit_message(struct event *event)
 {
 	event->time = bpf_ktime_get_ns();

@@ -236,8 +236,13 @@ class Program:
         function = (candidate.within if candidate.where is Where.CALL else candidate.function).encode()
         event = f"{'r' if returns else 'p'}_{function.decode()}".replace(".", "_").encode()
         program = self._load(name, Kind.KPROBE, name)
-        offset = 0 if returns else attachment.offset
-        self._probe(self._lib.bpf_attach_kprobe(program, int(returns), event, function, offset, 0), event)
+        offsets = [0] if returns else sorted({attachment.ahead, attachment.offset})
+        # What `ahead` was found by may have been the bytes within an instruction, which the kernel refuses.
+        for offset in offsets:
+            fd = self._lib.bpf_attach_kprobe(program, int(returns), event, function, offset, 0)
+            if fd >= 0:
+                break
+        self._probe(fd, event)
 
     def _load(self, name: str, kind: Kind, shown: str, at: At = At.NOTHING, function: int = 0) -> int:
         """Load a program of the image; its file descriptor. bpftool shows it as `shown`."""
