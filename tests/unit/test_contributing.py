@@ -35,6 +35,7 @@ from uffdtrace.model.records.events import FIELDS, Type, c_header
 from unit.test_kernel import served
 
 probes.find_call = lambda _, caller, __: (caller, 16)
+probes.ahead_of = lambda _, __, offset, ___: offset
 (reads,) = served()["reads"]
 assert (reads.place, reads.fentry, reads.positions) == ("userfaultfd_read_iter", True, (0, 1))
 (reads,) = served(without=("userfaultfd_read_iter",))["reads"]

@@ -108,6 +108,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(checkup.proof, "prove", lambda program, stream: Proof(proven=["faults"], not_tried=["merges"]))
     monkeypatch.setattr(checkup.layout, "defines", lambda btf, symbols: {"A": symbols.address("a")})
     monkeypatch.setattr(probes, "find_call", lambda symbols, caller, _: (caller, symbols.address(caller)))
+    monkeypatch.setattr(probes, "ahead_of", lambda _, __, offset, ___: offset)
     for name, answer in {"preemption": False, "lockdown": "none", "try_program": 0}.items():
         monkeypatch.setattr(preflight, name, lambda answer=answer: answer)
     be_root(monkeypatch, True)

@@ -11,12 +11,12 @@ from types import ModuleType
 import pytest
 
 from uffdtrace.collect import cache
-from uffdtrace.collect.image import Image, ImageError, Map, compiled, placed, placeholder
+from uffdtrace.collect.image import Image, ImageError, Map, compiled, placed, placeholder, value_placeholder
 from uffdtrace.kernel.preflight import Refusal
 
 # code, registers (source in the high half), offset, immediate.
 INSTRUCTION = struct.Struct("<BBhI")
-LOAD, OF_MAP, EXIT = 0x18, 0x11, (0x95, 0, 0, 0)
+LOAD, OF_MAP, OF_VALUE, EXIT = 0x18, 0x11, 0x21, (0x95, 0, 0, 0)
 
 
 def code(*instructions: tuple[int, int, int, int]) -> bytes:
@@ -54,6 +54,12 @@ def test_maps_and_settings_take_their_places() -> None:
     assert placed(instructions, [7, 9], [5, address]) == wanted
     # As it was: it is placed again in the next trace.
     assert placed(instructions, [7, 9], [5, address]) == wanted
+
+
+def test_the_value_of_a_map_takes_its_place() -> None:
+    instructions = code(*load(value_placeholder(1)), *load(0, OF_MAP), *load(value_placeholder(0)), EXIT)
+    wanted = code(*load(4, OF_VALUE), *load(7, OF_MAP), *load(3, OF_VALUE), EXIT)
+    assert placed(instructions, [7, 9], [5], value_maps=[3, 4]) == wanted
 
 
 def test_calls_of_kernel_functions_are_told_from_helpers() -> None:

@@ -39,6 +39,100 @@ def test_a_call_is_found_where_it_stands() -> None:
     assert calls_in(code, BASE, TARGET, X86_64) == [7, 20]
 
 
+# Debian's 6.12 ahead of its call of add_wait_queue() in userfaultfd_read_iter(): lea -0x18(%r14),%rsi;
+# lea 0x18(%rbx),%rdi; mov %rax,(%r14); add $0x22,%rax; mov %rax,0x8(%r14).
+AHEAD = [bytes.fromhex(one) for one in ("498d76e8", "488d7b18", "498906", "4883c022", "49894608")]
+MOVABS = bytes.fromhex("48b8000100000000adde")
+
+
+def ahead(parts: list[bytes], argument: int = 1, before: bytes = b"", after: bytes = b"") -> int:
+    """How many bytes ahead of the call, which stands between the parts and `after`."""
+    code = before + b"".join(parts)
+    return len(code) - X86_64.ahead(code + call(len(code)) + after, len(code), [argument])
+
+
+def test_a_probe_that_can_be_made_a_jump_stands_ahead_of_the_call() -> None:
+    assert ahead(AHEAD, before=MOVABS) == 8
+    # Four bytes would not do, and the last instruction before them is good.
+    assert ahead(AHEAD[-1:], before=NOP) == 0
+    assert ahead([MOVABS], before=NOP) == 10
+
+
+def test_no_argument_is_written_between() -> None:
+    # rsi and rdi are written by the first two.
+    assert ahead(AHEAD[:2] + AHEAD[4:], before=NOP) == 8
+    assert ahead(AHEAD[:2], before=NOP) == 0
+    assert ahead(AHEAD[1:2] + AHEAD[4:], argument=0, before=NOP) == 0
+    # mov %r14,%rsi
+    assert ahead([*AHEAD, bytes.fromhex("4c89f6")], before=NOP) == 0
+
+
+@pytest.mark.parametrize(
+    "one", ["ff248500000000", "e900000000", "e8ffffffff", "0f05", "0f0b", "65488b0425", "488d0500000000", "c3"]
+)
+def test_what_goes_elsewhere_or_reads_from_where_it_stands(one: str) -> None:
+    assert ahead([*AHEAD[2:4], bytes.fromhex(one)]) == 0
+
+
+def test_all_who_come_to_the_call_have_come_to_the_probe() -> None:
+    # A short and a long jump from behind the call: to the probe, and behind it.
+    for to, place in ((0, 8), (4, 0), (8, 0)):
+        assert ahead(AHEAD, after=bytes([0xEB, (to - 15) & 0xFF]) + NOP * 8) == place
+        assert ahead(AHEAD, after=b"\xe9" + struct.pack("<i", to - 18) + NOP * 8) == place
+        assert ahead(AHEAD, after=b"\x0f\x84" + struct.pack("<i", to - 19) + NOP * 8) == place
+    # jmp *%rax
+    assert ahead(AHEAD, after=b"\xff\xe0" + NOP * 8) == 0
+
+
+@given(st.binary(max_size=60), st.integers(0, 60), st.integers(0, 5))
+def test_a_probe_is_at_the_call_or_ahead(code: bytes, at: int, argument: int) -> None:
+    at = min(at, len(code))
+    assert 0 <= X86_64.ahead(code[:at] + call(at) + code[at:], at, [argument]) <= at
+    assert ARM64.ahead(code, at, [argument]) == at
+
+
+@pytest.mark.parametrize(
+    "text, jumps",
+    [
+        ("90", None),
+        ("f30f1efa", None),
+        ("0f1f440000", None),
+        ("660f1f840000000000", None),
+        ("65488b0425001a0300", None),
+        ("48b8000100000000adde", None),
+        ("66c7400c3412", None),
+        ("66b83412", None),
+        ("f6470801", None),
+        ("f7d8", None),
+        ("81fb00010000", None),
+        ("410fba650003", None),
+        ("f0480fb10b", None),
+        ("488d0500000000", None),
+        ("0f01cb", None),
+        ("e800000000", None),
+        ("74f0", 2 - 16),
+        ("0f8510000000", 22),
+        ("e900010000", 261),
+        ("2eeb04", 7),
+        ("ff2485a0b0c0d0", -1),
+        ("3effe0", -1),
+        ("ff15a0b0c0d0", None),
+    ],
+)
+def test_where_an_instruction_ends_and_may_go(text: str, jumps: int | None) -> None:
+    code = bytes.fromhex(text)
+    assert architecture._x86_instruction(code + NOP * 15, 0) == (len(code), jumps)
+
+
+def test_no_kernel_memory_to_look_ahead_in(tmp_path: Path) -> None:
+    symbols = kallsyms(tmp_path / "k", f"{BASE:x} t reader\n{BASE + 64:x} t next\n{TARGET:x} T waiter\n")
+    code = MOVABS + b"".join(AHEAD)
+    file = core(tmp_path / "core", BASE, (code + call(len(code))).ljust(4096, NOP))
+    assert callsite.ahead_of(symbols, "reader", len(code), [1], file, "x86_64") == len(code) - 8
+    assert callsite.ahead_of(symbols, "reader", len(code), [1], file, "aarch64") == len(code)
+    assert callsite.ahead_of(symbols, "reader", len(code), [1], tmp_path / "none", "x86_64") == len(code)
+
+
 def test_a_call_backwards() -> None:
     assert calls_in(NOP * 100 + call(100, BASE - 5000), BASE, BASE - 5000, X86_64) == [100]
 
@@ -100,8 +194,8 @@ class Layouts:
     def function(self, name: str) -> None:
         return None
 
-    def number(self, structure: str) -> None:
-        return None
+    def number(self, structure: str) -> int:
+        return 1
 
 
 @pytest.mark.parametrize("machine", architecture.KNOWN)
@@ -285,6 +379,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Callers whose call is found, with its offset."""
     known = {"userfaultfd_read_iter": 0x123}
     monkeypatch.setattr(probes, "find_call", lambda _, caller, __: (caller, known[caller]) if caller in known else None)
+    monkeypatch.setattr(probes, "ahead_of", lambda _, __, offset, ___: offset - 8)
     return known
 
 
@@ -296,7 +391,7 @@ def test_every_row_is_served_by_fentry_where_nothing_speaks_against_it() -> None
     assert kprobes == {"messages"}
     assert all(len(rows) == 1 for rows in found.values())
     (messages,) = found["messages"]
-    assert messages.place == "userfaultfd_read_iter+0x123"
+    assert (messages.place, messages.ahead) == ("userfaultfd_read_iter+0x123", 0x11B)
 
 
 def test_do_anonymous_page_inlined() -> None:

@@ -113,17 +113,19 @@ static __always_inline int on_ioctl(bool typed, u64 file, u64 command, u64 argum
 {
 	struct event event = {.type = EVENT_IOCTL, .kind = command & 0xff};
 	struct thread *thread;
+	struct self self;
 	bool readable;
-	u64 now;
+	u64 now, ctx;
 
 	if ((command >> 8 & 0xff) != UFFDIO)
 		return 0;
-	event.ctx = load64(typed, file + FILE_PRIVATE);
+	ctx = load64(typed, file + FILE_PRIVATE);
+	event.ctx = ctx;
 	now = generation();
-	thread = this_thread();
-	if (event.kind == IOCTL_API || event.kind == IOCTL_REGISTER || !thread ||
-	    !passed(&thread->calls, event.ctx, now)) {
-		if (!admit(read64(event.ctx + CTX_MM))) {
+	self = myself();
+	thread = self.thread;
+	if (event.kind == IOCTL_API || event.kind == IOCTL_REGISTER || !thread || !passed(&thread->calls, ctx, now)) {
+		if (!admit(read64(ctx + CTX_MM))) {
 			/* The return of an earlier call may have been lost: this call's must not be taken for it. */
 			if (thread && thread->call.ctx) {
 				tell_lost(&thread->call);
@@ -132,22 +134,22 @@ static __always_inline int on_ioctl(bool typed, u64 file, u64 command, u64 argum
 			return 0;
 		}
 		if (event.kind == IOCTL_API)
-			know(event.ctx);
-		else if (!known.lookup(&event.ctx))
-			emit_userfaultfd(event.ctx, 1);
+			know(ctx);
+		else if (!known.lookup(&ctx))
+			emit_userfaultfd(ctx, 1);
 		else if (event.kind == IOCTL_REGISTER)
-			emit_userfaultfd(event.ctx, 0);
-		thread = make_thread();
+			emit_userfaultfd(ctx, 0);
+		thread = make_thread(&self);
 		/* The map may have been full: then each call tells of the userfaultfd again. */
-		if (thread && known.lookup(&event.ctx))
-			let_pass(&thread->calls, event.ctx, now);
+		if (thread && known.lookup(&ctx))
+			let_pass(&thread->calls, ctx, now);
 	}
 	if (thread) {
 		/* What COPY and its kin commit is no page of a fault. */
 		thread->mark.kind = 0;
 		if (thread->call.ctx)
 			tell_lost(&thread->call);
-		thread->call.ctx = event.ctx;
+		thread->call.ctx = ctx;
 		thread->call.argument = argument;
 		thread->call.command = command;
 		thread->call.woke_at = thread->call.released_at = 0;
@@ -161,8 +163,8 @@ static __always_inline int on_ioctl(bool typed, u64 file, u64 command, u64 argum
 	}
 	/* With WP a page that is there is protected; with MINOR it is meant to be there. */
 	if (event.kind == IOCTL_REGISTER && (event.aux & (MODE_MISSING | MODE_WP | MODE_MINOR)) == MODE_MISSING)
-		emit_present(&event, read64(event.ctx + CTX_MM));
-	emit_often(typed, &event);
+		emit_present(&event, read64(ctx + CTX_MM));
+	emit_often(typed, self.id, &event);
 	return 0;
 }
 
@@ -184,7 +186,8 @@ static __always_inline int on_set_uffd(bool typed, u64 vma, u64 uffd)
 
 static __always_inline int on_ioctl_return(bool typed, u64 result)
 {
-	struct thread *thread = this_thread();
+	struct self self = myself();
+	struct thread *thread = self.thread;
 	struct event event = {.type = EVENT_IOCTL_RETURN, .ret = result};
 
 	if (!thread || !thread->call.ctx)
@@ -209,7 +212,7 @@ static __always_inline int on_ioctl_return(bool typed, u64 result)
 		emit_userfaultfd(event.ctx, 0);
 	event.time = bpf_ktime_get_ns();
 	tell_with(&event, &thread->call);
-	submit_often(typed, &event);
+	submit_often(typed, self.id, &event);
 	return 0;
 }
 
@@ -273,13 +276,15 @@ static __always_inline int on_protect(bool typed, u64 vma, u64 start, u64 end, u
 {
 	struct event event = {.type = EVENT_PROTECT, .start = start, .end = end};
 	struct thread *thread;
+	struct self self;
 	struct area area;
 
 	if (!(flags & (MM_CP_UFFD_WP | MM_CP_UFFD_WP_RESOLVE)) || !read_area(typed, vma, 0, &area))
 		return 0;
-	thread = this_thread();
+	self = myself();
+	thread = self.thread;
 	/* A call on this userfaultfd has passed the filter. */
-	if ((!thread || thread->call.ctx != area.ctx) && !is_traced(area.mm))
+	if ((!thread || thread->call.ctx != area.ctx) && !is_traced(mm_of(&area)))
 		return 0;
 	event.flags = memory_of(&area);
 	if (thread && !(flags & MM_CP_UFFD_WP) && releases_all(&thread->call, area.ctx, start, end)) {
@@ -288,8 +293,7 @@ static __always_inline int on_protect(bool typed, u64 vma, u64 start, u64 end, u
 		thread->protects = 0;
 		return 0;
 	}
-	if (!thread)
-		thread = make_thread();
+	thread = make_thread(&self);
 	event.ctx = area.ctx;
 	event.kind = flags & MM_CP_UFFD_WP ? 1 : 0;
 	event.aux = area.flags;
@@ -299,26 +303,28 @@ static __always_inline int on_protect(bool typed, u64 vma, u64 start, u64 end, u
 	/* Swapped-out pages that are protected already are not in the return value. */
 	if (event.kind)
 		event.value = read64(TOTAL_SWAP_PAGES) != read64(FREE_SWAP_PAGES);
-	emit_often(typed, &event);
+	emit_often(typed, self.id, &event);
 	if (!event.kind)
 		return 0;
 	note_arm();
-	return wants_stack(EVENT_PROTECT, event.time);
+	return wants_stack(&self, EVENT_PROTECT, event.time);
 }
 
 static __always_inline int on_protect_return(bool typed, u64 pages, u64 flags)
 {
 	struct event event = {.type = EVENT_PROTECT_RETURN, .value = pages};
 	struct thread *thread;
+	struct self self;
 
 	if (!(flags & MM_CP_UFFD_WP))
 		return 0;
-	thread = this_thread();
+	self = myself();
+	thread = self.thread;
 	if (!thread || !thread->protects)
 		return 0;
 	event.ctx = thread->protects;
 	thread->protects = 0;
-	emit_often(typed, &event);
+	emit_often(typed, self.id, &event);
 	return 0;
 }
 

@@ -11,11 +11,9 @@
 /* handle_userfault()'s own conditions, in its order: these return at once, and nobody is told. */
 static __always_inline bool cannot_sleep(bool typed, u64 uffd, u32 flags)
 {
-	u64 task = (u64)bpf_get_current_task();
-
-	return read32(task + TASK_FLAGS) & (PF_EXITING | PF_DUMPCORE) ||
-	       load32(typed, uffd + CTX_FEATURES) & FEATURE_SIGBUS ||
-	       (!(flags & FAULT_FLAG_USER) && load32(typed, uffd + CTX_FLAGS) & USER_MODE_ONLY) ||
+	return load32_of_task(TASK_FLAGS) & (PF_EXITING | PF_DUMPCORE) ||
+	       load32(is_direct(typed), uffd + CTX_FEATURES) & FEATURE_SIGBUS ||
+	       (!(flags & FAULT_FLAG_USER) && load32(is_direct(typed), uffd + CTX_FLAGS) & USER_MODE_ONLY) ||
 	       !(flags & FAULT_FLAG_ALLOW_RETRY) || flags & FAULT_FLAG_RETRY_NOWAIT;
 }
 
@@ -33,21 +31,24 @@ static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 	struct event event = {.type = EVENT_FAULT};
 	struct access access;
 	struct thread *thread;
+	struct self self;
 	struct area area;
 	u32 memory;
-	u64 now;
+	u64 now, mm;
 
 	read_access(typed, vmf, &access);
 	if (!read_area(typed, access.vma, 0, &area))
 		return 0;
+	mm = mm_of(&area);
 	now = generation();
-	thread = this_thread();
-	if (!thread || !passed(&thread->faults, area.mm, now)) {
-		if (!is_traced(area.mm))
+	self = myself();
+	thread = self.thread;
+	if (!thread || !passed(&thread->faults, mm, now)) {
+		if (!is_traced(mm))
 			return 0;
-		thread = make_thread();
+		thread = make_thread(&self);
 		if (thread)
-			let_pass(&thread->faults, area.mm, now);
+			let_pass(&thread->faults, mm, now);
 	}
 	/* The MINOR bit moves (37, 38, 41); the other two never did. */
 	event.kind = reason == VM_UFFD_MISSING ? KIND_MISSING : reason == VM_UFFD_WP ? KIND_WP : KIND_MINOR;
@@ -60,7 +61,7 @@ static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 	event.flags |= (area.flags & VM_UFFD_MISSING ? MODE_MISSING : 0) << MODES_SHIFT;
 	event.flags |= (area.flags & VM_UFFD_WP ? MODE_WP : 0) << MODES_SHIFT;
 	if (cannot_sleep(typed, area.ctx, event.aux)) {
-		u32 tid = bpf_get_current_pid_tgid();
+		u32 tid = self.id;
 
 		/* break_ksm() up to 6.1 asks and goes on: no access of anybody's has failed. */
 		if (unmerging.lookup(&tid))
@@ -78,16 +79,15 @@ static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 		event.aux |= since_return(thread, event.time);
 		thread->head.returned_at = 0;
 	}
-	if (!submit_often(typed, &event))
+	if (!submit_often(typed, self.id, &event))
 		count(area.ctx, event.value, COUNTER_FAULT_MISSING + event.kind);
 	return 0;
 }
 
 static __always_inline int on_fault_return(bool typed, u64 result)
 {
-	struct thread *thread = this_thread();
+	struct thread *thread = myself().thread;
 	struct event event = {.type = EVENT_FAULT_RETURN, .value = (u32)result};
-	u64 task;
 
 	if (!thread || !thread->sleeper.place.ctx)
 		return 0;
@@ -98,8 +98,7 @@ static __always_inline int on_fault_return(bool typed, u64 result)
 	 * thread of a process that dies (complete_signal() and zap_other_threads() in
 	 * kernel/signal.c, zap_process() in fs/coredump.c), and for all but one at an exec.
 	 */
-	task = (u64)bpf_get_current_task();
-	event.kind = read64(task + TASK_PENDING) & SIGKILL_PENDING ? 1 : 0;
+	event.kind = load64_of_task(TASK_PENDING) & SIGKILL_PENDING ? 1 : 0;
 	/* Nothing but its wake-up latency rests on the return of one that was woken: its next fault tells. */
 	if (thread->sleeper.woken && !event.kind) {
 		thread->head.returned_in = event.ctx;
@@ -117,53 +116,53 @@ static __always_inline int on_fault_return(bool typed, u64 result)
 static __always_inline int on_message(bool typed, u64 entry)
 {
 	u64 id = bpf_get_current_pid_tgid();
-	struct event event = {.tid = id, .tgid = id >> 32, .kind = 1};
+	struct event event = {.type = EVENT_MESSAGE, .value = (u32)id, .tgid = id >> 32};
 	struct thread *thread;
 	u32 sleeper, memory = 0;
 	struct waiter waiter;
 	u64 vm_start = 0;
-	u64 now;
+	u64 now, ctx;
 
 	read_waiter(&waiter, entry);
 	if (waiter.words[(UWQ_WQ + WQE_FUNC) / 8] != USERFAULTFD_WAKE_FUNCTION)
 		return 0;
-	event.ctx = waiter.words[UWQ_CTX / 8];
+	ctx = waiter.words[UWQ_CTX / 8];
 	sleeper = read32(task_of(&waiter) + TASK_PID);
 	now = generation();
 	thread = thread_of(sleeper);
 	/* A thread that sleeps since before the trace has no entry; the fault of any other has passed the filter. */
-	if (thread && thread->sleeper.place.ctx == event.ctx) {
+	if (thread && thread->sleeper.place.ctx == ctx) {
 		vm_start = thread->sleeper.place.vm_start;
 		memory = thread->sleeper.memory;
-	} else if (!admit(read64(event.ctx + CTX_MM))) {
+	} else if (!admit(read64(ctx + CTX_MM))) {
 		return 0;
 	}
-	if ((!thread || !passed(&thread->told, event.ctx, now)) && !known.lookup(&event.ctx)) {
+	if ((!thread || !passed(&thread->told, ctx, now)) && !known.lookup(&ctx)) {
+		struct event first = {.ctx = ctx, .kind = 1};
+
 		/* Its descriptor came from a process that we do not follow. */
-		if (describe_process(&event, (u64)bpf_get_current_task()))
-			emit_message(&event);
+		if (describe_process(&first, (u64)bpf_get_current_task()))
+			emit_message(&first);
 #ifdef MM_OWNER
 		/* It may have ended by the time that anybody looks. */
-		if (describe_process(&event, read64(read64(event.ctx + CTX_MM) + MM_OWNER)))
-			emit_message(&event);
+		if (describe_process(&first, read64(read64(ctx + CTX_MM) + MM_OWNER)))
+			emit_message(&first);
 #endif
-		event.tid = id;
-		event.tgid = id >> 32;
-		describe(&event, event.ctx);
-		know(event.ctx);
-		emit_message(&event);
+		first.tid = id;
+		first.tgid = id >> 32;
+		describe(&first, ctx);
+		know(ctx);
+		emit_message(&first);
 	} else if (thread) {
-		let_pass(&thread->told, event.ctx, now);
+		let_pass(&thread->told, ctx, now);
 	}
-	event.type = EVENT_MESSAGE;
 	describe_waiter(&event, &waiter);
 	event.tid = sleeper;
 	event.kind = message_kind(event.aux);
-	event.value = (u32)id;
 	event.flags = memory;
 	event.end = vm_start;
 	if (!emit_message(&event))
-		count(event.ctx, vm_start, COUNTER_MESSAGE_MISSING + event.kind);
+		count(ctx, vm_start, COUNTER_MESSAGE_MISSING + event.kind);
 	return 0;
 }
 
@@ -185,9 +184,9 @@ static __always_inline bool tells_wake(struct ioctl_call *call, struct event *wa
 /* Called for every waiter; the key is a struct userfaultfd_wake_range. */
 static __always_inline int on_wake(bool typed, u64 entry, u64 key)
 {
-	u64 id = bpf_get_current_pid_tgid();
+	struct self self = myself();
 	struct event event = {.type = EVENT_WAKE};
-	struct thread *thread = thread_of(id), *sleeper;
+	struct thread *thread = self.thread, *sleeper;
 	struct wake_range range = {};
 	struct waiter waiter;
 	u64 length;
@@ -219,8 +218,8 @@ static __always_inline int on_wake(bool typed, u64 entry, u64 key)
 		thread->call.woke_flags = event.aux;
 		return 0;
 	}
-	event.value = (u32)id;
-	event.tgid = id >> 32;
+	event.value = (u32)self.id;
+	event.tgid = self.id >> 32;
 	emit(&event);
 	return 0;
 }

@@ -13,30 +13,40 @@ static __always_inline struct thread *slot_of(u32 tid)
 static __always_inline struct thread *thread_of(u32 tid)
 {
 	struct thread *thread = slot_of(tid);
+	u64 wanted = tid;
 
+	/* Else the compiler clears the upper half of a register again for each comparison. */
+	asm volatile("" : "+r"(wanted));
 	/* The idle tasks have the tid of nobody. */
-	if (!thread || !tid)
+	if (!thread || !wanted)
 		return 0;
-	return thread->head.tid == tid ? thread : crowded.lookup(&tid);
+	return thread->head.tid == wanted ? thread : crowded.lookup(&tid);
 }
 
-static __always_inline struct thread *this_thread(void)
+/* The thread that a program runs in: asked for once, and handed on. */
+struct self {
+	/* As bpf_get_current_pid_tgid() tells it. */
+	u64 id;
+	/* As of thread_of(). */
+	struct thread *thread;
+};
+
+static __always_inline struct self myself(void)
 {
-	return thread_of(bpf_get_current_pid_tgid());
+	struct self self = {.id = bpf_get_current_pid_tgid()};
+
+	self.thread = thread_of(self.id);
+	return self;
 }
 
-/* Null only where there is no room for one more. */
-static __always_inline struct thread *make_thread(void)
+/* The place of a thread that has none; null where there is no room for one more. */
+static __always_inline struct thread *place_of(u64 id)
 {
-	u64 id = bpf_get_current_pid_tgid();
 	u32 tid = id;
 	u32 slot = tid & (THREAD_SLOTS - 1);
-	struct thread *thread = thread_of(tid);
 	struct thread nothing = {.head = {.tid = tid, .tgid = id >> 32}};
+	struct thread *thread = slot_of(tid);
 
-	if (thread || !tid)
-		return thread;
-	thread = slot_of(tid);
 	/* Of two threads that want a slot at once one is its owner. */
 	if (thread && !slot_owners.insert(&slot, &tid)) {
 		*thread = nothing;
@@ -49,6 +59,14 @@ static __always_inline struct thread *make_thread(void)
 	return thread;
 }
 
+/* Null only where there is no room for one more. */
+static __always_inline struct thread *make_thread(struct self *self)
+{
+	if (!self->thread && (u32)self->id)
+		self->thread = place_of(self->id);
+	return self->thread;
+}
+
 /* ---- who did it ----------------------------------------------------------- */
 
 /* A target has as many threads as it likes. */
@@ -57,21 +75,17 @@ static __always_inline struct thread *make_thread(void)
 /* Memory is armed: who does something to it now may be another than who did before. */
 static __always_inline void note_arm(void)
 {
-	int zero = 0;
-	struct shows *now = shows.lookup(&zero);
+	struct shows *now = (struct shows *)VALUE_OF_SHOWS;
 
-	if (!now)
-		return;
 	now->arms++;
 	if (!(now->arms & (now->arms - 1)))
 		now->level++;
 }
 
 /* Whether the program is to tell its stack with the event that it has sent. */
-static __always_inline bool wants_stack(u32 type, u64 time)
+static __always_inline bool wants_stack(struct self *self, u32 type, u64 time)
 {
-	int zero = 0;
-	struct shows *now = shows.lookup(&zero);
+	struct shows *now = (struct shows *)VALUE_OF_SHOWS;
 	struct thread *thread;
 
 	/* Of these one asks who did it. */
@@ -79,9 +93,9 @@ static __always_inline bool wants_stack(u32 type, u64 time)
 	    type != EVENT_FILE_PAGE && type != EVENT_UNPROTECTED_WRITE && type != EVENT_HUGE_WRITE &&
 	    type != EVENT_PROTECT)
 		return false;
-	if (!now || now->told >= MOST_SHOWN)
+	if (now->told >= MOST_SHOWN)
 		return false;
-	thread = make_thread();
+	thread = make_thread(self);
 	if (!thread || thread->shown[type & 15] > now->level)
 		return false;
 	thread->shown[type & 15] = now->level + 1;
@@ -145,20 +159,13 @@ static __always_inline int tell_stack(void *context, bool wanted)
  */
 static __always_inline u64 generation(void)
 {
-	int zero = 0;
-	u64 *count = generations.lookup(&zero);
-
-	return count ? *(volatile u64 *)count + 1 : 1;
+	return *(volatile u64 *)VALUE_OF_GENERATIONS + 1;
 }
 
 /* Makes all passes void. A userfaultfd or address space leaves the filter's maps first, or a new pass could name it. */
 static __always_inline void void_passes(void)
 {
-	int zero = 0;
-	u64 *count = generations.lookup(&zero);
-
-	if (count)
-		__sync_fetch_and_add(count, 1);
+	__sync_fetch_and_add((u64 *)VALUE_OF_GENERATIONS, 1);
 }
 
 static __always_inline bool passed(struct pass *pass, u64 key, u64 now)
@@ -180,7 +187,8 @@ struct area {
 	u64 start;
 	u64 end;
 	u64 flags;
-	u64 mm;
+	/* Ask mm_of(). */
+	u64 read_mm;
 	u64 ctx;
 };
 
@@ -206,10 +214,11 @@ static __always_inline void read_access(bool typed, u64 vmf, struct access *acce
 	struct vmf_words read = {};
 
 	if (is_direct(typed)) {
-		access->vma = load64(typed, vmf + VMF_VMA);
-		access->address = load64(typed, vmf + VMF_ADDRESS);
-		access->orig_pte = load64(typed, vmf + VMF_ORIG_PTE);
-		access->flags = load32(typed, vmf + VMF_FLAGS);
+		vmf = as_struct(typed, vmf, VM_FAULT);
+		access->vma = load64(true, vmf + VMF_VMA);
+		access->address = load64(true, vmf + VMF_ADDRESS);
+		access->orig_pte = load64(true, vmf + VMF_ORIG_PTE);
+		access->flags = load32(true, vmf + VMF_FLAGS);
 		return;
 	}
 	bpf_probe_read_kernel(&read, sizeof(read), (void *)vmf);
@@ -233,28 +242,36 @@ static __always_inline bool read_area(bool typed, u64 vma, u64 wanted_flags, str
 
 	area->typed = typed;
 	area->vma = vma;
-	area->ctx = load64(typed, vma + VMA_CTX);
+	vma = as_struct(typed, vma, VM_AREA);
+	area->ctx = load64(is_direct(typed), vma + VMA_CTX);
 	if (!area->ctx)
 		return false;
 	if (is_direct(typed)) {
-		area->start = load64(typed, vma + VMA_START);
-		area->end = load64(typed, vma + VMA_END);
-		area->flags = load64(typed, vma + VMA_FLAGS);
-		area->mm = load64(typed, vma + VMA_MM);
+		area->start = load64(true, vma + VMA_START);
+		area->end = load64(true, vma + VMA_END);
+		area->flags = load64(true, vma + VMA_FLAGS);
 	} else {
 		bpf_probe_read_kernel(&read, sizeof(read), (void *)vma);
 		area->start = read.words[VMA_START / 8];
 		area->end = read.words[VMA_END / 8];
 		area->flags = read.words[VMA_FLAGS / 8];
-		area->mm = read.words[VMA_MM / 8];
+		area->read_mm = read.words[VMA_MM / 8];
 	}
 	return !wanted_flags || area->flags & wanted_flags;
+}
+
+/* Whose memory it is. It is loaded when it is asked for: most programs pass by what is known of their thread. */
+static __always_inline u64 mm_of(struct area *area)
+{
+	if (is_direct(area->typed))
+		return load64(true, as_struct(area->typed, area->vma, VM_AREA) + VMA_MM);
+	return area->read_mm;
 }
 
 /* An area with a userfaultfd in an address space we trace. */
 static __always_inline bool registered_area(bool typed, u64 vma, u64 wanted_flags, struct area *area)
 {
-	return read_area(typed, vma, wanted_flags, area) && is_traced(area->mm);
+	return read_area(typed, vma, wanted_flags, area) && is_traced(mm_of(area));
 }
 
 /* As vma_is_anonymous() and vma_is_shmem() tell them. */
@@ -285,7 +302,8 @@ static __always_inline u32 memory_of(struct area *area)
 	u64 superblock, hstate;
 
 	if (!(area->flags & VM_HUGETLB))
-		return memory_by_ops(load64(area->typed, area->vma + VMA_OPS));
+		return memory_by_ops(
+			load64(is_direct(area->typed), as_struct(area->typed, area->vma, VM_AREA) + VMA_OPS));
 	superblock = read64(read64(read64(area->vma + VMA_FILE) + FILE_INODE) + INODE_SB);
 	hstate = read64(read64(superblock + SB_FS_INFO) + HUGETLBFS_HSTATE);
 	return MEMORY_HUGETLB | read32(hstate + HSTATE_ORDER) << MEMORY_ORDER_SHIFT;

@@ -13,11 +13,14 @@ static __always_inline void read_waiter(struct waiter *waiter, u64 entry)
 
 	__builtin_memset(waiter, 0, sizeof(*waiter));
 	if (is_direct(false)) {
-		waiter->words[UWQ_CTX / 8] = read64(queued + UWQ_CTX);
-		for (int i = 0; i < 3; i++)
-			waiter->words[UWQ_MSG / 8 + i] = read64(queued + UWQ_MSG + 8 * i);
-		waiter->words[(UWQ_WQ + WQE_PRIVATE) / 8] = read64(entry + WQE_PRIVATE);
-		waiter->words[(UWQ_WQ + WQE_FUNC) / 8] = read64(entry + WQE_FUNC);
+		/* Members that begin here, of one byte each, take no load of eight by their type. */
+		waiter->words[UWQ_MSG / 8] = read64(queued + UWQ_MSG);
+		queued = as_struct(false, queued, WAITER);
+		waiter->words[UWQ_CTX / 8] = load64(true, queued + UWQ_CTX);
+		for (int i = 1; i < 3; i++)
+			waiter->words[UWQ_MSG / 8 + i] = load64(true, queued + UWQ_MSG + 8 * i);
+		waiter->words[(UWQ_WQ + WQE_PRIVATE) / 8] = load64(true, queued + UWQ_WQ + WQE_PRIVATE);
+		waiter->words[(UWQ_WQ + WQE_FUNC) / 8] = load64(true, queued + UWQ_WQ + WQE_FUNC);
 		return;
 	}
 	/* At once: member by member it would take a helper for each. */

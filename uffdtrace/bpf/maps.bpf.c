@@ -54,6 +54,11 @@
 		setting_;                                         \
 	})
 
+/*
+ * Of a map with one value VALUE_OF_<name> is its address, which takes no lookup: a SETTING, too, that
+ * collect/program.py has in VALUES.
+ */
+
 #define PAGE_MASK (~(u64)(PAGE_SIZE - 1))
 
 /* A table fills a page. Level 0 has the entries of single pages. */
@@ -199,6 +204,14 @@ struct table {
 	u64 busy;
 };
 
+struct lanes {
+	struct lane lane[(CPUS)*LANES];
+};
+
+struct tails {
+	u64 tail[(CPUS)*LANES];
+};
+
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 /*
  * All memory of a map is taken when it is made. What finds it full is counted among the
@@ -248,11 +261,11 @@ BPF_ARRAY(shows, struct shows, 1);
  * LANE_SLOTS records each, which the collector reads through mmap. What finds its lane full,
  * or another program in it, goes into the ring.
  */
-/* LANES of each CPU: one for programs that run within a thread's call, one for the probe that runs as an NMI does. */
+/* LANES of each CPU: one for programs that run within a thread's call, one for a probe that may run as an NMI does. */
 BPF_F_TABLE("array", u32, struct event, slots, (CPUS)*LANES *(LANE_SLOTS), BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct lane, lanes, (CPUS)*LANES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct lanes, lanes, 1, BPF_F_MMAPABLE);
 /* How far the collector has read. */
-BPF_F_TABLE("array", u32, u64, tails, (CPUS)*LANES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct tails, tails, 1, BPF_F_MMAPABLE);
 
 #ifdef RDONLY_CAST
 /*
@@ -268,6 +281,11 @@ static u64 (*rdonly_cast)(u64 address, u32 type) __attribute__((const)) = (void 
 #ifdef SESSION_IS_RETURN
 /* bool bpf_session_is_return(void *ctx); up to 6.19 without an argument, which does no harm there. */
 static bool (*session_is_return)(void *context) = (void *)SESSION_IS_RETURN;
+#endif
+
+#ifdef CURRENT_TASK
+/* bpf_get_current_task_btf(), which BCC 0.18 does not know. */
+static u64 (*current_task_btf)(void) = (void *)CURRENT_TASK;
 #endif
 
 /*
@@ -313,6 +331,38 @@ static __always_inline u32 load32(bool typed, u64 address)
 #endif
 }
 
+/*
+ * A pointer to a struct of this number in BTF: its members are loaded as those of a typed one where
+ * is_direct(). To cast once for all of them takes fewer instructions than a cast for each.
+ */
+static __always_inline u64 as_struct(bool typed, u64 address, u32 type)
+{
+#ifdef RDONLY_CAST
+	if (!typed)
+		return rdonly_cast(address, type);
+#endif
+	return address;
+}
+
+/* A member of the task that runs. */
+static __always_inline u64 load64_of_task(u32 member)
+{
+#ifdef CURRENT_TASK
+	return load64(true, current_task_btf() + member);
+#else
+	return load64(false, (u64)bpf_get_current_task() + member);
+#endif
+}
+
+static __always_inline u32 load32_of_task(u32 member)
+{
+#ifdef CURRENT_TASK
+	return load32(true, current_task_btf() + member);
+#else
+	return load32(false, (u64)bpf_get_current_task() + member);
+#endif
+}
+
 static __always_inline u64 read64(u64 address)
 {
 	return load64(false, address);
@@ -347,10 +397,10 @@ static __always_inline bool submit(struct event *event)
 }
 
 /* Writes a record into a lane, by its number. False where it is full, or another program writes into it. */
-static __always_inline bool keep(struct event *event, u32 number)
+static __always_inline bool keep(struct event *event, u64 number)
 {
-	volatile struct lane *lane = lanes.lookup(&number);
-	volatile u64 *tail = tails.lookup(&number);
+	volatile struct lane *lane;
+	volatile u64 *tail;
 	struct event *slot;
 	bool kept = false;
 	u64 head;
@@ -359,7 +409,14 @@ static __always_inline bool keep(struct event *event, u32 number)
 	/* No instruction that every kernel has for us would keep the head behind the slot. */
 	if (!ORDERED)
 		return false;
-	if (!lane || !tail || lane->busy)
+	/* Else the compiler may compare one copy of it and add another, of which the verifier knows no limit. */
+	asm volatile("" : "+r"(number));
+	if (number >= (CPUS)*LANES)
+		return false;
+	asm volatile("" : "+r"(number));
+	lane = &((struct lanes *)VALUE_OF_LANES)->lane[number];
+	tail = &((struct tails *)VALUE_OF_TAILS)->tail[number];
+	if (lane->busy)
 		return false;
 	lane->busy = 1;
 	head = lane->head;
@@ -377,22 +434,20 @@ static __always_inline bool keep(struct event *event, u32 number)
 }
 
 /*
- * An event of a program that may run often. One of fentry can be preempted where the
- * kernel can (PREEMPTIBLE): two of them could take a lane for free at once.
+ * An event of a program that may run often, and knows its thread. One of fentry can be preempted
+ * where the kernel can (PREEMPTIBLE): two of them could take a lane for free at once.
  */
-static __always_inline bool submit_often(bool typed, struct event *event)
+static __always_inline bool submit_often(bool typed, u64 id, struct event *event)
 {
-	u64 id = bpf_get_current_pid_tgid();
-
 	event->tid = id;
 	event->tgid = id >> 32;
 	return (!(typed && PREEMPTIBLE) && keep(event, bpf_get_smp_processor_id() * LANES)) || submit(event);
 }
 
-static __always_inline void emit_often(bool typed, struct event *event)
+static __always_inline void emit_often(bool typed, u64 id, struct event *event)
 {
 	event->time = bpf_ktime_get_ns();
-	submit_often(typed, event);
+	submit_often(typed, id, event);
 }
 
 static __always_inline void emit(struct event *event)
@@ -410,7 +465,7 @@ static __always_inline void emit_here(struct event *event)
 	emit(event);
 }
 
-/* Of the probe that runs as an NMI does, for which the ring's lock is only tried. */
+/* Of the probe that may run as an NMI does, for which the ring's lock is only tried. */
 static __always_inline bool emit_message(struct event *event)
 {
 	event->time = bpf_ktime_get_ns();

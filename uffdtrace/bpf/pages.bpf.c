@@ -7,9 +7,9 @@
 /* include/linux/mm_types.h, enum vm_fault_reason. */
 #define VM_FAULT_FALLBACK 0x800
 
-static __always_inline void mark(struct area *area, u64 address, u32 kind, u32 write)
+static __always_inline void mark(struct self *self, struct area *area, u64 address, u32 kind, u32 write)
 {
-	struct thread *thread = make_thread();
+	struct thread *thread = make_thread(self);
 
 	if (!thread)
 		return;
@@ -20,41 +20,42 @@ static __always_inline void mark(struct area *area, u64 address, u32 kind, u32 w
 }
 
 /* The page that is committed next was there before. */
-static __always_inline void unmark(void)
+static __always_inline void unmark(struct self *self)
 {
-	struct thread *thread = this_thread();
-
-	if (thread)
-		thread->mark.kind = 0;
+	if (self->thread)
+		self->thread->mark.kind = 0;
 }
 
 /* Whether its stack is to be told, too. */
-static __always_inline bool emit_page(struct area *area, u32 type, u32 kind, u64 start, u64 size, u64 aux)
+static __always_inline bool emit_page(struct self *self, struct area *area, u32 type, u32 kind, u64 start, u64 size,
+				      u64 aux)
 {
 	struct event event = {.type = type, .kind = kind, .start = start, .end = start + size, .aux = aux};
 
 	event.ctx = area->ctx;
 	event.flags = memory_of(area);
-	emit_often(area->typed, &event);
-	return wants_stack(type, event.time);
+	emit_often(area->typed, self->id, &event);
+	return wants_stack(self, type, event.time);
 }
 
 /* do_anonymous_page(), where the compiler left it a function (6.12, 7.2). */
 static __always_inline int on_anon_fault(bool typed, u64 vmf)
 {
 	struct access access;
+	struct self self;
 	struct area area;
 	u64 address, pte;
 
 	if (!registered_area(typed, load64(typed, vmf + VMF_VMA), VM_UFFD_WP, &area))
 		return 0;
+	self = myself();
 	read_access(typed, vmf, &access);
 	address = access.address & PAGE_MASK;
 	/* Not none means a marker (WP_UNPOPULATED): the page arrives protected. */
 	pte = access.flags & FAULT_FLAG_ORIG_PTE_VALID ? access.orig_pte : 0;
-	mark(&area, address, pte ? MARK_PROTECTED_HOLE : MARK_HOLE, access.flags & FAULT_FLAG_WRITE);
+	mark(&self, &area, address, pte ? MARK_PROTECTED_HOLE : MARK_HOLE, access.flags & FAULT_FLAG_WRITE);
 	if (!(access.flags & FAULT_FLAG_WRITE) && !pte && !(area.flags & VM_UFFD_MISSING))
-		emit_page(&area, EVENT_ZERO_PAGE, 0, address, PAGE_SIZE, 0);
+		emit_page(&self, &area, EVENT_ZERO_PAGE, 0, address, PAGE_SIZE, 0);
 	return 0;
 }
 
@@ -64,43 +65,47 @@ static __always_inline int on_anon_fault(bool typed, u64 vmf)
  */
 static __always_inline int on_mm_fault(bool typed, u64 vma, u64 address, u64 flags)
 {
+	struct self self;
 	struct area area;
 
 	if (!registered_area(typed, vma, VM_UFFD_WP, &area) || area.flags & VM_HUGETLB)
 		return 0;
+	self = myself();
 	address &= PAGE_MASK;
-	mark(&area, address, MARK_HOLE, flags & FAULT_FLAG_WRITE);
+	mark(&self, &area, address, MARK_HOLE, flags & FAULT_FLAG_WRITE);
 	if (flags & FAULT_FLAG_WRITE || area.flags & VM_UFFD_MISSING || load64(typed, vma + VMA_OPS))
 		return 0;
-	if (!walk(area.mm, address).value)
-		emit_page(&area, EVENT_ZERO_PAGE, 0, address, PAGE_SIZE, 0);
+	if (!walk(mm_of(&area), address).value)
+		emit_page(&self, &area, EVENT_ZERO_PAGE, 0, address, PAGE_SIZE, 0);
 	return 0;
 }
 
 static __always_inline int on_huge_fault(bool typed, u64 vmf)
 {
 	struct access access;
+	struct self self;
 	struct area area;
 	u64 address, start;
 
 	if (!registered_area(typed, load64(typed, vmf + VMF_VMA), VM_UFFD_WP, &area))
 		return 0;
+	self = myself();
 	read_access(typed, vmf, &access);
 	address = access.address & PAGE_MASK;
-	mark(&area, address, MARK_HUGE, access.flags & FAULT_FLAG_WRITE);
+	mark(&self, &area, address, MARK_HUGE, access.flags & FAULT_FLAG_WRITE);
 	start = address & ~(u64)(PMD_SIZE - 1);
 	if (access.flags & FAULT_FLAG_WRITE || area.flags & VM_UFFD_MISSING)
 		return 0;
 	/* transhuge_vma_suitable() in 5.10 and 6.1, thp_vma_suitable_order() in 6.12. */
 	if (start < area.start || start + PMD_SIZE > area.end)
 		return 0;
-	emit_page(&area, EVENT_HUGE_ZERO_PAGE, 0, start, PMD_SIZE, address);
+	emit_page(&self, &area, EVENT_HUGE_ZERO_PAGE, 0, start, PMD_SIZE, address);
 	return 0;
 }
 
 static __always_inline int on_huge_fault_return(bool typed, u64 result)
 {
-	struct thread *thread = this_thread();
+	struct thread *thread = myself().thread;
 	struct event event = {.type = EVENT_HUGE_FALLBACK};
 
 	if (!thread || thread->mark.kind != MARK_HUGE || !(result & VM_FAULT_FALLBACK))
@@ -126,18 +131,21 @@ static __always_inline int on_huge_fault_return(bool typed, u64 result)
  */
 static __always_inline int on_huge_wp(bool typed, u64 vmf)
 {
-	u32 tid = bpf_get_current_pid_tgid();
 	struct huge_write write = {};
+	struct self self;
 	struct area area;
+	u32 tid;
 
 	if (!registered_area(typed, load64(typed, vmf + VMF_VMA), 0, &area) ||
 	    load32(typed, vmf + VMF_FLAGS) & FAULT_FLAG_UNSHARE)
 		return 0;
+	self = myself();
+	tid = self.id;
 	write.ctx = area.ctx;
-	write.mm = area.mm;
+	write.mm = mm_of(&area);
 	write.address = load64(typed, vmf + VMF_ADDRESS) & PAGE_MASK;
 	write.memory = memory_of(&area);
-	mark(&area, write.address, MARK_HUGE_ZERO, FAULT_FLAG_WRITE);
+	mark(&self, &area, write.address, MARK_HUGE_ZERO, FAULT_FLAG_WRITE);
 	if (huge_writes.update(&tid, &write))
 		lose(LOSS_MAP_FULL);
 	return 0;
@@ -150,6 +158,7 @@ static __always_inline int on_huge_wp_return(bool typed, u64 result)
 	struct huge_write *write = huge_writes.lookup(&tid);
 	struct event event = {.type = EVENT_HUGE_WRITE, .kind = 1};
 	struct entry entry;
+	struct self self;
 
 	if (!write)
 		return 0;
@@ -164,21 +173,23 @@ static __always_inline int on_huge_wp_return(bool typed, u64 result)
 	    !(entry.value & PTE_WRITE))
 		return 0;
 	emit_here(&event);
-	return wants_stack(event.type, event.time);
+	self = myself();
+	return wants_stack(&self, event.type, event.time);
 }
 
 /* The page a fault adds is committed here, once, however many threads raced. */
 static __always_inline int on_anon_commit(bool typed, u64 page, u64 vma, u64 address)
 {
-	u32 tid = bpf_get_current_pid_tgid();
 	struct thread *thread;
+	struct self self;
 	struct area area;
 	struct mark seen;
 	bool huge;
 
 	if (!registered_area(typed, vma, 0, &area))
 		return 0;
-	thread = thread_of(tid);
+	self = myself();
+	thread = self.thread;
 	if (!thread || !thread->mark.kind)
 		return 0;
 	seen = thread->mark;
@@ -189,32 +200,38 @@ static __always_inline int on_anon_commit(bool typed, u64 page, u64 vma, u64 add
 	if (address != (huge ? seen.page & ~(u64)(PMD_SIZE - 1) : seen.page))
 		return 0;
 	if (huge && seen.kind == MARK_HUGE_ZERO) {
+		u32 tid = self.id;
+
 		/* A new page, and not the one that was there. */
 		huge_writes.delete(&tid);
-		return emit_page(&area, EVENT_HUGE_ZERO_WRITE, 1, address, PMD_SIZE, seen.page);
+		return emit_page(&self, &area, EVENT_HUGE_ZERO_WRITE, 1, address, PMD_SIZE, seen.page);
 	}
 	if (huge && seen.kind == MARK_HUGE)
-		return emit_page(&area, EVENT_HUGE_PAGE, seen.write, address, PMD_SIZE, seen.page);
+		return emit_page(&self, &area, EVENT_HUGE_PAGE, seen.write, address, PMD_SIZE, seen.page);
 	if (!huge && (seen.kind == MARK_HOLE || seen.kind == MARK_HUGE) && seen.write)
-		return emit_page(&area, EVENT_FRESH_PAGE, 1, address, PAGE_SIZE, address);
+		return emit_page(&self, &area, EVENT_FRESH_PAGE, 1, address, PAGE_SIZE, address);
 	return 0;
 }
 
 /* Pages that swap brings back go through the same commit. */
 static __always_inline int on_swap(bool typed, u64 vmf)
 {
+	struct self self;
 	struct area area;
 
-	if (registered_area(typed, load64(typed, vmf + VMF_VMA), VM_UFFD_WP, &area))
-		unmark();
+	if (!registered_area(typed, load64(typed, vmf + VMF_VMA), VM_UFFD_WP, &area))
+		return 0;
+	self = myself();
+	unmark(&self);
 	return 0;
 }
 
 static __always_inline int on_wp_fault(bool typed, u64 vmf)
 {
 	struct access access;
+	struct self self;
 	struct area area;
-	u64 address;
+	u64 address, mm;
 	u32 zero;
 
 	if (!read_area(typed, load64(typed, vmf + VMF_VMA), 0, &area))
@@ -223,60 +240,69 @@ static __always_inline int on_wp_fault(bool typed, u64 vmf)
 	/* The write is announced: do_wp_page() goes to handle_userfault() and commits no page. */
 	if (access.orig_pte & PTE_UFFD_WP && !(access.flags & FAULT_FLAG_UNSHARE) && area.flags & VM_UFFD_WP)
 		return 0;
-	if (!is_traced(area.mm))
+	/* Else the compiler has it loaded above, for what is announced, too. */
+	asm volatile("" : "+r"(access.address));
+	self = myself();
+	mm = mm_of(&area);
+	/* A fault of this thread's may have asked. */
+	if ((!self.thread || !passed(&self.thread->faults, mm, generation())) && !is_traced(mm))
 		return 0;
-	unmark();
+	unmark(&self);
 	address = access.address & PAGE_MASK;
 	if (!(access.flags & FAULT_FLAG_WRITE) || access.flags & FAULT_FLAG_UNSHARE)
 		return 0;
 	/* break_ksm() up to 6.1 gives a page back by a write fault, though nobody writes. */
 	if (access.flags & FAULT_FLAG_REMOTE && !(access.flags & (FAULT_FLAG_USER | FAULT_FLAG_ALLOW_RETRY))) {
-		u32 tid = bpf_get_current_pid_tgid();
+		u32 tid = self.id;
 		u64 *page = unmerging.lookup(&tid);
 
 		if (page && *page == address) {
-			emit_page(&area, EVENT_UNMERGED, 1, address, PAGE_SIZE, 0);
+			emit_page(&self, &area, EVENT_UNMERGED, 1, address, PAGE_SIZE, 0);
 			return 0;
 		}
 	}
 	/* KSM may have put the zero page there (use_zero_pages). */
 	zero = access.orig_pte & PTE_SPECIAL && !(area.flags & VM_MERGEABLE);
 	/* No write to a protected page comes here. A bit without the mode protects nothing: it outlives the mode. */
-	return emit_page(&area, EVENT_UNPROTECTED_WRITE, zero, address, PAGE_SIZE, 0);
+	return emit_page(&self, &area, EVENT_UNPROTECTED_WRITE, zero, address, PAGE_SIZE, 0);
 }
 
 static __always_inline int on_file_fault(bool typed, u64 vmf)
 {
 	struct access access;
+	struct self self;
 	struct area area;
 	u64 address;
 
 	if (!registered_area(typed, load64(typed, vmf + VMF_VMA), VM_UFFD_WP, &area))
 		return 0;
-	unmark();
+	self = myself();
+	unmark(&self);
 	read_access(typed, vmf, &access);
 	address = access.address & PAGE_MASK;
 	/* A marker makes finish_fault() map the page protected. */
 	if (access.flags & FAULT_FLAG_ORIG_PTE_VALID && access.orig_pte)
 		return 0;
-	return emit_page(&area, EVENT_FILE_PAGE, access.flags & FAULT_FLAG_WRITE ? 1 : 0, address, PAGE_SIZE, 0);
+	return emit_page(&self, &area, EVENT_FILE_PAGE, access.flags & FAULT_FLAG_WRITE ? 1 : 0, address, PAGE_SIZE, 0);
 }
 
 static __always_inline int on_hugetlb_fault(bool typed, u64 vma, u64 address, u64 flags)
 {
+	struct self self;
 	struct area area;
 	struct entry entry;
 	u64 size;
 
 	if (!registered_area(typed, vma, VM_UFFD_WP, &area))
 		return 0;
+	self = myself();
 	size = (u64)PAGE_SIZE << (memory_of(&area) >> MEMORY_ORDER_SHIFT & 31);
 	address &= ~(size - 1);
-	entry = walk(area.mm, address);
+	entry = walk(mm_of(&area), address);
 	if (!entry.value && !(area.flags & VM_UFFD_MISSING))
-		return emit_page(&area, EVENT_FILE_PAGE, flags & FAULT_FLAG_WRITE ? 1 : 0, address, size, 0);
+		return emit_page(&self, &area, EVENT_FILE_PAGE, flags & FAULT_FLAG_WRITE ? 1 : 0, address, size, 0);
 	if (entry.value & PTE_PRESENT && flags & FAULT_FLAG_WRITE && !(entry.value & (PTE_UFFD_WP | PTE_WRITE)))
-		return emit_page(&area, EVENT_UNPROTECTED_WRITE, 0, address, size, 0);
+		return emit_page(&self, &area, EVENT_UNPROTECTED_WRITE, 0, address, size, 0);
 	return 0;
 }
 
@@ -345,10 +371,13 @@ static __always_inline int on_mapped_again(bool typed, u64 vma, u64 address, u64
 	struct area area;
 #ifdef SIGNAL_OOM_ORIGIN
 	u64 task = (u64)bpf_get_current_task();
+	struct self self;
 
-	if (registered_area(typed, vma, VM_UFFD_WP, &area) &&
-	    read32(read64(task + TASK_SIGNAL) + SIGNAL_OOM_ORIGIN) & 0xff)
-		emit_page(&area, EVENT_SWAPPED_BACK, 0, address & PAGE_MASK, PAGE_SIZE, 0);
+	if (!registered_area(typed, vma, VM_UFFD_WP, &area))
+		return 0;
+	self = myself();
+	if (read32(read64(task + TASK_SIGNAL) + SIGNAL_OOM_ORIGIN) & 0xff)
+		emit_page(&self, &area, EVENT_SWAPPED_BACK, 0, address & PAGE_MASK, PAGE_SIZE, 0);
 #endif
 	return 0;
 }

@@ -29,8 +29,12 @@ _INSTRUCTION = np.dtype([("code", "u1"), ("registers", "u1"), ("offset", "<i2"),
 # BPF_LD | BPF_IMM | BPF_DW: it takes two places, and the second has the number's high half.
 _LOAD_NUMBER = 0x18
 _PSEUDO_MAP_FD = 1
+# The address of the one value of a map.
+_PSEUDO_MAP_VALUE = 2
 # "uffd", then the setting's number.
 _PLACEHOLDER = 0x75666664
+# "uffv", then the number of a map whose value is meant.
+_VALUE_PLACEHOLDER = 0x75666676
 # BPF_JMP | BPF_CALL; what it calls is a helper's number, or by the source a kernel function's in BTF.
 _CALL = 0x85
 _PSEUDO_KFUNC_CALL = 2
@@ -91,13 +95,22 @@ def placeholder(number: int) -> int:
     return _PLACEHOLDER << 32 | number
 
 
+def value_placeholder(number: int) -> int:
+    """What stands in the instructions for the address of the value of the map of this number."""
+    return _VALUE_PLACEHOLDER << 32 | number
+
+
 def placed(
-    instructions: bytes, maps: Sequence[int], settings: Sequence[int], functions: Set[int] = frozenset()
+    instructions: bytes,
+    maps: Sequence[int],
+    settings: Sequence[int],
+    functions: Set[int] = frozenset(),
+    value_maps: Sequence[int] = (),
 ) -> bytes:
     """The instructions with these file descriptors for the image's maps, and these numbers for its settings.
 
     `functions` are numbers in the kernel's BTF. In C a call of one looks like that of a helper with its number;
-    helpers end below 1,000.
+    helpers end below 1,000. `value_maps` are the file descriptors for value_placeholder().
     """
     code = np.frombuffer(instructions, dtype=_INSTRUCTION).copy()
     loads = np.flatnonzero(code["code"] == _LOAD_NUMBER)
@@ -108,6 +121,11 @@ def placed(
     values = np.array(settings, dtype=np.uint64)[code["immediate"][of_settings]]
     code["immediate"][of_settings] = values & np.uint64(0xFFFFFFFF)
     code["immediate"][of_settings + 1] = values >> np.uint64(32)
+    of_values = loads[(sources == 0) & (code["immediate"][loads + 1] == _VALUE_PLACEHOLDER)]
+    code["registers"][of_values] |= _PSEUDO_MAP_VALUE << 4
+    code["immediate"][of_values] = np.array(value_maps, dtype=np.uint32)[code["immediate"][of_values]]
+    # The second place has the offset within the value.
+    code["immediate"][of_values + 1] = 0
     called = np.flatnonzero((code["code"] == _CALL) & np.isin(code["immediate"], list(functions)))
     code["registers"][called] |= _PSEUDO_KFUNC_CALL << 4
     return code.tobytes()

@@ -18,7 +18,7 @@ import numpy as np
 
 from uffdtrace.collect import cache, threads
 from uffdtrace.collect.bcc import STUB_ROOT, library, version
-from uffdtrace.collect.image import Image, Map, compiled, placed, placeholder
+from uffdtrace.collect.image import Image, Map, compiled, placed, placeholder, value_placeholder
 from uffdtrace.collect.maps import Table
 from uffdtrace.collect.ring import Lanes, Ring, Stream
 from uffdtrace.kernel import architecture
@@ -32,6 +32,8 @@ from uffdtrace.model.records.events import Array, Counter, Loss, c_header
 # Half a million events: what two cores can fault in half a second.
 _RING_BYTES = 32 << 20
 RING_PAGES = _RING_BYTES // mmap.PAGESIZE
+# Maps of one value, which programs reach without a lookup: VALUE_OF_* in bpf/maps.bpf.c.
+VALUES = ("generations", "shows", "lanes", "tails")
 # Lanes of each CPU (LANES in bpf/maps.bpf.c), and slots of all CPUs' first lanes.
 LANES = 2
 _SLOTS = 1 << 17
@@ -205,6 +207,8 @@ class Program:
         self._functions = {defines[name] for name in FUNCTIONS & defines.keys()}
         flags = [f"-D{name}={value:#x}UL" for name, value in defines.items() if name not in self._settings]
         flags += [f"-D{name}=SETTING({placeholder(index):#x})" for index, name in enumerate(self._settings)]
+        places = ((name.upper(), value_placeholder(index)) for index, name in enumerate(VALUES))
+        flags += [f"-DVALUE_OF_{name}=SETTING({place:#x})" for name, place in places]
         # BCC's macro takes the ring's size as text.
         flags += [f"-DRING_PAGES={RING_PAGES}", f"-DCPUS={self._cpus}", f"-DLANES={LANES}"]
         flags += [f"-DLANE_SLOTS={self._slots}", f"-DPREEMPTIBLE={int(preemptible())}"]
@@ -272,13 +276,20 @@ class Program:
         function = (candidate.within if candidate.where is Where.CALL else candidate.function).encode()
         event = f"{'r' if returns else 'p'}_{function.decode()}".replace(".", "_").encode()
         program = self._load(name, Kind.KPROBE, name)
-        offset = 0 if returns else attachment.offset
-        self._probe(self._lib.bpf_attach_kprobe(program, int(returns), event, function, offset, 0), event)
+        offsets = [0] if returns else sorted({attachment.ahead, attachment.offset})
+        # What `ahead` was found by may have been the bytes within an instruction, which the kernel refuses.
+        for offset in offsets:
+            fd = self._lib.bpf_attach_kprobe(program, int(returns), event, function, offset, 0)
+            if fd >= 0:
+                break
+        self._probe(fd, event)
 
     def _load(self, name: str, kind: Kind, shown: str, at: At = At.NOTHING, function: int = 0) -> int:
         """Load a program of the image; its file descriptor. bpftool shows it as `shown`."""
         descriptors = [table.fd for table in self._tables.values()]
-        code = placed(self._image.programs[name], descriptors, list(self._settings.values()), self._functions)
+        values = [self._tables[one].fd for one in VALUES]
+        settings = list(self._settings.values())
+        code = placed(self._image.programs[name], descriptors, settings, self._functions, values)
         fd = load_program(kind, code, shown, at, function)
         self._programs[name] = fd
         return fd

@@ -7,6 +7,7 @@ the whole machine (design.md section 5, `add_wait_queue`).
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from uffdtrace.kernel import architecture
@@ -57,3 +58,17 @@ def find_call(
         return None
     offsets = calls_in(code, start, target, architecture.of(machine))
     return (caller, offsets[0]) if len(offsets) == 1 else None
+
+
+def ahead_of(
+    symbols: Symbols,
+    caller: str,
+    call: int,
+    arguments: Sequence[int],
+    core: Path = KCORE,
+    machine: str | None = None,
+) -> int:
+    """The offset in a function where a probe sees these arguments of its call at another offset, and costs least."""
+    start = symbols.address(caller)
+    code = None if start is None else _read_kernel(core, start, min(_WINDOW, symbols.room_after(caller)))
+    return call if code is None else architecture.of(machine).ahead(code, call, arguments)

@@ -61,6 +61,12 @@ _MEMBERS = {
 # Structs that are read whole, and what lies at the top of a kernel stack.
 _SIZES = {"UWQ_SIZE": "userfaultfd_wait_queue", "WAKE_SIZE": "userfaultfd_wake_range", "REGS_SIZE": "pt_regs"}
 
+# Structs whose numbers in BTF the program names.
+_NUMBERS = {"WAITER": "userfaultfd_wait_queue", "VM_FAULT": "vm_fault", "VM_AREA": "vm_area_struct"}
+
+# BPF_FUNC_get_current_task_btf (include/uapi/linux/bpf.h).
+_CURRENT_TASK = 158
+
 # Begin and end of the first task's kernel stack (include/asm-generic/vmlinux.lds.h), as they are called since "x86:
 # Rename __{start,end}_init_task to __{start,end}_init_stack" (8f69cba096b5, 6.10) and before.
 _FIRST_STACK = (("__start_init_stack", "__end_init_stack"), ("__start_init_task", "__end_init_task"))
@@ -139,6 +145,11 @@ def defines(btf: Btf, symbols: Symbols, machine: str | None = None) -> dict[str,
         if offset is None:
             raise LayoutError(f"this kernel's BTF has no {structure}.{path}: was it built with CONFIG_USERFAULTFD=y?")
         found[name] = offset
+    for name, structure in _NUMBERS.items():
+        number = btf.number(structure)
+        if number is None:
+            raise LayoutError(f"this kernel's BTF has no struct {structure}: was it built with CONFIG_USERFAULTFD=y?")
+        found[name] = number
     for name, structure in _SIZES.items():
         size = btf.size(structure)
         if size is None:
@@ -169,4 +180,7 @@ def defines(btf: Btf, symbols: Symbols, machine: str | None = None) -> dict[str,
     session = btf.function("bpf_session_is_return")
     if session is not None:
         found["SESSION_IS_RETURN"] = session.number
+    # Since 5.11.
+    if btf.function("bpf_get_current_task_btf") is not None:
+        found["CURRENT_TASK"] = _CURRENT_TASK
     return found

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from uffdtrace.errors import UffdtraceError
 from uffdtrace.kernel.btf import Btf
-from uffdtrace.kernel.callsite import find_call
+from uffdtrace.kernel.callsite import ahead_of, find_call
 from uffdtrace.kernel.symbols import Symbols
 
 
@@ -94,6 +94,8 @@ class Attachment:
     positions: tuple[int, ...]
     parameter_count: int
     offset: int = 0
+    # Where it is tried before `offset`, as it costs less there.
+    ahead: int = 0
     # Why the backend that was asked for could not serve this row.
     exception: str = ""
     # The function's number in the kernel's BTF.
@@ -377,12 +379,13 @@ def _serve(
     positions = [function.position(name) for name in candidate.parameters]
     if any(position is None or position >= _REGISTERS for position in positions):
         return None
-    offset = 0
+    offset = ahead = 0
     if candidate.where is Where.CALL:
         call = find_call(symbols, candidate.within, candidate.function)
         if call is None:
             return None
         offset = call[1]
+        ahead = ahead_of(symbols, candidate.within, offset, [p for p in positions if p is not None])
 
     # A preempted fentry program blocks itself on its CPU (kernel-semantics.md 8.1 A).
     fentry = not preemptible if wanted is Backend.AUTO else wanted is Backend.FENTRY
@@ -402,6 +405,7 @@ def _serve(
         tuple(p for p in positions if p is not None),
         len(function.parameters),
         offset,
+        ahead,
         exception,
         function.number,
     )
