@@ -10,6 +10,7 @@ import resource
 import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 from types import ModuleType
@@ -242,7 +243,7 @@ class Program:
 
     def attach(self) -> None:
         """Load and attach every row; Refusal names the one that the kernel refuses."""
-        for attachment in self.attachments:
+        for attachment in list(self.attachments):
             try:
                 self._attach(attachment)
             except Exception as error:
@@ -276,12 +277,12 @@ class Program:
         function = (candidate.within if candidate.where is Where.CALL else candidate.function).encode()
         event = f"{'r' if returns else 'p'}_{function.decode()}".replace(".", "_").encode()
         program = self._load(name, Kind.KPROBE, name)
-        offsets = [0] if returns else sorted({attachment.ahead, attachment.offset})
-        # What `ahead` was found by may have been the bytes within an instruction, which the kernel refuses.
-        for offset in offsets:
-            fd = self._lib.bpf_attach_kprobe(program, int(returns), event, function, offset, 0)
-            if fd >= 0:
-                break
+        offset = 0 if returns else attachment.ahead or attachment.offset
+        fd = self._lib.bpf_attach_kprobe(program, int(returns), event, function, offset, 0)
+        if fd < 0 and offset != attachment.offset and not returns:
+            # `ahead` was read from bytes: what the kernel refuses was within an instruction.
+            fd = self._lib.bpf_attach_kprobe(program, 0, event, function, attachment.offset, 0)
+            self.attachments[self.attachments.index(attachment)] = replace(attachment, ahead=0)
         self._probe(fd, event)
 
     def _load(self, name: str, kind: Kind, shown: str, at: At = At.NOTHING, function: int = 0) -> int:

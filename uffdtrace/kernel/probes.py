@@ -94,7 +94,7 @@ class Attachment:
     positions: tuple[int, ...]
     parameter_count: int
     offset: int = 0
-    # Where it is tried before `offset`, as it costs less there.
+    # Where it is tried before `offset`, as it costs less there; 0 where that is no place for it.
     ahead: int = 0
     # Why the backend that was asked for could not serve this row.
     exception: str = ""
@@ -114,7 +114,7 @@ class Attachment:
         """`function`, `function%return` or `function+offset`, as perf writes probe points."""
         candidate = self.candidate
         if candidate.where is Where.CALL:
-            return f"{candidate.within}+{self.offset:#x}"
+            return f"{candidate.within}+{self.ahead or self.offset:#x}"
         return candidate.function + ("%return" if candidate.where is Where.RETURN else "")
 
 
