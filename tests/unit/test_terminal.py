@@ -209,6 +209,7 @@ class FakeStacks:
 
 class FakeProgram:
     attachments: tuple[Any, ...] = ()
+    backend = "fentry"
     wchan_tells = True
 
     def __init__(self, *batches: Array) -> None:
