@@ -170,7 +170,7 @@ def _traced(part: Json) -> str:
         for name, (first, later) in part["starts"].items()
         if name.startswith("uffdtrace")
     )
-    exceptions = "; ".join(f"{name}: {', '.join(found)}" for name, found in part["breakpoints"].items())
+    exceptions = "; ".join(f"{name}: {', '.join(found)}" for name, found in part["breakpoints"].items() if found)
     return (
         f"Linux {part['kernel']}:\n\n{_table(rows)}\n"
         f"CPU time until it traces, beside {BASE_OF_STARTS}'s: {starts}.\n"
