@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from uffdtrace.collect import program
 from uffdtrace.collect.program import _entry_point
-from uffdtrace.kernel import architecture, callsite, layout, preflight, probes
+from uffdtrace.kernel import architecture, callsite, layout, preflight, probes, x86_code
 from uffdtrace.kernel.btf import Function
 from uffdtrace.kernel.callsite import calls_in, find_call
 from uffdtrace.kernel.probes import TABLE, Attachment, Backend, ProbeError, ProbeKind, Where, plan
@@ -45,10 +46,16 @@ AHEAD = [bytes.fromhex(one) for one in ("498d76e8", "488d7b18", "498906", "4883c
 MOVABS = bytes.fromhex("48b8000100000000adde")
 
 
-def ahead(parts: list[bytes], argument: int = 1, before: bytes = b"", after: bytes = b"") -> int:
+def ahead(
+    parts: list[bytes],
+    argument: int = 1,
+    before: bytes = b"",
+    after: bytes = b"",
+    parts_elsewhere: Sequence[tuple[int, bytes]] = (),
+) -> int:
     """How many bytes ahead of the call, which stands between the parts and `after`."""
     code = before + b"".join(parts)
-    return len(code) - X86_64.ahead(code + call(len(code)) + after, len(code), [argument])
+    return len(code) - X86_64.ahead(code + call(len(code)) + after, len(code), [argument], parts_elsewhere)
 
 
 def test_a_probe_that_can_be_made_a_jump_stands_ahead_of_the_call() -> None:
@@ -84,11 +91,33 @@ def test_all_who_come_to_the_call_have_come_to_the_probe() -> None:
     assert ahead(AHEAD, after=b"\xff\xe0" + NOP * 8) == 0
 
 
+def test_a_cold_part_of_a_function_may_jump_into_it() -> None:
+    """A part at 0x1000 with a long jump to the probe, behind it, or by a register."""
+    for to, place in ((len(b"".join(AHEAD)) - 8, 8), (len(b"".join(AHEAD)) - 4, 0)):
+        part = b"\xe9" + struct.pack("<i", to - 0x1005)
+        assert ahead(AHEAD, parts_elsewhere=[(0x1000, part + NOP * 15)]) == place
+    assert ahead(AHEAD, parts_elsewhere=[(0x1000, b"\xff\xe0" + NOP * 15)]) == 0
+    # Not in 64-bit mode.
+    assert ahead(AHEAD, parts_elsewhere=[(0x1000, b"\xc4" + NOP * 20)]) == 0
+
+
+def test_where_a_function_has_cold_parts(tmp_path: Path) -> None:
+    text = f"{BASE:x} t reader\n{BASE + 64:x} t next\n{BASE + 128:x} t reader.cold\n{BASE + 160:x} t reader.cold.7\n"
+    symbols = kallsyms(tmp_path / "k", text + f"{BASE + 192:x} t reader.colder\n{TARGET:x} T waiter\n")
+    assert symbols.cold_parts("reader") == ["reader.cold", "reader.cold.7"]
+    code = MOVABS + b"".join(AHEAD)
+    whole = (code + call(len(code))).ljust(128, NOP) + (b"\xe9" + struct.pack("<i", len(code) - 4 - 128 - 5))
+    into = core(tmp_path / "into", BASE, whole.ljust(4096, NOP))
+    assert callsite.ahead_of(symbols, "reader", len(code), [1], into, "x86_64") == len(code)
+    beside = core(tmp_path / "beside", BASE, (code + call(len(code))).ljust(4096, NOP))
+    assert callsite.ahead_of(symbols, "reader", len(code), [1], beside, "x86_64") == len(code) - 8
+
+
 @given(st.binary(max_size=60), st.integers(0, 60), st.integers(0, 5))
 def test_a_probe_is_at_the_call_or_ahead(code: bytes, at: int, argument: int) -> None:
     at = min(at, len(code))
-    assert 0 <= X86_64.ahead(code[:at] + call(at) + code[at:], at, [argument]) <= at
-    assert ARM64.ahead(code, at, [argument]) == at
+    assert 0 <= X86_64.ahead(code[:at] + call(at) + code[at:], at, [argument], []) <= at
+    assert ARM64.ahead(code, at, [argument], []) == at
 
 
 @pytest.mark.parametrize(
@@ -114,14 +143,14 @@ def test_a_probe_is_at_the_call_or_ahead(code: bytes, at: int, argument: int) ->
         ("0f8510000000", 22),
         ("e900010000", 261),
         ("2eeb04", 7),
-        ("ff2485a0b0c0d0", -1),
-        ("3effe0", -1),
+        ("ff2485a0b0c0d0", x86_code.ANYWHERE),
+        ("3effe0", x86_code.ANYWHERE),
         ("ff15a0b0c0d0", None),
     ],
 )
 def test_where_an_instruction_ends_and_may_go(text: str, jumps: int | None) -> None:
     code = bytes.fromhex(text)
-    assert architecture._x86_instruction(code + NOP * 15, 0) == (len(code), jumps)
+    assert x86_code.instruction(code + NOP * 15, 0) == (len(code), jumps)
 
 
 def test_no_kernel_memory_to_look_ahead_in(tmp_path: Path) -> None:

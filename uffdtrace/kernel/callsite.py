@@ -70,5 +70,13 @@ def ahead_of(
 ) -> int:
     """The offset in a function where a probe sees these arguments of its call at another offset, and costs least."""
     start = symbols.address(caller)
-    code = None if start is None else _read_kernel(core, start, min(_WINDOW, symbols.room_after(caller)))
-    return call if code is None else architecture.of(machine).ahead(code, call, arguments)
+    parts = []
+    # What the compiler takes for unlikely it puts elsewhere, and that jumps back.
+    for name in (caller, *symbols.cold_parts(caller)):
+        address, room = symbols.address(name), symbols.room_after(name)
+        code = None if address is None or not 0 < room <= _WINDOW else _read_kernel(core, address, room)
+        if code is None or address is None or start is None:
+            return call
+        parts.append((address - start, code))
+    (_, code), *elsewhere = parts
+    return architecture.of(machine).ahead(code, call, arguments, elsewhere)

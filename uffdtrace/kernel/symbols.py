@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from uffdtrace.errors import UffdtraceError
@@ -57,6 +58,11 @@ class Symbols:
             if start is not None and address > start:
                 return address - start
         return 0
+
+    def cold_parts(self, name: str) -> list[str]:
+        """The names of the parts of a function that the compiler took for unlikely."""
+        found = re.findall(rb" (" + re.escape(name.encode()) + rb"\.cold[.\d]*)$", self._text, re.MULTILINE)
+        return [one.decode() for one in found]
 
     def has(self, name: str) -> bool:
         """Whether a probe on the name would be unambiguous."""
