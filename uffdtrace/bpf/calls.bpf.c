@@ -298,8 +298,12 @@ static __always_inline int on_protect(bool typed, u64 vma, u64 start, u64 end, u
 	event.kind = flags & MM_CP_UFFD_WP ? 1 : 0;
 	event.aux = area.flags;
 	/* What a release found says nothing, and the call around it tells when it was over. */
-	if (thread)
-		thread->protects = event.kind ? area.ctx : 0;
+	if (thread) {
+		/* Of one store the compiler may make arithmetic, which the verifier allows with no pointer. */
+		*(volatile u64 *)&thread->protects = 0;
+		if (event.kind)
+			*(volatile u64 *)&thread->protects = area.ctx;
+	}
 	/* Swapped-out pages that are protected already are not in the return value. */
 	if (event.kind)
 		event.value = read64(TOTAL_SWAP_PAGES) != read64(FREE_SWAP_PAGES);
