@@ -303,6 +303,14 @@ def keep_saying() -> None:
         time.sleep(ALIVE_SECONDS)
 
 
+def stop_khugepaged() -> None:
+    """The workload counts a write by whether its range has a huge page more than before: nobody else is to make one."""
+    often = Path("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs")
+    # PREEMPT_RT has no huge pages.
+    if often.exists():
+        often.write_text(str((1 << 32) - 1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dir", type=Path, required=True)
@@ -328,6 +336,7 @@ def main() -> None:
         Path(f"/sys/devices/system/cpu/cpu{arguments.offline}/online").write_text("0")
 
     guest.environment["UFFDTRACE_SWAP"] = make_swap()
+    stop_khugepaged()
 
     threading.Thread(target=keep_saying, daemon=True).start()
     preload(guest)
