@@ -55,8 +55,8 @@
 	})
 
 /*
- * Of a map with one value VALUE_OF_<name> is its address, which takes no lookup: a SETTING, too, that
- * collect/program.py has in VALUES.
+ * VALUE_OF_<name> is the address of the value of a map that has one: a program reaches it without a
+ * lookup. The loader writes it as it does a SETTING; collect/program.py names the maps in VALUES.
  */
 
 #define PAGE_MASK (~(u64)(PAGE_SIZE - 1))

@@ -51,10 +51,9 @@ RAW_TRACEPOINT_PROBE(sched_process_exit)
 	return forget_thread();
 }
 """
+_TRACEPOINTS = ("sched_process_fork", "sched_process_exit")
 # Kinds of probes that go through fprobe, and what their programs are loaded for.
 _AT = {ProbeKind.MULTI: At.MULTI, ProbeKind.SESSION: At.SESSION}
-
-_TRACEPOINTS = ("sched_process_fork", "sched_process_exit")
 
 # The maps' keys and values in bpf/maps.bpf.c: numbers, and struct place.
 _U32, _U64, _PLACE = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<QQ")
@@ -105,6 +104,7 @@ def _arguments(attachment: Attachment, here: Architecture) -> str:
 
 
 def _told(attachment: Attachment, here: Architecture) -> str:
+    """A row's handler called, as C, and the stack told if it says so."""
     return f"tell_stack(ctx, {attachment.candidate.handler}({_arguments(attachment, here)}))"
 
 
@@ -128,6 +128,7 @@ def _entry_point(attachments: list[Attachment], here: Architecture) -> str:
 
 
 def _entry_points(attachments: Iterable[Attachment], here: Architecture) -> list[str]:
+    """The C function of each program that serves these rows."""
     of_program: dict[str, list[Attachment]] = {}
     for attachment in attachments:
         of_program.setdefault(_entry_name(attachment), []).append(attachment)

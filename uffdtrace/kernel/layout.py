@@ -180,7 +180,7 @@ def defines(btf: Btf, symbols: Symbols, machine: str | None = None) -> dict[str,
     session = btf.function("bpf_session_is_return")
     if session is not None:
         found["SESSION_IS_RETURN"] = session.number
-    # Since 5.11.
+    # 3ca1032ab7ab "bpf: Implement get_current_task_btf and RET_PTR_TO_BTF_ID" (5.11).
     if btf.function("bpf_get_current_task_btf") is not None:
         found["CURRENT_TASK"] = _CURRENT_TASK
     return found

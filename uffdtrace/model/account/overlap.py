@@ -69,7 +69,7 @@ class Overlaps:
             began, returned = began[order], returned[order]
         some = returned > until
         before = np.maximum.accumulate(returned)
-        # As most monitors are one thread, and open acts are rare, what came before has mostly returned.
+        # An act stands alone where all before it have returned when it begins, and it has when the next one does.
         some[1:] |= before[:-1] > began[1:]
         some[:-1] |= returned[:-1] > began[1:]
         if len(self._open):
