@@ -17,7 +17,7 @@ from uffdtrace.model.records.events import EVENT, MODES_SHIFT, Act, Array, Ioctl
 
 
 def unfolded(events: Array) -> Array:
-    return acts.unfolded(Batch(events))[0].records
+    return acts.unfolded(Batch(events)).records
 
 
 def answered(kind: Ioctl = Ioctl.WRITEPROTECT, woken: int = 1, pages: int = 1) -> Events:

@@ -95,8 +95,7 @@ def prove(program: Program, stream: Stream) -> Proof:
         events, problem, provoked = _one(program, stream)
         if problem:
             return Proof(not_tried=rows, problem=problem)
-        apart, _ = unfolded(Batch(events))
-        seen |= set(np.unique(apart["type"]).tolist())
+        seen |= set(np.unique(unfolded(Batch(events))["type"]).tolist())
         tried |= provoked
         if all(_told(row, seen) for row in rows if row in tried):
             break

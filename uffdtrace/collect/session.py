@@ -43,7 +43,7 @@ _READERS_S = 0.5
 _BEHIND_S = 1.0
 # As many events as are accounted for between two looks at the ring, and how long fewer may wait: a batch costs some
 # milliseconds however small it is.
-_BATCH = 1 << 16
+_BATCH = 1 << 15
 _ACCOUNT_S = 0.25
 
 

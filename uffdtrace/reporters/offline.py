@@ -17,7 +17,7 @@ from uffdtrace.trace.file import TraceError
 from uffdtrace.trace.reader import Reader
 
 # As many events as are accounted for at once: each batch has a price of its own.
-_BATCH = 1 << 16
+_BATCH = 1 << 15
 # All maps of a picture together, so that it stays small.
 MOST_CELLS = 20_000
 # Of a range in a picture.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uffdtrace.model.records.acts import NO_ENDS, Ended, unfolded
+from uffdtrace.model.records.acts import Acts, placed
 from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.counting import among, goes_on, ordered
 from uffdtrace.model.records.events import Array, Type, joined
@@ -43,10 +43,8 @@ def returns_of(events: Batch, call: Type, result: Type) -> tuple[Array, Array]:
     return (index, found) if by_time is None else (index[by_time], found[by_time])
 
 
-def protections_of(events: Batch, ended: Ended = NO_ENDS) -> tuple[Array, Array]:
+def protections_of(events: Batch) -> tuple[Array, Array]:
     """(index of each PROTECT, index of the event that tells of its end, or LOST, or OPEN while that may still come).
-
-    `ended` has those of which that is known.
 
     An arm has a return of its own, for what it found counts. A release is over when its
     thread wakes somebody, or when the call returns in which it is: that comes a little
@@ -58,9 +56,6 @@ def protections_of(events: Batch, ended: Ended = NO_ENDS) -> tuple[Array, Array]
         found = np.full(len(index), LOST)
     else:
         _, found = returns_of(events, Type.PROTECT, Type.PROTECT_RETURN)
-    # Both are in ascending order.
-    known = np.searchsorted(index, ended[0])
-    found[known], released[known] = ended[1], False
     if released.any():
         found[released] = _ends_of_releases(events, index[released])
     return index, found
@@ -116,10 +111,10 @@ class Held:
         many = self._size >= min(2 * self._looked_through, MOST_HELD)
         return not self._blocker or many or bool((events["tid"] == self._blocker).any())
 
-    def take(self) -> tuple[Batch, Ended]:
-        """All of them, which are held no more, with what calls did on their way in its place, as unfolded() has it."""
+    def take(self) -> tuple[Batch, Acts]:
+        """All of them, which are held no more, with what calls did on their way in its place, as placed() has it."""
         parts, self._parts, self._size = self._parts, [], 0
-        return unfolded(Batch(joined(parts)))
+        return placed(Batch(joined(parts)))
 
     def keep(self, events: Batch, blocker: int) -> None:
         """Hold what a call of the thread `blocker` (0 for nobody's) keeps from being accounted for."""

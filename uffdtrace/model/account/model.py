@@ -20,6 +20,7 @@ from uffdtrace.model.account.timeline import Timeline
 from uffdtrace.model.account.waits import Waits
 from uffdtrace.model.account.watched import Userfaultfd, Watched
 from uffdtrace.model.account.work import EVIDENCE, Work
+from uffdtrace.model.records.acts import Acts
 from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.counting import by_value, different
 from uffdtrace.model.records.events import (
@@ -166,9 +167,9 @@ class Model:
     # ---- batches -----------------------------------------------------------
 
     def _advance(self, final: bool) -> None:
-        events, ended = self._held.take()
+        events, acts = self._held.take()
         ioctls = join.returns_of(events, Type.IOCTL, Type.IOCTL_RETURN)
-        protects = join.protections_of(events, ended)
+        protects = join.protections_of(events)
         remaps = join.returns_of(events, Type.REMAP, Type.REMAP_RETURN)
         zaps = join.returns_of(events, Type.ZAP, Type.ZAP_RETURN)
         ready, blocker = len(events), 0
@@ -182,7 +183,8 @@ class Model:
         if not ready:
             return
         self.last = max(self.last, int(events["time"][:ready].max()))
-        work = Work(events, ready, self.page_size, ioctls, protects, remaps, zaps, self._overlaps)
+        acts = acts.within(ready)
+        work = Work(events, ready, self.page_size, ioctls, protects, remaps, zaps, acts, self._overlaps)
         self.lost_returns += work.lost_returns
         if work.unmaps and self._first_unseen(work.events) is None:
             work.pass_over(self.watched.registered())
@@ -199,16 +201,16 @@ class Model:
             self.watched.dropped(work.events[DISCARDS[work.types]].records)
         for call in facts.calls(events, ready, self.page_size, *ioctls):
             self._wrong(int(work.numbers[call.index]), call, int(work.uffds[call.index]))
-        self._sleep(work.events, work.numbers)
+        self._sleep(work.events, work.numbers, acts)
 
-    def _sleep(self, events: Batch, numbers: Array) -> None:
+    def _sleep(self, events: Batch, numbers: Array, acts: Acts) -> None:
         if self._timeline is not None:
             self._timeline.feed(events)
         seen = events[events["type"] == Type.ASLEEP]
         self._asleep.update(seen["tid"].tolist())
         self._waits.feed(events)
         self._looked_at.update(seen["tgid"].tolist())
-        self._served(*self._sleepers.feed(events, numbers))
+        self._served(*self._sleepers.feed(acts.as_wakes(events), numbers))
 
     def _served(self, served: Array, waits: Array, began: Array) -> None:
         if self._timeline is not None:

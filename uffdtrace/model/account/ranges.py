@@ -444,8 +444,9 @@ class Ranges:
 
     def describe(self, flags: Array, numbers: Array) -> None:
         """What memory ranges (by number) are, from the `flags` of events that saw their areas."""
+        flags = flags & np.uint32((1 << MODES_SHIFT) - 1)
         told = np.flatnonzero(flags)
-        flags, numbers = flags[told] & np.uint32((1 << MODES_SHIFT) - 1), numbers[told]
+        flags, numbers = flags[told], numbers[told]
         # One range's events often follow each other.
         other = np.flatnonzero((numbers[1:] != numbers[:-1]) | (flags[1:] != flags[:-1])) + 1
         some = [0, *other.tolist()] if len(flags) else []

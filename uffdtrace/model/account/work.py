@@ -11,6 +11,7 @@ from uffdtrace.model.account import join
 from uffdtrace.model.account.dropped import DISCARDS
 from uffdtrace.model.account.overlap import ACT, NEVER, Effect, Overlaps
 from uffdtrace.model.account.pages import Op
+from uffdtrace.model.records.acts import Acts
 from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.counting import among
 from uffdtrace.model.records.events import (
@@ -19,6 +20,7 @@ from uffdtrace.model.records.events import (
     HIGHEST,
     MOVE_MODE_ALLOW_SRC_HOLES,
     MREMAP_DONTUNMAP,
+    Act,
     Array,
     Ioctl,
     Kind,
@@ -157,6 +159,7 @@ class Work:
         protects: tuple[Array, Array],
         remaps: tuple[Array, Array],
         zaps: tuple[Array, Array],
+        acts: Acts,
         overlaps: Overlaps,
     ) -> None:
         self._page_size = page_size
@@ -175,11 +178,12 @@ class Work:
         self._own_pages(types)
         self._protections(*protects)
         self._registered = self._calls(*ioctls)
+        self._releases(acts.released)
         self.remaps = self._remaps(*remaps)
         self.lost_returns += int((zaps[1][zaps[0] < size] == join.LOST).sum())
         # By index of the later of two calls that overlapped: the spans [start, end) where they did.
         self.doubts: dict[int, list[tuple[int, int]]] = {}
-        for part in self._overlapping(overlaps, ioctls, protects, zaps):
+        for part in self._overlapping(overlaps, acts, ioctls, protects, zaps):
             self.doubts.setdefault(int(part["index"]), []).append((int(part["start"]), int(part["end"])))
         doubtful = np.zeros(size, dtype=bool)
         doubtful[[*self.doubts, *self.refused]] = True
@@ -282,6 +286,11 @@ class Work:
                 )
                 self.op[begin + 1 : begin + 1 + len(window)][hit] = Op.UNDECIDED
 
+    def _releases(self, index: Array) -> None:
+        """Releases that stand in their calls' returns."""
+        self.op[index] = Op.RELEASE
+        self._take(index, self.events["start"][index], self.events["end"][index])
+
     def _calls(self, index: Array, found: Array) -> Array:
         """The ioctls that change pages or ranges; which are registrations."""
         inside = index < len(self.events)
@@ -296,7 +305,7 @@ class Work:
         self._take(index[registration], results["start"][registration], results["end"][registration])
         # The return read the arguments again: they may not have been in memory when the call began.
         self.mode = np.zeros(len(self.events), dtype=np.uint64)
-        self.mode[index] = results["aux"]
+        self.mode[index] = np.where(results["flags"] != 0, results["aux"] & np.uint64(Act.MODE), results["aux"])
 
         # A REGISTER that failed, by its index, with its errno.
         refused = (kinds == Ioctl.REGISTER) & (results["ret"] < 0) & (results["ret"] != -errno.EAGAIN)
@@ -316,11 +325,12 @@ class Work:
                 self.op[index[some][holes & (self.op[index[some]] == Op.MOVE)]] = Op.MOVE_MAYBE
         return registered
 
-    def _overlapping(self, overlaps: Overlaps, *calls: tuple[Array, Array]) -> Array:
+    def _overlapping(self, overlaps: Overlaps, acts: Acts, *calls: tuple[Array, Array]) -> Array:
         """The parts of acts on pages that overlap an earlier one (dtype overlap.ACT)."""
         size, times = len(self.events), self.events["time"]
         index = np.flatnonzero(_EFFECT[self.op])
-        returned = times.copy()
+        began, returned = times.copy(), times.copy()
+        began[acts.released], returned[acts.released] = acts.released_at, acts.released_until
         for begins, found in calls:
             inside = begins < size
             begins, found = begins[inside], found[inside]
@@ -328,15 +338,15 @@ class Work:
             returned[begins[seen]] = self._all["time"][found[seen]]
             returned[begins[found == join.OPEN]] = NEVER
         until = int(times.max())
-        index = index[overlaps.matters(times[index], returned[index], until)]
-        return overlaps.feed(self._acts(index, returned[index]), until)
+        index = index[overlaps.matters(began[index], returned[index], until)]
+        return overlaps.feed(self._acts(index, began[index], returned[index]), until)
 
-    def _acts(self, index: Array, returned: Array) -> Array:
-        """What the events at `index` do to pages, until they `returned` (dtype overlap.ACT)."""
+    def _acts(self, index: Array, began: Array, returned: Array) -> Array:
+        """What the events at `index` do to pages from when they `began` until they `returned` (dtype overlap.ACT)."""
         acts = np.zeros(len(index), dtype=ACT)
-        acts["index"], acts["effect"], acts["returned"] = index, _EFFECT[self.op[index]], returned
-        for name, source in (("ctx", "ctx"), ("tid", "tid"), ("began", "time")):
-            acts[name] = self.events[source][index]
+        acts["index"], acts["effect"] = index, _EFFECT[self.op[index]]
+        acts["began"], acts["returned"] = began, returned
+        acts["ctx"], acts["tid"] = self.events["ctx"][index], self.events["tid"][index]
         acts["start"] = self.start[index]
         length = self.pages[index].astype(np.uint64) * np.uint64(self._page_size)
         acts["end"] = acts["start"] + length

@@ -1,4 +1,4 @@
-"""What a call did on its way, told by its return, as events of their own again.
+"""What a call did on its way, told by its return: where it stands among the events.
 
 One record tells of a call's return, of the first waiter that it woke and of a release of
 all of its range, as three of them would cost the monitor three times as much. In an
@@ -11,9 +11,14 @@ IOCTL_RETURN (model.records.events.Act says where):
 A WRITEPROTECT has no result member that `value` could be. Both happened while the call
 ran, and the call's begin holds back all that came since (join.py): so they are still in
 time for their place when the return comes.
+
+Mostly nothing else came between them and the return. Then that is their place, and they are
+left in their record; else each becomes an event of its own.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,6 +26,7 @@ from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.events import Act, Array, Type
 
 _RELEASED = np.uint32(Act.WOKE - 1)
+_WOKE = np.uint32(Act.WOKE)
 # What an act has of the record of its call's return.
 _OF_CALL = ("ctx", "start", "tgid")
 
@@ -36,25 +42,119 @@ def ago(times: Array, since: Array) -> Array:
     return found
 
 
-# Of releases that woke somebody: (index of each PROTECT, index of its WAKE).
-Ended = tuple[Array, Array]
-NO_ENDS = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+@dataclass(frozen=True)
+class Acts:
+    """Acts that stand in their calls' returns, by the index of the return."""
+
+    # Those that tell of a release, when that was (ns), and when it was over: at the wake-up beside it, or the return.
+    released: Array
+    released_at: Array
+    released_until: Array
+    # Those that tell of a wake-up, when that was (ns), and whom they woke (tid).
+    woke: Array
+    woke_at: Array
+    woken: Array
+
+    def within(self, size: int) -> Acts:
+        """Those among the first `size` events."""
+        released, woke = np.searchsorted(self.released, size), np.searchsorted(self.woke, size)
+        return Acts(
+            self.released[:released],
+            self.released_at[:released],
+            self.released_until[:released],
+            self.woke[:woke],
+            self.woke_at[:woke],
+            self.woken[:woke],
+        )
+
+    def as_wakes(self, events: Batch) -> Batch:
+        """`events` with a WAKE in place of each return that tells of one; it has no more than type, tid and time."""
+        if not self.woke.size:
+            return events
+        columns = {name: events[name].copy() for name in ("type", "tid", "time")}
+        columns["type"][self.woke] = Type.WAKE
+        columns["tid"][self.woke], columns["time"][self.woke] = self.woken, self.woke_at
+        return events.changed(columns)
 
 
-def unfolded(events: Batch) -> tuple[Batch, Ended]:
-    """The same events, with each act in its place, in order of time, and which releases ended with which wake-up."""
-    returns = np.flatnonzero((events["type"] == Type.IOCTL_RETURN) & (events["flags"] != 0))
-    if not returns.size:
-        return events, NO_ENDS
+def _told(events: Batch) -> Array:
+    """Indexes of the returns that tell of acts."""
+    found: Array = np.flatnonzero((events["type"] == Type.IOCTL_RETURN) & (events["flags"] != 0))
+    return found
+
+
+def _released_at(returns: Batch) -> Array:
+    return ago(returns["time"], np.maximum(returns["value"], 0).astype(np.uint64))
+
+
+def _woke_at(returns: Batch) -> Array:
+    return ago(returns["time"], _bits(returns["aux"], Act.SINCE_SHIFT, Act.WOKE_MOST))
+
+
+def _standing(events: Batch, returns: Array) -> Acts:
+    """All acts of these `returns` (indexes)."""
     told = events[returns]
-    flags, aux, ended = told["flags"], told["aux"], told["time"]
-    woke, released = np.flatnonzero(flags & np.uint32(Act.WOKE)), np.flatnonzero(flags & _RELEASED)
-    since = np.maximum(told["value"][released], 0).astype(np.uint64)
+    releases, wakes = told["flags"] & _RELEASED != 0, told["flags"] & _WOKE != 0
+    woke_at = _woke_at(told)
+    until = np.where(wakes, woke_at, told["time"])
+    woken = _bits(told["aux"], Act.TID_SHIFT, Act.TID).astype(np.uint32)
+    return Acts(
+        returns[releases],
+        _released_at(told)[releases],
+        until[releases],
+        returns[wakes],
+        woke_at[wakes],
+        woken[wakes],
+    )
 
+
+def _disturbed(events: Batch, returns: Array) -> Array:
+    """Which of the returns (bool) have something else between one of their acts and themselves."""
+    told, times = events[returns], events["time"]
+    flags, ended = told["flags"], told["time"]
+    began = np.minimum(
+        np.where(flags & _RELEASED, _released_at(told), ended), np.where(flags & _WOKE, _woke_at(told), ended)
+    )
+    found: Array = (began < times[returns - 1]) & (returns > 0)
+    if not found.any():
+        return found
+    # What is put among the events may come between others' acts and returns.
+    some = told[found]
+    some_flags = some["flags"]
+    put = np.sort(
+        np.concatenate([_released_at(some)[some_flags & _RELEASED != 0], _woke_at(some)[some_flags & _WOKE != 0]])
+    )
+    found |= np.searchsorted(put, ended) > np.searchsorted(put, began)
+    return found
+
+
+def placed(events: Batch) -> tuple[Batch, Acts]:
+    """The same events, of which acts that something else came behind are events of their own now; and the other acts."""
+    returns = _told(events)
+    if returns.size:
+        disturbed = _disturbed(events, returns)
+        if not disturbed.any():
+            return events, _standing(events, returns)
+        events = _unfolded(events, returns[disturbed])
+        returns = _told(events)
+    return events, _standing(events, returns)
+
+
+def unfolded(events: Batch) -> Batch:
+    """The same events, with each act as an event of its own, in order of time."""
+    returns = _told(events)
+    return _unfolded(events, returns) if returns.size else events
+
+
+def _unfolded(events: Batch, returns: Array) -> Batch:
+    """The same events, with the acts of these `returns` (indexes) in their places."""
+    told = events[returns]
+    flags, aux = told["flags"], told["aux"]
+    released, woke = np.flatnonzero(flags & _RELEASED), np.flatnonzero(flags & _WOKE)
     releases = Batch.made(
         len(released),
         {
-            "time": ago(ended[released], since),
+            "time": _released_at(told[released]),
             "type": np.full(len(released), Type.PROTECT),
             "end": told["end"][released],
             "flags": flags[released] & _RELEASED,
@@ -66,7 +166,7 @@ def unfolded(events: Batch) -> tuple[Batch, Ended]:
     wakes = Batch.made(
         len(woke),
         {
-            "time": ago(ended[woke], _bits(said, Act.SINCE_SHIFT, Act.WOKE_MOST)),
+            "time": _woke_at(told[woke]),
             "type": np.full(len(woke), Type.WAKE),
             "value": told["tid"][woke],
             "tid": _bits(said, Act.TID_SHIFT, Act.TID),
@@ -80,15 +180,11 @@ def unfolded(events: Batch) -> tuple[Batch, Ended]:
     plain["value"][returns[released]] = 0
     # A release comes before the wake-up that it makes possible, also where the clock did not move between them.
     acts = Batch.joined([releases, wakes])
-    whole, at = _inserted(events.changed(plain), acts, np.concatenate([returns[released], returns[woke]]))
-    # Those of one call stand at the same place among the calls that have both.
-    releases_at, wakes_at = at[: len(released)], at[len(released) :]
-    ends = releases_at[flags[released] & np.uint32(Act.WOKE) != 0], wakes_at[flags[woke] & _RELEASED != 0]
-    return whole, ends
+    return _inserted(events.changed(plain), acts, np.concatenate([returns[released], returns[woke]]))
 
 
-def _inserted(events: Batch, acts: Batch, before: Array) -> tuple[Batch, Array]:
-    """`events` with each of `acts` where its time belongs, in front of `before`; and where each act is then."""
+def _inserted(events: Batch, acts: Batch, before: Array) -> Batch:
+    """`events` with each of `acts` where its time belongs, in front of `before`."""
     own = acts["time"]
     by_time = np.argsort(own, kind="stable")
     before, own = before[by_time], own[by_time]
@@ -106,6 +202,4 @@ def _inserted(events: Batch, acts: Batch, before: Array) -> tuple[Batch, Array]:
     theirs[at] = False
     whole[theirs] = np.arange(len(events))
     whole[at] = len(events) + by_time
-    of_act = np.empty(len(acts), dtype=np.int64)
-    of_act[by_time] = at
-    return Batch.joined([events, acts])[whole], of_act
+    return Batch.joined([events, acts])[whole]
