@@ -28,6 +28,7 @@ from unit.traces import ENDING, WHAT
 from uffdtrace.collect import session
 from uffdtrace.collect.program import LANES, RING_PAGES, lane_slots
 from uffdtrace.collect.ring import Lanes, Ring, Stream
+from uffdtrace.model.account import memory
 from uffdtrace.model.account.model import Model
 from uffdtrace.model.records.events import EVENT, Array, Type
 from uffdtrace.trace.reader import Reader
@@ -117,6 +118,7 @@ def check(model: Model, count: int) -> None:
 
 def account(count: int) -> Json:
     """Ring to model, as a session does; and the time to copy the same events, for scale."""
+    memory.keep()
     model = new_model()
     events_seen, cpu, wall, copying = 0, 0.0, 0.0, 0.0
     with produced(count) as (kernel, steps):

@@ -35,7 +35,7 @@ def events(draw: st.DrawFn) -> Array:
 
 @given(events())
 def test_what_is_packed_comes_out(some: Array) -> None:
-    assert unpack(pack(some)).tobytes() == some.tobytes()
+    assert unpack(pack(some)).records.tobytes() == some.tobytes()
 
 
 def test_extremes() -> None:
@@ -44,7 +44,7 @@ def test_extremes() -> None:
         limits = np.iinfo(EVENT[name])
         some[name][1], some[name][2] = limits.min, limits.max
     some["type"] = 1
-    assert unpack(pack(some)).tobytes() == some.tobytes()
+    assert unpack(pack(some)).records.tobytes() == some.tobytes()
 
 
 def test_a_served_fault_takes_few_bytes() -> None:

@@ -188,7 +188,7 @@ def test_a_trace_keeps_them(tmp_path: Path) -> None:
     path = write(tmp_path / "trace", history(), began=500)
     # Again, as the writer of these tests has no stacks.
     reader = Reader(path)
-    events = np.concatenate(list(reader.events()))
+    events = np.concatenate([some.records for some in reader.events()])
     writer = Writer(tmp_path / "other", {name: value for name, value in reader.meta.items() if name != "schema"})
     writer.stacks([stack] * 3)
     writer.events(events)

@@ -79,7 +79,7 @@ def meta(**more: Any) -> bytes:
 
 def read_all(path: Path) -> tuple[Reader, Array]:
     reader = Reader(path)
-    batches = list(reader.events())
+    batches = [events.records for events in reader.events()]
     return reader, np.concatenate(batches) if batches else np.empty(0, dtype=EVENT)
 
 

@@ -27,6 +27,7 @@ from uffdtrace.kernel import layout, offers, preflight, privileges, probes, proc
 from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.page import PAGE_SIZE
 from uffdtrace.kernel.symbols import Symbols
+from uffdtrace.model.account import memory
 from uffdtrace.model.account.model import Model
 from uffdtrace.model.diagnosis.document import ProcessDict, ReportDict, TraceDict
 from uffdtrace.model.diagnosis.report import FROM_EVENTS, Name, build
@@ -179,6 +180,7 @@ class Session:
         runs already, and what it registered is looked up. `wait_fd` becomes
         readable when it ends, if it is one process.
         """
+        memory.keep()
         # Before any probe is there: it may wait for the reader of a FIFO, or be refused.
         output = Output(self._options.output)
         previous = {

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from uffdtrace.model.account import memory
 from uffdtrace.model.account.model import Model
 from uffdtrace.model.account.timeline import Timeline
 from uffdtrace.model.diagnosis.document import ProcessDict, ReportDict, TraceDict
 from uffdtrace.model.diagnosis.page_map import PageMap, page_maps
 from uffdtrace.model.diagnosis.report import FROM_EVENTS, MOST_RUNS, build
-from uffdtrace.model.records.events import Array, joined
+from uffdtrace.model.records.batch import Batch
+from uffdtrace.model.records.events import Array
 from uffdtrace.trace.file import TraceError
 from uffdtrace.trace.reader import Reader
 
@@ -27,18 +29,18 @@ CUT_SHORT = "cut short: the collector was killed, what came before is whole"
 DAMAGED = "damaged: what comes after this point is lost, what came before is whole"
 
 
-def batches(chunks: Iterable[Array]) -> Iterator[Array]:
+def batches(chunks: Iterable[Batch]) -> Iterator[Batch]:
     """The same events in larger parts: a slow trace has chunks of a few."""
-    held: list[Array] = []
+    held: list[Batch] = []
     size = 0
     for events in chunks:
         held.append(events)
         size += len(events)
         if size >= _BATCH:
-            yield joined(held)
+            yield Batch.joined(held)
             held, size = [], 0
     if size:
-        yield joined(held)
+        yield Batch.joined(held)
 
 
 @dataclass
@@ -79,6 +81,7 @@ def identified(
 
 
 def _read(path: Path, most_runs: int | None, picture: Picture | None, told: Told | None) -> tuple[str, ReportDict]:
+    memory.keep()
     reader = Reader(path)
     timeline, faults = None if picture is None else picture.timeline, None if told is None else told.faults
     model = Model(reader.meta["page_size"], reader.meta["trace"]["arch"], timeline, faults)

@@ -18,6 +18,7 @@ import struct
 
 import numpy as np
 
+from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.events import EVENT, Array
 
 _COUNT = struct.Struct("<I")
@@ -65,8 +66,8 @@ def _narrowed(values: Array) -> tuple[int, int, Array | None]:
     return width, least_bits, above.astype(f"<u{width}")
 
 
-def unpack(payload: bytes) -> Array:
-    """The events (dtype EVENT); PackingError where this is none of pack()'s."""
+def unpack(payload: bytes) -> Batch:
+    """The events; PackingError where this is none of pack()'s."""
     if len(payload) < _COUNT.size:
         raise PackingError("no count")
     (count,) = _COUNT.unpack_from(payload)
@@ -97,8 +98,4 @@ def unpack(payload: bytes) -> Array:
             members[name][index] = values.astype(EVENT[name])
     if at != len(payload):
         raise PackingError("bytes behind the last member")
-    events = np.empty(count, dtype=EVENT)
-    events["type"] = types
-    for name, values in members.items():
-        events[name] = values
-    return events
+    return Batch.made(count, {"type": types, **members})

@@ -19,7 +19,8 @@ import numpy as np
 from uffdtrace.model.account.elsewhere import Elsewhere, Look
 from uffdtrace.model.diagnosis.report import Name
 from uffdtrace.model.diagnosis.stacks import MOST_STACKS, Stack
-from uffdtrace.model.records.events import EVENT, PAGE_SIZES, Array
+from uffdtrace.model.records.batch import Batch
+from uffdtrace.model.records.events import EVENT, PAGE_SIZES
 from uffdtrace.trace import shape
 from uffdtrace.trace.file import (
     DONE,
@@ -111,8 +112,8 @@ class Reader:
                 f" has such, they have {', '.join(map(str, PAGE_SIZES))}: the file is broken or foreign"
             )
 
-    def events(self) -> Iterator[Array]:
-        """Batches of events (dtype EVENT), up to where the file is whole."""
+    def events(self) -> Iterator[Batch]:
+        """The events, up to where the file is whole."""
         while True:
             chunk = self._next()
             if chunk is None:
@@ -121,7 +122,7 @@ class Reader:
             if tag == EVENTS:
                 if len(payload) % EVENT.itemsize:
                     raise TraceError(f"{self.path} is broken: it holds a part of an event")
-                yield self._in_order(np.frombuffer(payload, dtype=EVENT))
+                yield self._in_order(Batch(np.frombuffer(payload, dtype=EVENT)))
             elif tag == PACKED:
                 try:
                     events = unpack(payload)
@@ -149,7 +150,7 @@ class Reader:
                 self.complete = True
                 return
 
-    def _in_order(self, events: Array) -> Array:
+    def _in_order(self, events: Batch) -> Batch:
         times = events["time"]
         if len(events):
             self.backwards |= int(times[0]) < self._last or bool((times[1:] < times[:-1]).any())

@@ -9,6 +9,7 @@ from enum import Enum
 
 import numpy as np
 
+from uffdtrace.model.account.join import Returned
 from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.counting import among
 from uffdtrace.model.records.events import HIGHEST, WRITEPROTECT_MODE_WP, Array, Ioctl, Type
@@ -60,14 +61,9 @@ class Call:
 _TOLD_ELSEWHERE = (-errno.EAGAIN, -errno.EEXIST)
 
 
-def calls(events: Batch, size: int, page_size: int, index: Array, found: Array) -> Iterator[Call]:
-    """The calls among the first `size` events that did not do what they were asked for.
-
-    `index` and `found` are what join.returns_of() says of the ioctls of `events`.
-    """
-    known = (index < size) & (found >= 0)
-    index, found = index[known], found[known]
-    results = events[found]
+def calls(events: Batch, page_size: int, returned: Returned) -> Iterator[Call]:
+    """The calls that did not do what they were asked for, of those that `returned`, with what `events` say of them."""
+    index, found, results = returned.calls, returned.returns, returned.results
     kinds, failed, done = results["kind"], results["ret"] < 0, results["value"]
     length = (results["end"] - results["start"]).astype(np.int64)
     fills = _FILLS[kinds]
@@ -121,7 +117,8 @@ def _last_before(calls: Array, acts: Array, tids: Array) -> Array:
 def _arms(events: Batch, page_size: int, index: Array, found: Array, failed: Array, length: Array) -> Iterator[Call]:
     if not len(index):
         return
-    protects = np.flatnonzero((events["type"] == Type.PROTECT) & (events["kind"] == 1))
+    protects = events.of(Type.PROTECT)
+    protects = protects[events["kind"][protects] == 1]
     within = _last_before(index, protects, events["tid"])
     mine = (within >= 0) & (protects < found[within])
     protects, within = protects[mine], within[mine]

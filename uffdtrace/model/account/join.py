@@ -6,27 +6,40 @@ stand where the call began; what it did is known only at its return.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from uffdtrace.model.records.acts import Acts, placed
 from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.counting import among, goes_on, ordered
-from uffdtrace.model.records.events import Array, Type, joined
+from uffdtrace.model.records.events import Array, Type
 
 # A call that does not return must not hold the account back for ever: 64 MiB of events.
 MOST_HELD = 1 << 20
 OPEN = -2
 LOST = -1
+
+
+@dataclass(frozen=True)
+class Returned:
+    """Calls that returned: the index of each, that of its return, and the returns themselves."""
+
+    calls: Array
+    returns: Array
+    results: Batch
+
+
 # What tells that a release of the same thread is over, or whether it is within a call.
 _AROUND_A_RELEASE = among((Type.IOCTL, Type.IOCTL_RETURN, Type.WAKE))
 
 
 def returns_of(events: Batch, call: Type, result: Type) -> tuple[Array, Array]:
     """(index of each call, index of its return, or LOST, or OPEN while it may still come)."""
-    types = events["type"]
-    chosen = np.flatnonzero((types == call) | (types == result))
-    if not chosen.size:
-        return chosen, chosen
+    calls, results, types = events.of(call), events.of(result), events["type"]
+    if not calls.size:
+        return calls, calls
+    chosen = np.sort(np.concatenate([calls, results]), kind="stable")
     tids = events["tid"][chosen]
     by_thread = ordered(tids)
     order = chosen
@@ -50,7 +63,7 @@ def protections_of(events: Batch) -> tuple[Array, Array]:
     thread wakes somebody, or when the call returns in which it is: that comes a little
     later than it was, and no page can be protected anew in between because of it.
     """
-    index = np.flatnonzero(events["type"] == Type.PROTECT)
+    index = events.of(Type.PROTECT)
     released = events["kind"][index] == 0
     if released.all():
         found = np.full(len(index), LOST)
@@ -94,13 +107,13 @@ class Held:
     """Events that are not accounted for yet: a call that has not returned holds back all that came since it began."""
 
     def __init__(self) -> None:
-        self._parts: list[Array] = []
+        self._parts: list[Batch] = []
         self._size = 0
         # The thread of such a call, 0 for none, and how many events waited when its return was last looked for.
         self._blocker = 0
         self._looked_through = 0
 
-    def add(self, events: Array) -> bool:
+    def add(self, events: Batch) -> bool:
         """Hold more; whether it is time to look through all of them.
 
         To look with each batch would take time that grows with the square of what
@@ -114,11 +127,11 @@ class Held:
     def take(self) -> tuple[Batch, Acts]:
         """All of them, which are held no more, with what calls did on their way in its place, as placed() has it."""
         parts, self._parts, self._size = self._parts, [], 0
-        return placed(Batch(joined(parts)))
+        return placed(Batch.joined(parts))
 
     def keep(self, events: Batch, blocker: int) -> None:
         """Hold what a call of the thread `blocker` (0 for nobody's) keeps from being accounted for."""
-        self._parts, self._size = [events.settled().records], len(events)
+        self._parts, self._size = [events.settled()], len(events)
         self._blocker, self._looked_through = blocker, len(events)
 
 

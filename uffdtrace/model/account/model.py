@@ -79,9 +79,9 @@ class Model:
         self._structure = Structure(self.watched, self._operations, self._sleepers, self._waits)
         self._looked_at: set[int] = set()
 
-    def feed(self, events: Array) -> None:
-        """Take the next batch (dtype EVENT)."""
-        if self._held.add(events):
+    def feed(self, events: Array | Batch) -> None:
+        """Take the next batch; an array has the dtype EVENT."""
+        if self._held.add(events if isinstance(events, Batch) else Batch(events)):
             self._advance(final=False)
 
     def unread(self) -> dict[int, int]:
@@ -199,14 +199,14 @@ class Model:
         self._holes(work, begin, ready)
         if self.watched.populated.late:
             self.watched.dropped(work.events[DISCARDS[work.types]].records)
-        for call in facts.calls(events, ready, self.page_size, *ioctls):
+        for call in facts.calls(events, self.page_size, work.returned):
             self._wrong(int(work.numbers[call.index]), call, int(work.uffds[call.index]))
         self._sleep(work.events, work.numbers, acts)
 
     def _sleep(self, events: Batch, numbers: Array, acts: Acts) -> None:
         if self._timeline is not None:
             self._timeline.feed(events)
-        seen = events[events["type"] == Type.ASLEEP]
+        seen = events[events.of(Type.ASLEEP)]
         self._asleep.update(seen["tid"].tolist())
         self._waits.feed(events)
         self._looked_at.update(seen["tgid"].tolist())
@@ -250,7 +250,7 @@ class Model:
 
     def _first_unseen(self, events: Batch) -> int | None:
         """The first fault in a range whose registration was not seen."""
-        faults = np.flatnonzero(events["type"] == Type.FAULT)
+        faults = events.of(Type.FAULT)
         if not faults.size:
             return None
         unseen: list[int] = []
@@ -296,10 +296,9 @@ class Model:
     def _run_one(self, work: Work, chosen: Array | slice, uffd: Userfaultfd) -> None:
         space = self.ranges.space(uffd.ctx)
         events = work.events[chosen]
-        types = events["type"]
         number = space.numbers(work.start[chosen])
         # Between thousands of registrations runs have an event or two: what they lack is not gone through.
-        calls = np.flatnonzero(types == Type.IOCTL)
+        calls = events.of(Type.IOCTL)
         if calls.size:
             for lost in calls[number[calls] < 0].tolist():
                 number[lost] = space.touched(int(events["start"][lost]), int(events["end"][lost]))
@@ -309,12 +308,12 @@ class Model:
         described = np.flatnonzero((events["flags"] != 0) & (number >= 0))
         if described.size:
             self.ranges.describe(events["flags"][described], number[described])
-        messages = np.flatnonzero(types == Type.MESSAGE)
+        messages = events.of(Type.MESSAGE)
         if messages.size:
             messages = self._messages(uffd, events, messages, number)
         tally.faults(self.ranges, uffd, events, number)
         # On hugetlb memory, what was told before the trace was told of a whole huge page, too.
-        found = np.flatnonzero(types == Type.FAULT_FOUND)
+        found = events.of(Type.FAULT_FOUND)
         named = np.concatenate([messages, found[number[found] >= 0]]) if found.size else messages
         self._pages(work, chosen, uffd, number, named)
 

@@ -30,14 +30,13 @@ FAULT = np.dtype(
 )
 
 
-def _first(segments: Array, times: Array, mask: Array, count: int) -> Array:
-    """Time of the first event under `mask` in each of `count` segments, 0 for none."""
+def _first(numbers: Array, times: Array, count: int) -> Array:
+    """The first time in each of `count` segments, 0 for none, of events of these segments (by `numbers`) and times."""
     found = np.zeros(count, dtype=np.int64)
-    index = np.flatnonzero(mask)
-    numbers = segments[index]
-    # Segments are numbered in the order of the events: equal numbers stand together.
-    first = begins(numbers)
-    found[numbers[first]] = times[index[first]]
+    if len(numbers):
+        # Segments are numbered in the order of the events: equal numbers stand together.
+        first = begins(numbers)
+        found[numbers[first]] = times[first]
     return found
 
 
@@ -53,7 +52,7 @@ def _told_by_next(begun: Batch, returned: Array, superseded: Array) -> Array:
 
 def _new(events: Batch) -> Array:
     """Index of all events, by thread, but those that tell of a fault from before the trace what is known better."""
-    found = np.flatnonzero(events["type"] == Type.FAULT_FOUND)
+    found = events.of(Type.FAULT_FOUND)
     if not found.size:
         return np.arange(len(events))
     old = []
@@ -171,25 +170,29 @@ class Sleepers:
             kept[kept] = heads[segments[kept]] >= started[kept]
             events, numbers = events[kept], numbers[kept]
             segments, faults = segments[kept], faults[kept]
-        types, times = events["type"], events["time"].astype(np.int64)
-        begun = events[faults]
+        times = events["time"].astype(np.int64)
+        begun, in_ranges = events[faults], numbers[faults]
         count, began = len(begun), times[faults]
         before = begun["type"] == Type.FAULT_FOUND
-        read = _first(segments, times, types == Type.MESSAGE, count)
-        read = np.where(before & (begun["value"] == 1), began, read)
-        woken = _first(segments, times, types == Type.WAKE, count)
-        went_on = (types == Type.FAULT_RETURN) & (events["kind"] == 0)
-        returned = _first(segments, ago(events["time"], events["aux"]).astype(np.int64), went_on, count)
-        died = _first(segments, times, (types == Type.FAULT_RETURN) & (events["kind"] == 1), count)
-        tids = begun["tid"]
-        superseded = goes_on(tids)
+        read, woken = (
+            _first(segments[index], times[index], count) for index in (events.of(Type.MESSAGE), events.of(Type.WAKE))
+        )
+        if before.any():
+            read = np.where(before & (begun["value"] == 1), began, read)
+        returns = events.of(Type.FAULT_RETURN)
+        kinds = events["kind"][returns]
+        went_on, dead = returns[kinds == 0], returns[kinds == 1]
+        ended = ago(events["time"][went_on], events["aux"][went_on]).astype(np.int64)
+        returned = _first(segments[went_on], ended, count)
+        died = _first(segments[dead], times[dead], count)
+        superseded = goes_on(begun["tid"])
         returned = _told_by_next(begun, returned, superseded)
         died = self._exited(begun, died, (returned != 0) | (woken != 0) | superseded)
         # A function that ran before the trace returns unseen.
         over = (returned != 0) | superseded | (died != 0) | (before & (woken != 0))
         # Who is dead is woken no more: what says so is another thread of that number's.
         woken, returned = (np.where((died != 0) & (end > died), 0, end) for end in (woken, returned))
-        self._note_killed(begun, numbers[faults], died, read, (woken != 0) | (returned != 0))
+        self._note_killed(begun, in_ranges, died, read, (woken != 0) | (returned != 0))
         # The return of one that was woken may still come.
         done = over | (woken != 0) if final else over
         keep = ~done[segments] if count else np.zeros(len(events), bool)
@@ -201,13 +204,13 @@ class Sleepers:
             until = next_one
             for end in (died, returned, woken):
                 until = np.where(end != 0, end, until)
-            self._compare(begun, numbers[faults], until, before)
+            self._compare(begun, in_ranges, until, before)
         # Where the message was read only after the wake-up, nobody waited for it.
         served = done & (read > 0) & (read >= began) & (woken >= read) & ~before
-        self.served_later += numbers[faults][before & done & (woken != 0)].tolist()
+        self.served_later += in_ranges[before & done & (woken != 0)].tolist()
         wakeup = np.where((returned >= woken) & (woken > 0), returned - woken, np.nan)
         waits = np.stack([read - began, woken - read, woken - began, wakeup], axis=1)[served].astype(np.float32)
-        return numbers[faults][served], waits, began[served]
+        return in_ranges[served], waits, began[served]
 
     def _tell(self, faults: Batch, before: Array, times: tuple[Array, ...], wanted: Array) -> None:
         assert self._told is not None

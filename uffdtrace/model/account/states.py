@@ -110,17 +110,21 @@ def apply(states: Array, places: Array, ops: Array, before: Array | None = None)
     The state that each operation meets is put into `before`, if given.
     """
     effects = np.empty(len(places), dtype=np.uint8)
-    met = np.empty(len(places), dtype=np.uint16) if before is None else before
+    # Where each operation's row of the tables begins.
+    rows = ops.astype(np.intp)
+    rows *= NEXT.shape[1]
     for at in _rounds(places):
         if isinstance(at, list):
-            _apply_to_one(states, places, ops, effects, met, at)
+            _apply_to_one(states, places, ops, effects, before, at)
             continue
-        here, what = places[at], ops[at]
-        state = states[here]
-        met[at] = state
-        cells = what.astype(np.int32) * np.int32(NEXT.shape[1]) + state
-        effects[at] = _FLAT_EFFECT[cells]
-        states[here] = _FLAT_NEXT[cells]
+        here = places.take(at)
+        state = states.take(here)
+        if before is not None:
+            before[at] = state
+        cells = rows.take(at)
+        cells += state
+        effects[at] = _FLAT_EFFECT.take(cells)
+        states[here] = _FLAT_NEXT.take(cells)
     return effects
 
 
@@ -134,16 +138,18 @@ def _rounds(places: Array) -> Iterator[Array | list[int]]:
     """
     left = np.arange(len(places), dtype=np.int32)
     size = 1 << max(8, (2 * len(places)).bit_length())
-    slots = (places & (size - 1)).astype(np.int32)
+    slots = places & (size - 1)
+    here = slots
     table = np.empty(size, dtype=np.int32)
     for _ in range(_UNSORTED_ROUNDS):
         if not len(left):
             return
-        here = slots[left]
         table[here[::-1]] = left[::-1]
-        first = table[here] == left
-        yield left[first]
+        first = table.take(here) == left
+        # numpy makes such numbers of all others, each time that they choose something.
+        yield left[first].astype(np.intp)
         left = left[~first]
+        here = slots.take(left)
     order = left[np.argsort(places[left], kind="stable")]
     by_page = places[order]
     starts = np.flatnonzero(begins(by_page))
@@ -159,7 +165,9 @@ def _rounds(places: Array) -> Iterator[Array | list[int]]:
         yield order[starts + turn]
 
 
-def _apply_to_one(states: Array, places: Array, ops: Array, effects: Array, before: Array, at: list[int]) -> None:
+def _apply_to_one(
+    states: Array, places: Array, ops: Array, effects: Array, before: Array | None, at: list[int]
+) -> None:
     """The operations `at` of one page, one after the other."""
     nexts, changes = _plain_tables()
     place = places[at[0]]
@@ -169,7 +177,9 @@ def _apply_to_one(states: Array, places: Array, ops: Array, effects: Array, befo
         done.append(changes[op][state])
         state = nexts[op][state]
     states[place] = state
-    effects[at], before[at] = done, met
+    effects[at] = done
+    if before is not None:
+        before[at] = met
 
 
 @lru_cache

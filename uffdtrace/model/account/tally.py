@@ -30,7 +30,7 @@ def faults(ranges: Ranges, uffd: Userfaultfd, events: Batch, numbers: Array) -> 
 
     `numbers` has the range number of each event, -1 for none.
     """
-    index = np.flatnonzero(events["type"] == Type.FAULT)
+    index = events.of(Type.FAULT)
     index = index[numbers[index] >= 0]
     if not index.size:
         return

@@ -28,13 +28,14 @@ class Timeline:
 
     def feed(self, events: Batch) -> None:
         """The next events, in their order."""
-        times, types = events["time"], events["type"]
+        times = events["time"]
         if self.start is None and len(events):
             # A trace may claim any time: beyond this, numpy would count in doubles.
             self.start = min(int(times[0]), _LATEST)
-        self.add("messages", times[types == Type.MESSAGE])
-        self.add("arms", times[(types == Type.PROTECT) & (events["kind"] == 1)])
-        self.add("discards", times[DISCARDS[types]])
+        self.add("messages", times[events.of(Type.MESSAGE)])
+        protects = events.of(Type.PROTECT)
+        self.add("arms", times[protects[events["kind"][protects] == 1]])
+        self.add("discards", times[DISCARDS[events["type"]]])
 
     def add(self, name: str, times: Array, counts: Array | None = None) -> None:
         """Something happened at these times (ns), once or as often as `counts` says."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from uffdtrace.model.account.watched import EndedReader, EventWait, Holder, Userfaultfd, Watched
 from uffdtrace.model.records.batch import Batch
+from uffdtrace.model.records.counting import different
 from uffdtrace.model.records.events import Array, Feature, Type, UffdEvent, name_in
 
 
@@ -44,14 +43,13 @@ class Waits:
         self._began.setdefault(int(event["tid"]), _Began(uffd, UffdEvent(int(event["kind"])), None))
 
     def feed(self, events: Batch) -> None:
-        types = events["type"]
-        for index in np.flatnonzero(types == Type.EVENT_ASLEEP).tolist():
+        for index in events.of(Type.EVENT_ASLEEP).tolist():
             event = events[index]
             self._asleep.append((int(event["tid"]), int(event["tgid"]), int(event["kind"])))
-        for event in events[types == Type.READER_GONE].records:
+        for event in events[events.of(Type.READER_GONE)].records:
             self._gone[int(event["tid"])] = int(event["time"]), int(event["value"]), bool(event["kind"])
-        self._holders += list(events[types == Type.HOLDER_FOUND].records)
-        self._faulted.update(np.unique(events["tid"][types == Type.FAULT]).tolist())
+        self._holders += list(events[events.of(Type.HOLDER_FOUND)].records)
+        self._faulted.update(different(events["tid"][events.of(Type.FAULT)]))
 
     def finish(self, watched: Watched, in_faults: set[int]) -> None:
         """Tell each userfaultfd who waits for it; `in_faults` are threads that slept in a fault at the end."""

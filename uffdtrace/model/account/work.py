@@ -194,20 +194,21 @@ class Work:
 
     @property
     def unmaps(self) -> bool:
-        return bool((self.types == Type.UNMAP).any())
+        return bool(self.events.of(Type.UNMAP).size)
 
     def opens(self, chosen: Array | slice) -> bool:
         """Whether a userfaultfd's first call, UFFDIO_API, is among these events."""
         events = self.events[chosen]
-        return bool(((events["type"] == Type.IOCTL) & (events["kind"] == Ioctl.API)).any())
+        return bool((events["kind"][events.of(Type.IOCTL)] == Ioctl.API).any())
 
     def pass_over(self, registered: list[tuple[int, int, int]]) -> None:
         """No barrier where a munmap() hits nothing that is `registered`, (mm, start, end): 6.1 tells of each."""
-        events, types = self.events, self.types
-        if self._registered.any() or _REGISTERING[types].any():
+        events = self.events
+        if self._registered.any() or events.has(_REGISTERING):
             return
         # What is impossible is an error, whose ever it is.
-        index = np.flatnonzero((types == Type.UNMAP) & (events["start"] < events["end"]) & (events["end"] <= HIGHEST))
+        index = events.of(Type.UNMAP)
+        index = index[(events["start"][index] < events["end"][index]) & (events["end"][index] <= HIGHEST)]
         unmaps, alone = events[index], np.ones(len(index), dtype=bool)
         for mm, start, end in registered:
             alone &= (unmaps["ctx"] != mm) | (unmaps["start"] >= end) | (unmaps["end"] <= start)
@@ -226,17 +227,17 @@ class Work:
         """Faults, messages and what the fault paths did."""
         events, kinds = self.events, self.events["kind"]
         self.op[:] = _OP_OF_TYPE[types]
-        faults, messages = np.flatnonzero(types == Type.FAULT), np.flatnonzero(types == Type.MESSAGE)
+        faults, messages = events.of(Type.FAULT), events.of(Type.MESSAGE)
         self.op[faults[(kinds[faults] == Kind.WP) & (events["ret"][faults] == 0)]] = Op.WP_FAULT
         write = (events["aux"][messages] & np.uint64(MessageFlag.WRITE)) != 0
         self.op[messages] = np.where(write, np.uint8(Op.WRITE_MESSAGE), np.uint8(Op.MESSAGE))
         self.op[messages[kinds[messages] == Kind.WP]] = Op.WP_MESSAGE
-        told = np.flatnonzero(types == Type.FAULT_FOUND)
+        told = events.of(Type.FAULT_FOUND)
         told = told[events["value"][told] == 1]
         write = (events["aux"][told] & np.uint64(MessageFlag.WRITE)) != 0
         self.op[told[write | (kinds[told] == Kind.WP)]] = Op.TOLD_BEFORE
-        whole = np.flatnonzero(_OF_PAGES[types])
-        if whole.size:
+        if events.has(_OF_PAGES):
+            whole = np.flatnonzero(_OF_PAGES[types])
             self._faults(whole, types[whole], kinds[whole])
 
     def _faults(self, index: Array, types: Array, kinds: Array) -> None:
@@ -298,11 +299,13 @@ class Work:
         self.lost_returns += int((found == join.LOST).sum())
         index, found = index[found >= 0], found[found >= 0]
         results = self._all[found]
+        self.returned = join.Returned(index, found, results)
         kinds = results["kind"]
         registered = np.zeros(len(self.events), dtype=bool)
         registration = ((kinds == Ioctl.REGISTER) | (kinds == Ioctl.UNREGISTER)) & (results["ret"] == 0)
-        registered[index[registration]] = True
-        self._take(index[registration], results["start"][registration], results["end"][registration])
+        if registration.any():
+            registered[index[registration]] = True
+            self._take(index[registration], results["start"][registration], results["end"][registration])
         # The return read the arguments again: they may not have been in memory when the call began.
         self.mode = np.zeros(len(self.events), dtype=np.uint64)
         self.mode[index] = np.where(results["flags"] != 0, results["aux"] & np.uint64(Act.MODE), results["aux"])
@@ -316,6 +319,8 @@ class Work:
         for kind, op, armed_by in _FILLS:
             # The result member has the bytes done, also where the call failed half-way.
             some = (kinds == kind) & (done > 0)
+            if not some.any():
+                continue
             arms = (results["aux"][some] & np.uint64(armed_by)) != 0
             self.op[index[some]] = np.where(arms, int(Op.COPY_WP), int(op))
             self._take(index[some], results["start"][some], results["start"][some] + done[some].astype(np.uint64))

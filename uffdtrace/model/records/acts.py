@@ -77,101 +77,91 @@ class Acts:
         return events.changed(columns)
 
 
-def _told(events: Batch) -> Array:
-    """Indexes of the returns that tell of acts."""
-    found: Array = np.flatnonzero((events["type"] == Type.IOCTL_RETURN) & (events["flags"] != 0))
-    return found
+class _Told:
+    """What returns (`index` among `events`) tell of their acts, an entry for each; times (ns) are u64."""
 
+    def __init__(self, events: Batch, index: Array) -> None:
+        self.index = index
+        self.returns = events[index]
+        self.ended, self.flags = self.returns["time"], self.returns["flags"]
+        self.releases, self.wakes = self.flags & _RELEASED != 0, self.flags & _WOKE != 0
+        since = np.maximum(self.returns["value"], 0).astype(np.uint64)
+        # Where there is no such act: the return's.
+        self.released_at = np.where(self.releases, ago(self.ended, since), self.ended)
+        since = _bits(self.returns["aux"], Act.SINCE_SHIFT, Act.WOKE_MOST)
+        self.woke_at = np.where(self.wakes, ago(self.ended, since), self.ended)
 
-def _released_at(returns: Batch) -> Array:
-    return ago(returns["time"], np.maximum(returns["value"], 0).astype(np.uint64))
+    def standing(self) -> Acts:
+        """All of these acts."""
+        woken = _bits(self.returns["aux"], Act.TID_SHIFT, Act.TID).astype(np.uint32)
+        return Acts(
+            self.index[self.releases],
+            self.released_at[self.releases],
+            self.woke_at[self.releases],
+            self.index[self.wakes],
+            self.woke_at[self.wakes],
+            woken[self.wakes],
+        )
 
-
-def _woke_at(returns: Batch) -> Array:
-    return ago(returns["time"], _bits(returns["aux"], Act.SINCE_SHIFT, Act.WOKE_MOST))
-
-
-def _standing(events: Batch, returns: Array) -> Acts:
-    """All acts of these `returns` (indexes)."""
-    told = events[returns]
-    releases, wakes = told["flags"] & _RELEASED != 0, told["flags"] & _WOKE != 0
-    woke_at = _woke_at(told)
-    until = np.where(wakes, woke_at, told["time"])
-    woken = _bits(told["aux"], Act.TID_SHIFT, Act.TID).astype(np.uint32)
-    return Acts(
-        returns[releases],
-        _released_at(told)[releases],
-        until[releases],
-        returns[wakes],
-        woke_at[wakes],
-        woken[wakes],
-    )
-
-
-def _disturbed(events: Batch, returns: Array) -> Array:
-    """Which of the returns (bool) have something else between one of their acts and themselves."""
-    told, times = events[returns], events["time"]
-    flags, ended = told["flags"], told["time"]
-    began = np.minimum(
-        np.where(flags & _RELEASED, _released_at(told), ended), np.where(flags & _WOKE, _woke_at(told), ended)
-    )
-    found: Array = (began < times[returns - 1]) & (returns > 0)
-    if not found.any():
+    def disturbed(self, times: Array) -> Array:
+        """Which of the returns (bool) have something else between their acts and themselves; events have `times`."""
+        began = np.minimum(self.released_at, self.woke_at)
+        found: Array = (began < times[self.index - 1]) & (self.index > 0)
+        if found.any():
+            # What is put among the events may come between others' acts and returns.
+            put = np.sort(np.concatenate([self.released_at[found & self.releases], self.woke_at[found & self.wakes]]))
+            found |= np.searchsorted(put, self.ended) > np.searchsorted(put, began)
         return found
-    # What is put among the events may come between others' acts and returns.
-    some = told[found]
-    some_flags = some["flags"]
-    put = np.sort(
-        np.concatenate([_released_at(some)[some_flags & _RELEASED != 0], _woke_at(some)[some_flags & _WOKE != 0]])
-    )
-    found |= np.searchsorted(put, ended) > np.searchsorted(put, began)
-    return found
+
+
+def _telling(events: Batch) -> Array:
+    """Indexes of the returns that tell of acts."""
+    returns = events.of(Type.IOCTL_RETURN)
+    telling: Array = returns[events["flags"][returns] != 0]
+    return telling
 
 
 def placed(events: Batch) -> tuple[Batch, Acts]:
-    """The same events, of which acts that something else came behind are events of their own now; and the other acts."""
-    returns = _told(events)
-    if returns.size:
-        disturbed = _disturbed(events, returns)
-        if not disturbed.any():
-            return events, _standing(events, returns)
-        events = _unfolded(events, returns[disturbed])
-        returns = _told(events)
-    return events, _standing(events, returns)
+    """The events, with acts that something came between as events of their own, and the other acts."""
+    told = _Told(events, _telling(events))
+    disturbed = told.disturbed(events["time"])
+    if disturbed.any():
+        events = _unfolded(events, told.index[disturbed])
+        told = _Told(events, _telling(events))
+    return events, told.standing()
 
 
 def unfolded(events: Batch) -> Batch:
     """The same events, with each act as an event of its own, in order of time."""
-    returns = _told(events)
+    returns = _telling(events)
     return _unfolded(events, returns) if returns.size else events
 
 
 def _unfolded(events: Batch, returns: Array) -> Batch:
     """The same events, with the acts of these `returns` (indexes) in their places."""
-    told = events[returns]
-    flags, aux = told["flags"], told["aux"]
-    released, woke = np.flatnonzero(flags & _RELEASED), np.flatnonzero(flags & _WOKE)
+    told = _Told(events, returns)
+    released, woke = np.flatnonzero(told.releases), np.flatnonzero(told.wakes)
+    calls, said = told.returns, told.returns["aux"][woke]
     releases = Batch.made(
         len(released),
         {
-            "time": _released_at(told[released]),
+            "time": told.released_at[released],
             "type": np.full(len(released), Type.PROTECT),
-            "end": told["end"][released],
-            "flags": flags[released] & _RELEASED,
-            "tid": told["tid"][released],
-            **{name: told[name][released] for name in _OF_CALL},
+            "end": calls["end"][released],
+            "flags": told.flags[released] & _RELEASED,
+            "tid": calls["tid"][released],
+            **{name: calls[name][released] for name in _OF_CALL},
         },
     )
-    said = aux[woke]
     wakes = Batch.made(
         len(woke),
         {
-            "time": _woke_at(told[woke]),
+            "time": told.woke_at[woke],
             "type": np.full(len(woke), Type.WAKE),
-            "value": told["tid"][woke],
+            "value": calls["tid"][woke],
             "tid": _bits(said, Act.TID_SHIFT, Act.TID),
             "aux": _bits(said, Act.MESSAGE_SHIFT, Act.MESSAGE),
-            **{name: told[name][woke] for name in _OF_CALL},
+            **{name: calls[name][woke] for name in _OF_CALL},
         },
     )
     plain = {"flags": events["flags"].copy(), "aux": events["aux"].copy(), "value": events["value"].copy()}

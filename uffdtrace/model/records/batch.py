@@ -25,6 +25,9 @@ class Batch:
         self._size = len(records)
         self._records: Array | None = records
         self._columns: dict[str, Array] = {}
+        # How many events there are of each type, and the numbers of those that were asked for.
+        self._counts: Array | None = None
+        self._by_type: dict[int, Array] = {}
         # Where they come from: these events, one part after the other, of which `_choice` chooses.
         self._parts: tuple[Batch, ...] = ()
         self._choice: Choice = slice(None)
@@ -72,6 +75,23 @@ class Batch:
     def settled(self) -> Batch:
         """The same events, which hold no memory of those that they were chosen from."""
         return Batch(self._picked(np.arange(self._size)))
+
+    def of(self, kind: int) -> Array:
+        """The numbers of the events of this Type, in ascending order."""
+        if kind not in self._by_type:
+            # Most types are in few batches.
+            some = self._types()[kind] != 0
+            self._by_type[kind] = np.flatnonzero(self["type"] == kind) if some else np.empty(0, dtype=np.int64)
+        return self._by_type[kind]
+
+    def has(self, kinds: Array) -> bool:
+        """Whether there is an event of a Type that `kinds` (a table, as counting.among() makes it) names."""
+        return bool(self._types()[kinds].any())
+
+    def _types(self) -> Array:
+        if self._counts is None:
+            self._counts = np.bincount(self["type"], minlength=256)
+        return self._counts
 
     @overload
     def __getitem__(self, what: str | int) -> Array: ...
