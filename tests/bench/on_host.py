@@ -10,27 +10,33 @@ import json
 import mmap
 import os
 import resource
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, cast
 
 import numpy as np
-from bench.stream import PER_PAGE, batches
-from unit.events import new_model
-from unit.traces import ENDING, WHAT
+from bench.shapes import SHAPES, Shape, holes
+from bench.stream import PER_PAGE, served
+from unit.traces import ENDING, WHAT, history
 
+from uffdtrace.cli import _Commands
 from uffdtrace.collect import session
-from uffdtrace.collect.program import LANES, RING_PAGES, lane_slots
+from uffdtrace.collect.program import LANES, RING_PAGES, Program, lane_slots
 from uffdtrace.collect.ring import Lanes, Ring, Stream
+from uffdtrace.collect.stacks import Stacks
+from uffdtrace.kernel.probes import Attachment
+from uffdtrace.kernel.userfaultfd import Userfaultfd
 from uffdtrace.model.account import memory
 from uffdtrace.model.account.model import Model
-from uffdtrace.model.records.events import EVENT, Array, Type
+from uffdtrace.model.records.events import EVENT, Array, Mode, Type
 from uffdtrace.trace.reader import Reader
 from uffdtrace.trace.writer import Writer
 
@@ -70,8 +76,27 @@ class Kernel:
         return Stream(Ring(self.ring, RING_PAGES), lanes)
 
 
+@dataclass(frozen=True)
+class Load:
+    """What a kernel would send of so many acts, each so many `events`, and how many the model `counts` of them."""
+
+    events: int
+    batches: Callable[[int], Iterator[Array]]
+    counts: Callable[[Model], int]
+
+
+def _hole_batches(count: int) -> Iterator[Array]:
+    return Shape(holes(count), 0).chunks()
+
+
+LOADS = {
+    "served faults": Load(PER_PAGE, served, lambda model: sum(sum(row.messages) for row in model.ranges.rows())),
+    "hole writes": Load(1, _hole_batches, lambda model: sum(row.count("observed") for row in model.ranges.rows())),
+}
+
+
 @contextmanager
-def produced(count: int) -> Iterator[tuple[Kernel, Iterator[None]]]:
+def produced(load: Load, count: int) -> Iterator[tuple[Kernel, Iterator[None]]]:
     """A kernel, played by another process, and a step for each time it has more; its memory is not ours."""
     kernel = Kernel()
     asks, answer = os.pipe()
@@ -81,13 +106,13 @@ def produced(count: int) -> Iterator[tuple[Kernel, Iterator[None]]]:
         try:
             os.close(ask)
             os.close(asks)
-            for events in batches(count):
+            for events in load.batches(count):
                 if not os.read(waits, 1):
                     break
                 kernel.output(events)
                 os.write(answer, b"m")
         finally:
-            # The parent's check() misses what did not come.
+            # The parent misses what did not come.
             os._exit(0)
     os.close(answer)
     os.close(waits)
@@ -110,42 +135,52 @@ def produced(count: int) -> Iterator[tuple[Kernel, Iterator[None]]]:
         os.waitpid(child, 0)
 
 
-def check(model: Model, count: int) -> None:
-    messages = sum(sum(row.messages) for row in model.ranges.rows())
-    if messages != count // PER_PAGE:
-        raise RuntimeError(f"the model has {messages} messages of {count // PER_PAGE}: the bench is wrong")
+class Tracer:
+    """As much of a program as a session asks while it takes events."""
+
+    attachments: tuple[Attachment, ...] = ()
+
+    def losses(self) -> dict[str, int]:
+        return {}
 
 
-def account(count: int) -> Json:
-    """Ring to model, as a session does; and the time to copy the same events, for scale."""
+def account(load: Load, count: int, trace: Path) -> Json:
+    """From lanes into a file and the model, as a session does it; and the time to copy the same events, for scale."""
     memory.keep()
-    model = new_model()
-    events_seen, cpu, wall, copying = 0, 0.0, 0.0, 0.0
-    with produced(count) as (kernel, steps):
+    loaded = session.Loaded(cast(Program, Tracer()), cast(Stacks, None), True)
+    tracing = session.Session(loaded, session.Options(trace), [], lambda line: None)
+    writer = Writer(trace, WHAT)
+    cpu, wall, copying = 0.0, 0.0, 0.0
+    with produced(load, count) as (kernel, steps):
         stream = kernel.stream()
         for _ in steps:
             began, began_cpu = time.perf_counter(), time.process_time()
-            stream.peek()
-            events = stream.drain(None)
-            for at in range(0, len(events), session._BATCH):
-                model.feed(events[at : at + session._BATCH])
+            horizon = stream.fetch()
+            came = len(stream.held)
+            tracing._take(stream, writer, horizon)
             wall += time.perf_counter() - began
             cpu += time.process_time() - began_cpu
-            events_seen += len(events)
+            events = np.zeros(came, dtype=EVENT)
             began_cpu = time.process_time()
             events.copy()
             copying += time.process_time() - began_cpu
-    model.finish()
-    check(model, count)
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"faults": events_seen // PER_PAGE, "cpu_s": cpu, "wall_s": wall, "reference_s": copying, "max_rss_kib": rss}
-
-
-def write_trace(path: Path, count: int) -> None:
-    writer = Writer(path, WHAT)
-    for events in batches(count):
-        writer.events(events)
+    began, began_cpu = time.perf_counter(), time.process_time()
+    tracing._take(stream, writer, None)
+    wall += time.perf_counter() - began
+    cpu += time.process_time() - began_cpu
     writer.done(ENDING)
+    tracing._model.finish()
+    if load.counts(tracing._model) != count:
+        raise RuntimeError(f"the model has {load.counts(tracing._model)} of {count}: the bench is wrong")
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"acts": count, "cpu_s": cpu, "wall_s": wall, "reference_s": copying, "max_rss_kib": rss}
+
+
+def write_trace(path: Path, chunks: Iterable[Array], ending: Json) -> None:
+    writer = Writer(path, WHAT)
+    for events in chunks:
+        writer.events(events)
+    writer.done({**ENDING, **ending})
 
 
 def read_only(path: Path) -> float:
@@ -168,29 +203,96 @@ def measured(*command: str) -> Json:
     return {"cpu_s": usage.ru_utime + usage.ru_stime, "wall_s": wall, "max_rss_kib": usage.ru_maxrss}
 
 
+def report(trace: Path) -> Json:
+    return measured(sys.executable, "-m", "uffdtrace", "report", "--format", "json", str(trace))
+
+
+@contextmanager
+def many_userfaultfds(count: int) -> Iterator[int]:
+    """A process with so many of them, each of which watches a page."""
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            uffds = [Userfaultfd() for _ in range(count)]
+            page = mmap.mmap(-1, count * mmap.PAGESIZE)
+            start = np.frombuffer(page, dtype=np.uint8).ctypes.data
+            for number, uffd in enumerate(uffds):
+                uffd.register(start + number * mmap.PAGESIZE, mmap.PAGESIZE, Mode.MISSING)
+            os.write(tell, b"r")
+            signal.pause()
+        finally:
+            os._exit(1)
+    try:
+        os.close(tell)
+        if not os.read(ready, 1):
+            raise RuntimeError(f"no process can have {count} userfaultfds here")
+        yield child
+    finally:
+        os.close(ready)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def starts(trace: Path) -> dict[str, list[str]]:
+    """Commands that do next to nothing, by what they are called."""
+    return {"uffdtrace --help": ["--help"], **{f"{verb} --help": [verb, "--help"] for verb in _Commands()}} | {
+        "report of a trace with a few events": ["report", "--format", "json", str(trace)]
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dir", type=Path, required=True, help="where the trace file may be for a while")
+    parser.add_argument("--dir", type=Path, required=True, help="where the trace files may be for a while")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--faults", type=int, default=1_250_000)
-    parser.add_argument("--account", action="store_true", help="once, in this process")
+    parser.add_argument("--account", choices=LOADS, help="once, in this process")
+    parser.add_argument("--shape", choices=SHAPES, help="write its trace into DIR")
     arguments = parser.parse_args()
     if arguments.account:
-        print(json.dumps(account(arguments.faults * PER_PAGE)))
+        with tempfile.TemporaryDirectory(dir=arguments.dir) as scratch:
+            print(json.dumps(account(LOADS[arguments.account], arguments.faults, Path(scratch) / "trace.data")))
         return
-    # A process each: a peak of memory is for life.
-    once = [sys.executable, __file__, "--dir", str(arguments.dir), "--faults", str(arguments.faults), "--account"]
-    result: Json = {"account": [], "report": []}
+    if arguments.shape:
+        shape = SHAPES[arguments.shape]()
+        write_trace(arguments.dir / "shape.data", shape.chunks(), shape.ending)
+        return
+    # A process each: a peak of memory is for life, and a child begins with its parent's.
+    own = [sys.executable, __file__]
+    result: Json = {"account": {name: [] for name in LOADS}, "report": {}, "shapes": {}, "starts": {}}
     with tempfile.TemporaryDirectory(dir=arguments.dir) as scratch:
+        once = [*own, "--dir", scratch, "--faults", str(arguments.faults)]
         trace = Path(scratch) / "trace.data"
-        write_trace(trace, arguments.faults * PER_PAGE)
-        result["bytes"] = trace.stat().st_size / arguments.faults
         for number in range(arguments.repeats):
             print(f"bench: {number + 1} of {arguments.repeats}: the host's part", file=sys.stderr)
-            result["account"].append(json.loads(subprocess.run(once, capture_output=True, check=True).stdout))
-            reading = read_only(trace)
-            said = measured(sys.executable, "-m", "uffdtrace", "report", "--format", "json", str(trace))
-            result["report"].append({"faults": arguments.faults, "reference_s": reading, **said})
+            for name, runs in result["account"].items():
+                said = subprocess.run([*once, "--account", name], capture_output=True, check=True).stdout
+                runs.append(json.loads(said))
+        for faults in (arguments.faults // 50, arguments.faults // 5, arguments.faults, arguments.faults * 2):
+            print(f"bench: reports of {faults:,} served faults", file=sys.stderr)
+            trace.unlink(missing_ok=True)
+            write_trace(trace, served(faults), {})
+            result["report"][str(faults)] = [
+                {"acts": faults, "reference_s": read_only(trace), **report(trace)} for _ in range(arguments.repeats)
+            ]
+            result["bytes"] = trace.stat().st_size / faults
+        for name in SHAPES:
+            print(f"bench: {name}", file=sys.stderr)
+            subprocess.run([*own, "--dir", scratch, "--shape", name], check=True)
+            shape = Path(scratch) / "shape.data"
+            result["shapes"][name] = [report(shape) for _ in range(arguments.repeats)]
+            shape.unlink()
+        with many_userfaultfds(1000) as pid:
+            command = (sys.executable, "-m", "uffdtrace", "inspect", "--format", "json", str(pid))
+            result["shapes"]["inspect of 1,000 userfaultfds"] = [measured(*command) for _ in range(arguments.repeats)]
+        trace.unlink()
+        write_trace(trace, [history()], {})
+        print("bench: starts", file=sys.stderr)
+        for name, arguments_of in starts(trace).items():
+            command = (sys.executable, "-m", "uffdtrace", *arguments_of)
+            result["starts"][name] = [measured(*command) for _ in range(arguments.repeats)]
     print(json.dumps(result))
 
 

@@ -35,10 +35,10 @@ def _armed() -> Array:
     return events.array()
 
 
-def _page() -> Array:
-    """The events of page 0, as the kernel sends them; times (ns) from the fault's on."""
+def sent_of_page(area: tuple[int, int] = (0, RANGE_PAGES)) -> Array:
+    """The events of page 0, in an area from page to page, as the kernel sends them; times (ns) from the fault's on."""
     events = Events()
-    events.fault(0, Kind.WP, area=(0, RANGE_PAGES))
+    events.fault(0, Kind.WP, area=area)
     events.message(0, Kind.WP)
     events.call(Ioctl.WRITEPROTECT, 0, 1)
     events.protect(0, 1, on=False)
@@ -52,7 +52,7 @@ def _page() -> Array:
 
 def _written(pages: Array, random: np.random.Generator) -> Array:
     """The events of these page numbers, one page after the other, each `PAGE_NS` later."""
-    events = np.tile(_page(), len(pages))
+    events = np.tile(sent_of_page(), len(pages))
     offsets = np.repeat(pages.astype(np.uint64) * np.uint64(page_size()), PER_PAGE)
     # Those with an address; a FAULT's end is its mapping's.
     events["start"] += np.where(events["start"] != 0, offsets, np.uint64(0))
@@ -70,12 +70,12 @@ def _written(pages: Array, random: np.random.Generator) -> Array:
     return events
 
 
-def batches(count: int) -> Iterator[Array]:
-    """`count` events of written pages and those of arming between them, in order of time."""
+def served(faults: int) -> Iterator[Array]:
+    """The events of so many, and those of arming between them, in order of time."""
     random = np.random.default_rng(0)
     order = np.empty(0, dtype=np.int64)
     ahead = _prelude()
-    time, left = STEP_NS, count // PER_PAGE
+    time, left = STEP_NS, faults
     while left:
         if not len(order):
             order = random.permutation(RANGE_PAGES)

@@ -212,6 +212,36 @@ def test_several_userfaultfds() -> None:
         assert any("Which of its 2 userfaultfds" in note for note in found["notes"])
 
 
+def test_many_userfaultfds_and_who_holds_them_twice() -> None:
+    """Whoever has hundreds is found as whoever has two, and not by comparing each with all."""
+
+    def prepare() -> list[int]:
+        made = [userfaultfd() for _ in range(200)]
+        return made + [os.dup(fd) for fd in reversed(made)]
+
+    with child(prepare) as (pid, *made):
+        fds = [holder["fds"] for held in look(pid)["userfaultfds"] for holder in held["holders"]]
+        assert fds == [[one, again] for one, again in zip(made[:200], reversed(made[200:]))]
+
+
+def test_a_holder_that_ends_meanwhile_hides_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone: list[int] = []
+    with child(lambda: [userfaultfd() for _ in range(4)]) as (first, *_), child(lambda: [userfaultfd()]) as (second, _):
+        real = proc.compared_files
+
+        def compared(pid: int, fd: int, other: int, other_fd: int) -> int | None:
+            # As if the one that was seen first had ended when the other is compared with it.
+            if pid != first and other == first:
+                gone.append(other_fd)
+                return None
+            return real(pid, fd, other, other_fd)
+
+        monkeypatch.setattr(proc, "compared_files", compared)
+        monkeypatch.setattr(proc, "pids", lambda: [first, second])
+        holders = [holder.pid for found in verb._userfaultfds() for holder in found.holders]
+        assert holders == [first] * 4 + [second] and gone
+
+
 def test_a_monitor_in_another_process() -> None:
     """The tracked process passes its userfaultfd on: by inheritance here; then closes its own."""
 

@@ -104,3 +104,28 @@ def test_who_may_not_be_looked_at_is_counted(fd: int, monkeypatch: pytest.Monkey
         monkeypatch.setattr(proc, "pids", lambda: [owner, 1, 2])
         monkeypatch.setattr(sharing, "_mappings", lambda pid: None if pid in (1, 2) else real(pid))
         assert sharing.look({owner: [(start, end)]}).unreadable == 2
+
+
+def test_many_ranges_of_one_file(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of thousands is told of, and none is compared with all others."""
+    os.ftruncate(fd, 4096 * PAGE)
+    with mmap.mmap(fd, 4096 * PAGE) as mapping, child(mapping) as owner, child(mapping) as other:
+        monkeypatch.setattr(proc, "pids", lambda: [owner, other])
+        ((start, _, _),) = addresses(owner, "shared")
+        spans = [(start + number * PAGE, start + (number + 1) * PAGE) for number in range(0, 4096, 2)]
+        found = sharing.look({owner: spans})
+        in_owner = [one for one in found.elsewhere if one.pid == owner]
+        assert [(one.start, one.end) for one in found.elsewhere if one.pid == other] == spans
+        # The pages between are registered nowhere, and are none of the file's pages that are.
+        assert in_owner == [] and found.unreadable == 0
+
+
+def test_a_process_that_maps_it_more_often_than_is_told(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "MOST_ELSEWHERE", 2)
+    with mmap.mmap(fd, 8 * PAGE) as mapping, child(mapping) as owner, child(mapping) as other, child(mapping) as third:
+        monkeypatch.setattr(proc, "pids", lambda: [owner, other, third])
+        ((start, _, _),) = addresses(owner, "shared")
+        spans = [(start + number * PAGE, start + (number + 1) * PAGE) for number in (0, 2, 4)]
+        found = sharing.look({owner: spans})
+        assert [(one.pid, one.start) for one in found.elsewhere] == [(other, start), (other, start + 2 * PAGE)]
+        assert found.unreadable == 2

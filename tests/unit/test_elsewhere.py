@@ -12,7 +12,7 @@ import pytest
 from unit.events import THREAD, Events, page
 from unit.traces import ENDING, WHAT
 
-from uffdtrace.model.account.elsewhere import Elsewhere, Look, of_range, pages
+from uffdtrace.model.account.elsewhere import Elsewhere, Look, Others, pages
 from uffdtrace.model.account.ranges import Range
 from uffdtrace.model.account.watched import Userfaultfd
 from uffdtrace.model.diagnosis.case import Case
@@ -39,7 +39,7 @@ def row(modes: Mode = Mode.WP, memory: Memory = Memory.SHMEM, **changes: int) ->
 
 
 def seen(row: Range, *others: Elsewhere, gone: int | None = None) -> list[Elsewhere]:
-    return of_range(row, Userfaultfd(0, 1, owner=300, gone=gone), [Look(0, (other,)) for other in others])
+    return Others([Look(0, (other,)) for other in others]).of_range(row, Userfaultfd(0, 1, owner=300, gone=gone))
 
 
 @pytest.mark.parametrize(

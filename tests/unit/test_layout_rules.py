@@ -26,8 +26,8 @@ ROOMS = {
 }
 # Within model/ each takes from those before it alone.
 MODEL = ("records", "account", "diagnosis")
-# Modules of no room: the package itself, what `python -m` starts, and the errors and the array type of all rooms.
-ROOMLESS = {"__init__": set(), "__main__": {"cli"}, "errors": set(), "arrays": set()}
+# Modules of no room: the package itself, what `python -m` starts, and what all rooms have of errors, arrays, intervals.
+ROOMLESS = {"__init__": set(), "__main__": {"cli"}, "errors": set(), "arrays": set(), "intervals": set()}
 
 # Put together here, so that this file does not name them.
 REGISTRIES = tuple(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench.stream import PER_PAGE, batches
+from bench.stream import served
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.traces import WHAT, history, read_all, write
@@ -48,7 +48,7 @@ def test_extremes() -> None:
 
 
 def test_a_served_fault_takes_few_bytes() -> None:
-    some = np.concatenate(list(batches(8192 * PER_PAGE)))
+    some = np.concatenate(list(served(8192)))
     assert len(pack(some)) / 8192 < 160
 
 

@@ -75,3 +75,14 @@ def test_memory_that_nobody_else_can_map_is_not_looked_for(clock: Clock, asked: 
     for found in (model(), model((0, 8), memory=Memory.ANON), model((0, 8), modes=Mode.MINOR)):
         assert Sharing().look(found) == Sharing().look(found, last=True) == []
     assert asked == []
+
+
+def test_looks_without_end_are_not_all_kept(clock: Clock, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may register something new each second; what is left off is counted as not looked at."""
+    monkeypatch.setattr(sharing, "MOST_ELSEWHERE", 1)
+    looks, found = Sharing(), []
+    for number in range(20):
+        clock.now += 2
+        found += looks.look(model((32 * number, 8)))
+    assert [len(look.elsewhere) for look in found] == [1] * 16 + [0] * 4
+    assert [look.unreadable for look in found] == [2] * 16 + [3] * 4

@@ -18,6 +18,7 @@ import click
 from uffdtrace import __version__
 from uffdtrace.cli.common import PID, Duration, color_option, errors_in_one_line, format_option, write
 from uffdtrace.collect.target import open_pidfd
+from uffdtrace.intervals import Intervals
 from uffdtrace.kernel import offers, privileges, proc, sharing
 from uffdtrace.kernel.page import PAGE_SIZE
 from uffdtrace.kernel.pagemap import Kind, Pagemap
@@ -26,6 +27,9 @@ from uffdtrace.kernel.privileges import Capability
 from uffdtrace.model.diagnosis.inspection import MOST_RUNS, Elsewhere, EventSleeper, Holder, Span, Userfaultfd, build
 from uffdtrace.model.records.events import Mode
 from uffdtrace.reporters.options import Color, TextOptions
+
+# Who was seen first with a userfaultfd (thread and descriptor), and all descriptors of it by process.
+_Group = tuple[tuple[int, int], dict[int, list[int]]]
 
 # As report --check has them: lost, not known, another error.
 _STATUSES = {"holes": 3, "unknown": 4, "unprotected": 5}
@@ -176,15 +180,14 @@ def _shared(spans: list[Span], pid: int) -> tuple[list[Span], int]:
         if span.memory != "anon" and (span.modes & Mode.WP or span.modes & (Mode.MISSING | Mode.MINOR) == Mode.MISSING)
     ]
     found = sharing.look({pid: [(span.start, span.end) for span in tracked]}) if tracked else sharing.Look([], 0)
+    mapped = Intervals((other.of_start, other.of_end, other) for other in found.elsewhere)
 
     def others(span: Span) -> tuple[Elsewhere, ...]:
-        return tuple(
-            Elsewhere(other.pid, other.comm, other.start, other.end)
-            for other in found.elsewhere
-            if other.of_start < span.end and span.start < other.of_end
-        )
+        overlapping = mapped.overlapping(span.start, span.end)
+        return tuple(Elsewhere(other.pid, other.comm, other.start, other.end) for _, _, other in overlapping)
 
-    return [replace(span, elsewhere=others(span)) if span in tracked else span for span in spans], found.unreadable
+    # None is another span's: they have no address in common.
+    return [replace(span, elsewhere=others(span)) for span in spans], found.unreadable
 
 
 def _known(spans: list[Span], scans: bool) -> tuple[list[Span], list[str]]:
@@ -198,18 +201,42 @@ def _known(spans: list[Span], scans: bool) -> tuple[list[Span], list[str]]:
     return [replace(span, protected=None, unprotected=None, swapped=None) for span in spans], [note]
 
 
+def _place(ordered: list[_Group], thread: int, fd: int) -> tuple[int | None, _Group | None]:
+    """The group that a descriptor is of, None for a new one, and its place then; that is None if nobody knows."""
+    low, high = 0, len(ordered)
+    while low < high:
+        middle = (low + high) // 2
+        order = proc.compared_files(thread, fd, *ordered[middle][0])
+        if order is None and proc.compared_files(thread, fd, thread, fd) is None:
+            return None, None
+        if order == 0:
+            return middle, ordered[middle]
+        if order is None:
+            # Whoever held that one is gone.
+            del ordered[middle]
+            high -= 1
+        elif order < 0:
+            high = middle
+        else:
+            low = middle + 1
+    return low, None
+
+
 def _userfaultfds() -> Iterator[Userfaultfd]:
     """All that we may see, each with everyone who holds it."""
-    groups: list[tuple[tuple[int, int], dict[int, list[int]]]] = []
+    groups: list[_Group] = []
+    # The same, in the kernel's order: to compare each with all would take a second for each thousand.
+    ordered: list[_Group] = []
     for pid in proc.pids():
         thread = proc.living_thread(pid)
         for fd in proc.userfaultfds(thread):
-            for first, holders in groups:
-                if proc.same_file(*first, thread, fd):
-                    holders.setdefault(pid, []).append(fd)
-                    break
-            else:
-                groups.append(((thread, fd), {pid: [fd]}))
+            place, group = _place(ordered, thread, fd)
+            if group is None:
+                group = (thread, fd), {}
+                groups.append(group)
+                if place is not None:
+                    ordered.insert(place, group)
+            group[1].setdefault(pid, []).append(fd)
     for first, holders in groups:
         said = proc.fdinfo(*first)
         yield Userfaultfd(

@@ -19,6 +19,8 @@ class Sharing:
         self.looks: list[Look] = []
         self._seen: set[tuple[int, int, int]] = set()
         self._next = 0.0
+        # How much more is kept of what looks find: how often memory is registered is the target's choice.
+        self._room = 16 * sharing.MOST_ELSEWHERE
 
     def look(self, model: Model, last: bool = False) -> list[Look]:
         """What there is to write, if there was a look: where a range is new, or as the `last` word."""
@@ -33,7 +35,12 @@ class Sharing:
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         seen = sharing.look(watched)
         self._next = time.monotonic() + _LOOK_EVERY_S
-        look = Look(seen.unreadable, tuple(Elsewhere(now, **asdict(other)) for other in seen.elsewhere))
+        others = seen.elsewhere[: self._room]
+        self._room -= len(others)
+        look = Look(
+            seen.unreadable + (len(others) < len(seen.elsewhere)),
+            tuple(Elsewhere(now, **asdict(other)) for other in others),
+        )
         self.looks.append(look)
         return [look]
 

@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -129,23 +130,33 @@ def fdinfo(pid: int, fd: int) -> Fdinfo | None:
 _KCMP_FILE, _KCMP_VM = 0, 1
 
 
-def _same(pid: int, other: int, what: int, first: int = 0, second: int = 0) -> bool | None:
-    """Whether two processes have one and the same of something; None where the kernel does not say."""
+# Its answers: one and the same, or the first before or behind the second in an order of the kernel's own.
+_KCMP_ANSWERS = {0: 0, 1: -1, 2: 1}
+
+
+@lru_cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def _compared(pid: int, other: int, what: int, first: int = 0, second: int = 0) -> int | None:
+    """0 where two processes have one and the same of something, -1 or 1 else; None where the kernel does not say."""
     number = architecture.system_call("kcmp")
-    if number is None:
-        return None
-    answer = ctypes.CDLL(None).syscall(number, pid, other, what, first, second)
-    return None if answer < 0 else answer == 0
+    return None if number is None else _KCMP_ANSWERS.get(_libc().syscall(number, pid, other, what, first, second))
 
 
-def same_file(pid: int, fd: int, other: int, other_fd: int) -> bool | None:
-    """Whether two descriptors are one open file: duplicated, inherited or passed on. None where the kernel says not."""
-    return _same(pid, other, _KCMP_FILE, fd, other_fd)
+def compared_files(pid: int, fd: int, other: int, other_fd: int) -> int | None:
+    """0 where two descriptors are one open file: duplicated, inherited or passed on.
+
+    Else -1 or 1: the first is before or behind the second, in an order that does not change. None where the
+    kernel does not say.
+    """
+    return _compared(pid, other, _KCMP_FILE, fd, other_fd)
 
 
 def same_memory(pid: int, other: int) -> bool:
     """Whether two processes have one address space, as after vfork(2); False where the kernel does not say."""
-    return bool(_same(pid, other, _KCMP_VM))
+    return _compared(pid, other, _KCMP_VM) == 0
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
+from uffdtrace.intervals import Intervals
 from uffdtrace.kernel import mappings, proc
 from uffdtrace.kernel.mappings import File, Mapping
+
+# Other mappings that one look tells of.
+MOST_ELSEWHERE = 4096
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen, and how many processes could not be looked at."""
+    """What was seen, and how many processes could not be looked at, or not at all that they map."""
 
     elsewhere: list[Elsewhere]
     unreadable: int
@@ -52,32 +57,40 @@ def _shared(found: Iterable[Mapping], writable: bool) -> dict[File, list[Mapping
     return by_file
 
 
-def _outside(mapping: Mapping, registered: Iterable[tuple[int, int]]) -> Iterator[Mapping]:
+def _outside(mapping: Mapping, registered: Intervals[None]) -> Iterator[Mapping]:
     """The parts of a mapping that are not registered."""
-    parts = [(mapping.start, mapping.end)]
-    for start, end in registered:
-        parts = [part for low, high in parts for part in ((low, min(high, start)), (max(low, end), high))]
-        parts = [(low, high) for low, high in parts if low < high]
-    for low, high in parts:
-        yield Mapping(low, high, mapping.offset + low - mapping.start, mapping.file, mapping.name, True, True)
+    low = mapping.start
+    for start, end, _ in registered.overlapping(mapping.start, mapping.end):
+        if low < start:
+            yield _part(mapping, low, start)
+        low = max(low, end)
+    if low < mapping.end:
+        yield _part(mapping, low, mapping.end)
+
+
+def _part(mapping: Mapping, low: int, high: int) -> Mapping:
+    """Bytes [low, high) of it."""
+    return Mapping(low, high, mapping.offset + low - mapping.start, mapping.file, mapping.name, True, True)
+
+
+def _by_offset(parts: Iterable[Mapping]) -> Intervals[Mapping]:
+    return Intervals((part.offset, part.offset + part.end - part.start, part) for part in parts)
 
 
 def look(watched: dict[int, list[tuple[int, int]]]) -> Look:
     """One pass over all processes: `watched` are the registered ranges, as bytes [start, end), by process."""
-    elsewhere: list[Elsewhere] = []
-    # What the registered ranges map: by file, the process and the part of the mapping.
-    files: dict[File, list[tuple[int, Mapping]]] = {}
+    # What the registered ranges map: by file and process the parts of its mappings.
+    files: dict[File, dict[int, list[Mapping]]] = {}
     for owner, ranges in watched.items():
+        registered = Intervals((start, end, None) for start, end in ranges)
         for file, shared in _shared(_mappings(owner) or [], writable=False).items():
             for mapping in shared:
-                for start, end in ranges:
-                    low, high = max(start, mapping.start), min(end, mapping.end)
-                    if low < high:
-                        offset = mapping.offset + low - mapping.start
-                        part = Mapping(low, high, offset, file, mapping.name, True, True)
-                        files.setdefault(file, []).append((owner, part))
+                for start, end, _ in registered.overlapping(mapping.start, mapping.end):
+                    part = _part(mapping, max(start, mapping.start), min(end, mapping.end))
+                    files.setdefault(file, {}).setdefault(owner, []).append(part)
     if not files:
         return Look([], 0)
+    elsewhere: list[Elsewhere] = []
     unreadable = 0
     for pid in proc.pids():
         # A look at ourselves would find nothing: we map no memory of others.
@@ -89,31 +102,32 @@ def look(watched: dict[int, list[tuple[int, int]]]) -> Look:
             continue
         candidates = {file: shared for file, shared in _shared(found, writable=True).items() if file in files}
         if candidates:
-            elsewhere += _of_process(pid, candidates, files, watched.get(pid))
+            room = MOST_ELSEWHERE - len(elsewhere)
+            others = list(islice(_of_process(pid, candidates, files, watched.get(pid)), room + 1))
+            # How often it maps the same memory is its choice.
+            unreadable += len(others) > room
+            elsewhere += others[:room]
     return Look(elsewhere, unreadable)
 
 
 def _of_process(
     pid: int,
     candidates: dict[File, list[Mapping]],
-    files: dict[File, list[tuple[int, Mapping]]],
+    files: dict[File, dict[int, list[Mapping]]],
     watched: list[tuple[int, int]] | None,
 ) -> Iterator[Elsewhere]:
     # What is registered there sends messages of its own, to whichever userfaultfd.
-    registered = [(span.start, span.end) for span in proc.registered(pid)] + (watched or [])
+    spans = [(span.start, span.end) for span in proc.registered(pid)] + (watched or [])
+    registered = Intervals((start, end, None) for start, end in spans)
     comm = proc.comm(pid)
     for file, shared in candidates.items():
-        for owner, part in files[file]:
+        free = _by_offset(part for mapping in shared for part in _outside(mapping, registered))
+        for owner, parts in files[file].items():
             if owner != pid and proc.same_memory(owner, pid):
                 continue
-            size = part.end - part.start
-            for mapping in shared:
-                for free in _outside(mapping, registered):
-                    low, high = (
-                        max(part.offset, free.offset),
-                        min(part.offset + size, free.offset + free.end - free.start),
-                    )
-                    if low < high:
-                        start = free.start + low - free.offset
-                        of_start = part.start + low - part.offset
-                        yield Elsewhere(owner, of_start, of_start + high - low, pid, comm, start, start + high - low)
+            for part in parts:
+                end = part.offset + part.end - part.start
+                for first, last, other in free.overlapping(part.offset, end):
+                    low, high = max(part.offset, first), min(end, last)
+                    start, of_start = other.start + low - first, part.start + low - part.offset
+                    yield Elsewhere(owner, of_start, of_start + high - low, pid, comm, start, start + high - low)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from uffdtrace.intervals import Intervals
 from uffdtrace.model.account.ranges import Range
 from uffdtrace.model.account.watched import Userfaultfd
 from uffdtrace.model.records.events import Memory, Mode
@@ -42,19 +43,31 @@ def concerns(row: Range) -> bool:
     )
 
 
-def of_range(row: Range, uffd: Userfaultfd, looks: Sequence[Look]) -> list[Elsewhere]:
-    """Each other mapping of a range's memory once, as it was seen last."""
-    if not concerns(row):
-        return []
-    seen: dict[tuple[int, int, int], Elsewhere] = {}
-    ends = [time for time in (uffd.gone, row.withdrawn) if time is not None]
-    for look in looks:
-        for other in look.elsewhere:
+class Others:
+    """What all looks found, for what is asked of one range after the other."""
+
+    def __init__(self, looks: Iterable[Look]) -> None:
+        by_owner: dict[int, list[Elsewhere]] = {}
+        for look in looks:
+            for other in look.elsewhere:
+                by_owner.setdefault(other.owner, []).append(other)
+        self._by_owner = {
+            owner: Intervals((other.of_start, other.of_end, other) for other in others)
+            for owner, others in by_owner.items()
+        }
+
+    def of_range(self, row: Range, uffd: Userfaultfd) -> list[Elsewhere]:
+        """Each other mapping of a range's memory once, as it was seen last."""
+        if not concerns(row) or uffd.owner not in self._by_owner:
+            return []
+        seen: dict[tuple[int, int, int], Elsewhere] = {}
+        ends = [time for time in (uffd.gone, row.withdrawn) if time is not None]
+        found = [other for _, _, other in self._by_owner[uffd.owner].overlapping(row.start, row.end)]
+        for other in sorted(found, key=lambda one: one.time):
             # An address may be another range's before and after.
-            there = row.born <= other.time and all(other.time <= end for end in ends)
-            if other.owner == uffd.owner and there and other.of_start < row.end and row.start < other.of_end:
+            if row.born <= other.time and all(other.time <= end for end in ends):
                 seen[other.pid, other.start, other.end] = other
-    return list(seen.values())
+        return list(seen.values())
 
 
 def pages(row: Range, others: Sequence[Elsewhere]) -> int:

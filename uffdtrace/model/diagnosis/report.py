@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from uffdtrace.model.account.elsewhere import Look, of_range
+from uffdtrace.model.account.elsewhere import Look, Others
 from uffdtrace.model.account.losses import lost_pages
 from uffdtrace.model.account.model import Model
 from uffdtrace.model.account.ranges import Range
@@ -288,10 +288,10 @@ def build(
     seen = not cut and _calls_seen(trace, ending)
     lost = lost_pages(model.losses.runs(), model.ranges, began, most_runs)
     ranges = []
-    called = threads or {}
+    called, elsewhere = threads or {}, Others(looks)
     for row in model.rows():
         uffd = model.uffd_of(row)
-        others = of_range(row, uffd, looks)
+        others = elsewhere.of_range(row, uffd)
         # COPY and its kin arm by what their returns say, and such a range may be armed by them alone.
         arms_seen = seen and not (model.lost_returns and row.modes & (Mode.MISSING | Mode.MINOR))
         offered = ending.get("features_offered")

@@ -11,6 +11,8 @@ from uffdtrace.model.records.events import EVENT, Array, picked
 
 # What chooses some events of many: their numbers, or a mask.
 Choice = Union[Array, slice]
+_NONE = np.empty(0, dtype=np.int64)
+_SMALL = 1024
 
 
 class Batch:
@@ -79,9 +81,9 @@ class Batch:
     def of(self, kind: int) -> Array:
         """The numbers of the events of this Type, in ascending order."""
         if kind not in self._by_type:
-            # Most types are in few batches.
-            some = self._types()[kind] != 0
-            self._by_type[kind] = np.flatnonzero(self["type"] == kind) if some else np.empty(0, dtype=np.int64)
+            # Most types are in few batches. To count those of a small one takes longer than to look for one.
+            some = self._size < _SMALL or self._types()[kind] != 0
+            self._by_type[kind] = (self["type"] == kind).nonzero()[0] if some else _NONE
         return self._by_type[kind]
 
     def has(self, kinds: Array) -> bool:
