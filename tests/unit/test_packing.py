@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.traces import WHAT, history, read_all, write
 
+from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.events import EVENT, Array
 from uffdtrace.trace import packing
 from uffdtrace.trace.file import EVENTS, PACKED
@@ -35,7 +36,7 @@ def events(draw: st.DrawFn) -> Array:
 
 @given(events())
 def test_what_is_packed_comes_out(some: Array) -> None:
-    assert unpack(pack(some)).records.tobytes() == some.tobytes()
+    assert unpack(pack(Batch(some))).records.tobytes() == some.tobytes()
 
 
 def test_extremes() -> None:
@@ -44,18 +45,18 @@ def test_extremes() -> None:
         limits = np.iinfo(EVENT[name])
         some[name][1], some[name][2] = limits.min, limits.max
     some["type"] = 1
-    assert unpack(pack(some)).records.tobytes() == some.tobytes()
+    assert unpack(pack(Batch(some))).records.tobytes() == some.tobytes()
 
 
 def test_a_served_fault_takes_few_bytes() -> None:
     some = np.concatenate(list(served(8192)))
-    assert len(pack(some)) / 8192 < 160
+    assert len(pack(Batch(some))) / 8192 < 160
 
 
 @settings(max_examples=300)
 @given(events(), st.data())
 def test_what_is_broken_is_refused(some: Array, data: st.DataObject) -> None:
-    packed = bytearray(pack(some))
+    packed = bytearray(pack(Batch(some)))
     for _ in range(data.draw(st.integers(1, 4))):
         packed[data.draw(st.integers(0, len(packed) - 1))] = data.draw(st.integers(0, 255))
     packed = packed[: data.draw(st.integers(0, len(packed)))]

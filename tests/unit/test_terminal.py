@@ -180,6 +180,9 @@ class FakeStream:
         self.late = 0
         self.held = getattr(FakeStream, "held_first", Events().array())
 
+    def arrived(self) -> Array:
+        return self.held
+
     def fetch(self) -> int:
         return 0
 

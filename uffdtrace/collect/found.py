@@ -24,6 +24,8 @@ from uffdtrace.model.account.watched import Userfaultfd
 from uffdtrace.model.account.work import EVIDENCE
 from uffdtrace.model.diagnosis.document import ProcessDict
 from uffdtrace.model.diagnosis.report import Name
+from uffdtrace.model.records.batch import Batch, as_batch
+from uffdtrace.model.records.counting import different
 from uffdtrace.model.records.events import EVENT, Array, Ioctl, Mode, Type, UffdEvent, name_in
 
 # Threads whose names are kept.
@@ -206,14 +208,15 @@ class Registrations:
         """The processes whose memory was registered."""
         return {owner for owner in self._owners.values() if owner}
 
-    def names(self, events: Array) -> list[Name]:
+    def names(self, events: Array | Batch) -> list[Name]:
         """What the registrations among a batch are called; looking has the kernel tell what memory they are (AREA)."""
-        types = events["type"]
-        seen = np.isin(types, (Type.USERFAULTFD, Type.FORKED, Type.PROCESS))
-        done = (types == Type.IOCTL_RETURN) & (events["kind"] == Ioctl.REGISTER) & (events["ret"] == 0)
+        events = as_batch(events)
+        returns = events.of(Type.IOCTL_RETURN)
+        done = returns[(events["kind"][returns] == Ioctl.REGISTER) & (events["ret"][returns] == 0)]
+        told = [events.of(kind) for kind in (Type.USERFAULTFD, Type.FORKED, Type.PROCESS)]
         registered: dict[int, list[Array]] = {}
         # In their order: the kernel soon uses a userfaultfd's address again.
-        for one in events[seen | done]:
+        for one in events[np.sort(np.concatenate([*told, done]))].records:
             if one["type"] == Type.USERFAULTFD:
                 self._owners[int(one["ctx"])] = int(one["aux"])
             elif one["type"] == Type.FORKED:
@@ -248,13 +251,14 @@ class Processes:
         self._unknown: set[int] = set()
         self._called: dict[int, str] = {}
 
-    def new(self, events: Array) -> list[ProcessDict]:
+    def new(self, events: Array | Batch) -> list[ProcessDict]:
         """Those that a batch names first; one that is gone already has the name that the kernel told, or none."""
-        types = events["type"]
-        for event in events[types == Type.PROCESS_NAME]:
+        events = as_batch(events)
+        for event in events[events.of(Type.PROCESS_NAME)].records:
             self._called[int(event["tgid"])] = name_in(event)
-        pids = {int(pid) for pid in np.unique(events["aux"][types == Type.USERFAULTFD])}
-        pids |= {int(pid) for pid in np.unique(events["tgid"][np.isin(types, _ACTORS)])}
+        pids = set(different(events["aux"][events.of(Type.USERFAULTFD)]))
+        for kind in _ACTORS:
+            pids.update(different(events["tgid"][events.of(kind)]))
         fresh = sorted(pids - self._seen)
         self._seen.update(fresh)
         processes: list[ProcessDict] = []
@@ -269,10 +273,10 @@ class Processes:
         return processes
 
 
-def writers(events: Array) -> list[int]:
+def writers(events: Array | Batch) -> list[int]:
     """The threads that populated pages, or wrote where nothing protected them."""
-    found: list[int] = np.unique(events["tid"][EVIDENCE[events["type"]]]).tolist()
-    return found
+    events = as_batch(events)
+    return different(events["tid"][EVIDENCE[events["type"]]]) if events.has(EVIDENCE) else []
 
 
 class Threads:

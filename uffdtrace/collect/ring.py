@@ -125,6 +125,8 @@ class Stream:
         self._lanes = lanes
         # What is held, one part after the other: to join them each time would copy all of them each time.
         self._parts: list[Array] = []
+        # What of it came since arrived() was asked last.
+        self._fresh: list[Array] = []
         # When (ns) the ring was last seen with nothing hidden behind an incomplete record.
         self._clear = 0
         # The time up to which events were handed on.
@@ -137,16 +139,25 @@ class Stream:
     @property
     def held(self) -> Array:
         """What was not handed on yet, as it came."""
-        self._parts = [joined(self._parts)]
+        if len(self._parts) != 1:
+            self._parts = [joined(self._parts)]
         return self._parts[0]
 
     @held.setter
     def held(self, events: Array) -> None:
-        self._parts = [events]
+        self._parts, self._fresh = [events], [events]
 
     def push(self, events: list[Array]) -> None:
         """Add events of our own, with the time at which they were true."""
-        self._parts += events
+        # One part alone need not be copied to be joined.
+        some = [part for part in events if len(part)]
+        self._parts += some
+        self._fresh += some
+
+    def arrived(self) -> Array:
+        """What of the held events came since the last call, as it came; if some were taken out since, all of them."""
+        fresh, self._fresh = joined(self._fresh), []
+        return fresh
 
     def peek(self) -> Array:
         """What came just now; it stays in the stream."""
@@ -190,8 +201,9 @@ class Stream:
     def drain(self, horizon: int | None) -> Array:
         """The held events before `horizon`, in order of time; all of them if None, once nothing can come."""
         held = self.held
-        events = picked(held, np.argsort(held["time"], kind="stable"))
-        ready = len(events) if horizon is None else int(np.searchsorted(events["time"], np.uint64(horizon)))
-        self.held = events[ready:].copy()
+        times = np.ascontiguousarray(held["time"])
+        ready = np.ones(len(held), dtype=bool) if horizon is None else times < np.uint64(horizon)
+        self._parts = [picked(held, ~ready)]
         self._handed = max(self._handed, horizon or 0)
-        return events[:ready]
+        index = np.flatnonzero(ready)
+        return picked(held, index[np.argsort(times[index], kind="stable")])

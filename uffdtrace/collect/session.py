@@ -32,7 +32,8 @@ from uffdtrace.model.account.model import Model
 from uffdtrace.model.diagnosis.document import ProcessDict, ReportDict, TraceDict
 from uffdtrace.model.diagnosis.report import FROM_EVENTS, Name, build
 from uffdtrace.model.diagnosis.stacks import Stack
-from uffdtrace.model.records.events import Array, Type, joined
+from uffdtrace.model.records.batch import Batch
+from uffdtrace.model.records.events import Type
 from uffdtrace.trace.output import Output, check_path
 from uffdtrace.trace.writer import Writer
 
@@ -166,7 +167,7 @@ class Session:
         self._names: list[Name] = []
         self._who: list[ProcessDict] = []
         # What is written, and not accounted for yet.
-        self._backlog: deque[Array] = deque()
+        self._backlog: deque[Batch] = deque()
         # How many events these are.
         self._waiting = 0
         self._next_account = 0.0
@@ -403,11 +404,12 @@ class Session:
         """Drain and write what there is; account for some of it, so that a storm finds us draining."""
         everything = horizon is None
         # Before these events are in order, which takes a while: a process may be gone by then.
-        who = self._processes.new(stream.held)
+        came = Batch(stream.arrived())
+        who = self._processes.new(came)
         self._who += who
         writer.processes(who)
-        self._name(found.writers(stream.held), writer)
-        events = stream.drain(horizon)
+        self._name(found.writers(came), writer)
+        events = Batch(stream.drain(horizon))
         if len(events):
             self._call(self._registrations.names(events), writer)
             writer.events(events)
@@ -422,9 +424,9 @@ class Session:
             self._dropped = dropped
             writer.loss({"events_dropped": dropped})
 
-    def _behind(self, most: int | None) -> Array:
+    def _behind(self, most: int | None) -> Batch:
         """The next events to account for, `most` of them or all: to join all each time would be square work."""
-        parts: list[Array] = []
+        parts: list[Batch] = []
         room = self._waiting if most is None else most
         while self._backlog and room:
             part = self._backlog.popleft()
@@ -434,7 +436,7 @@ class Session:
             parts.append(part)
             room -= len(part)
             self._waiting -= len(part)
-        return joined(parts)
+        return Batch.joined(parts)
 
     def _ending(self, offered: int | None) -> dict[str, Any]:
         missed = self._program.misses()

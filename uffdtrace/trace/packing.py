@@ -34,14 +34,12 @@ class PackingError(ValueError):
     """These bytes are no packed events."""
 
 
-def pack(events: Array) -> bytes:
-    """MOST events or fewer (dtype EVENT) as bytes."""
-    types = np.ascontiguousarray(events["type"])
-    parts = [_COUNT.pack(len(events)), types.tobytes()]
-    members = {name: np.ascontiguousarray(events[name]) for name in _MEMBERS}
-    for kind in np.flatnonzero(np.bincount(types, minlength=256)).tolist():
-        index = np.flatnonzero(types == kind)
-        own = {name: members[name][index] for name in _MEMBERS}
+def pack(events: Batch) -> bytes:
+    """MOST events or fewer as bytes."""
+    parts = [_COUNT.pack(len(events)), events["type"].tobytes()]
+    for kind in events.kinds():
+        index = events.of(kind)
+        own = {name: events[name].take(index) for name in _MEMBERS}
         for name, values in own.items():
             width, least, numbers = _narrowed(values)
             if name == "end" and width:

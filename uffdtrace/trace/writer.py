@@ -16,6 +16,7 @@ import numpy as np
 from uffdtrace.model.account.elsewhere import Look
 from uffdtrace.model.diagnosis.report import Name
 from uffdtrace.model.diagnosis.stacks import Stack
+from uffdtrace.model.records.batch import Batch, as_batch
 from uffdtrace.model.records.events import Array, Counter, Kind, Type
 from uffdtrace.trace import packing
 from uffdtrace.trace.file import (
@@ -70,13 +71,14 @@ class Writer:
         """Bytes in the file."""
         return self._size
 
-    def events(self, events: Array) -> None:
+    def events(self, events: Array | Batch) -> None:
+        events = as_batch(events)
         for first in range(0, len(events), packing.MOST):
             part = events[first : first + packing.MOST]
             few = len(part) < _FEW
-            self._chunk(EVENTS if few else PACKED, part.tobytes() if few else packing.pack(part))
+            self._chunk(EVENTS if few else PACKED, part.records.tobytes() if few else packing.pack(part))
             if self.ended is not None:
-                self._count(part)
+                self._count(part.records)
 
     def _count(self, events: Array) -> None:
         """What these events would have said of how many faults and messages there were."""

@@ -21,7 +21,7 @@ from uffdtrace.model.account.waits import Waits
 from uffdtrace.model.account.watched import Userfaultfd, Watched
 from uffdtrace.model.account.work import EVIDENCE, Work
 from uffdtrace.model.records.acts import Acts
-from uffdtrace.model.records.batch import Batch
+from uffdtrace.model.records.batch import Batch, as_batch
 from uffdtrace.model.records.counting import by_value, different
 from uffdtrace.model.records.events import (
     EVENT,
@@ -80,8 +80,8 @@ class Model:
         self._looked_at: set[int] = set()
 
     def feed(self, events: Array | Batch) -> None:
-        """Take the next batch; an array has the dtype EVENT."""
-        if self._held.add(events if isinstance(events, Batch) else Batch(events)):
+        """Take the next batch."""
+        if self._held.add(as_batch(events)):
             self._advance(final=False)
 
     def unread(self) -> dict[int, int]:

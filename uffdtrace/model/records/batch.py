@@ -86,6 +86,10 @@ class Batch:
             self._by_type[kind] = (self["type"] == kind).nonzero()[0] if some else _NONE
         return self._by_type[kind]
 
+    def kinds(self) -> list[int]:
+        """The Types that there are, in ascending order."""
+        return [int(kind) for kind in np.flatnonzero(self._types())]
+
     def has(self, kinds: Array) -> bool:
         """Whether there is an event of a Type that `kinds` (a table, as counting.among() makes it) names."""
         return bool(self._types()[kinds].any())
@@ -158,3 +162,8 @@ class Batch:
         if isinstance(self._choice, slice):
             return self._parts[0][range(*self._choice.indices(len(self._parts[0])))[number]]
         return self._parts[0][int(self._choice[number])]
+
+
+def as_batch(events: Array | Batch) -> Batch:
+    """A batch, of an array (dtype EVENT) where it is none yet."""
+    return events if isinstance(events, Batch) else Batch(events)
