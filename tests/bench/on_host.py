@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Callable, cast
 
 import numpy as np
-from bench.shapes import SHAPES, Shape, holes
+from bench.shapes import COMPARED, SHAPES, Shape, holes
 from bench.stream import PER_PAGE, served
 from unit.traces import ENDING, WHAT, history
 
@@ -203,8 +203,8 @@ def measured(*command: str) -> Json:
     return {"cpu_s": usage.ru_utime + usage.ru_stime, "wall_s": wall, "max_rss_kib": usage.ru_maxrss}
 
 
-def report(trace: Path) -> Json:
-    return measured(sys.executable, "-m", "uffdtrace", "report", "--format", "json", str(trace))
+def report(*what: str | Path) -> Json:
+    return measured(sys.executable, "-m", "uffdtrace", "report", "--format", "json", *map(str, what))
 
 
 @contextmanager
@@ -282,7 +282,8 @@ def main() -> None:
             print(f"bench: {name}", file=sys.stderr)
             subprocess.run([*own, "--dir", scratch, "--shape", name], check=True)
             shape = Path(scratch) / "shape.data"
-            result["shapes"][name] = [report(shape) for _ in range(arguments.repeats)]
+            what = ("--compare", shape, shape) if name in COMPARED else (shape,)
+            result["shapes"][name] = [report(*what) for _ in range(arguments.repeats)]
             shape.unlink()
         with many_userfaultfds(1000) as pid:
             command = (sys.executable, "-m", "uffdtrace", "inspect", "--format", "json", str(pid))

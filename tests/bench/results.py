@@ -112,26 +112,46 @@ def _programs(found: list[Json]) -> list[Json]:
 
 
 def accounting_part(found: Json) -> Json:
+    """The host's rows, those of shapes and starts apart: of these nobody compares one with the other."""
     rows = []
-    for what, base in (("account", "copying the events"), ("report", "reading the file")):
-        runs = found[what]
-        condition = f"{runs[0]['faults'] / 1e6:.3g} million served faults"
-        ratios = [run["cpu_s"] / run["reference_s"] for run in runs]
-        memory = [run["max_rss_kib"] / 1024 for run in runs]
-        if what == "account":
-            rates = [run["faults"] / 1e6 / run["cpu_s"] for run in runs]
-            rows.append(
-                row("decode and account, one core", condition, "million/s", len(runs), spread(rates), ratios, base)
-            )
-        else:
-            seconds = [run["cpu_s"] for run in runs]
-            rows.append(row("report, CPU time", condition, "s", len(runs), spread(seconds), ratios, base))
-            rows.append(
-                row("report, by the clock", condition, "s", len(runs), spread([run["wall_s"] for run in runs]), [], "")
-            )
-        rows.append(row(f"{what}, peak memory", condition, "MiB", len(runs), spread(memory), [], ""))
+    for name, runs in found["account"].items():
+        condition = f"{runs[0]['acts'] / 1e6:.3g} million {name}"
+        rates = [run["acts"] / 1e6 / run["cpu_s"] for run in runs]
+        rows.append(_timed("from lanes to file and model", condition, "million/s", rates, runs, "copying the events"))
+        rows.append(_memory("the same, peak memory", condition, runs))
+    for runs in found["report"].values():
+        condition = f"{runs[0]['acts']:,} served faults"
+        seconds = [run["cpu_s"] for run in runs]
+        rows.append(_timed("report, CPU time", condition, "s", seconds, runs, "reading the file"))
+        rows.append(_memory("the same, peak memory", condition, runs))
     rows.append(row("trace file", "a served fault", "bytes", 1, [found["bytes"]] * 3, [], ""))
-    return {**machine(), "rows": rows}
+    return {**machine(), "rows": rows, **{name: _plain(found[name]) for name in ("shapes", "starts")}}
+
+
+def _timed(what: str, condition: str, unit: str, values: Sequence[float], runs: list[Json], base: str) -> Json:
+    ratios = [run["cpu_s"] / run["reference_s"] for run in runs]
+    return row(what, condition, unit, len(runs), spread(values), ratios, base)
+
+
+def _mebibytes(runs: list[Json]) -> list[float]:
+    return [run["max_rss_kib"] / 1024 for run in runs]
+
+
+def _memory(what: str, condition: str, runs: list[Json]) -> Json:
+    return row(what, condition, "MiB", len(runs), spread(_mebibytes(runs)), [], "")
+
+
+def _plain(found: dict[str, list[Json]]) -> list[Json]:
+    """CPU time and peak memory of each."""
+    return [
+        {
+            "what": name,
+            "cpu_s": [_short(value) for value in spread([run["cpu_s"] for run in runs])],
+            "mib": _short(median(_mebibytes(runs))),
+            "n": len(runs),
+        }
+        for name, runs in found.items()
+    ]
 
 
 # ---- for readers -----------------------------------------------------------------
@@ -186,9 +206,17 @@ def _accounting(part: Json) -> str:
     for one in part["rows"]:
         ratio = _ratio(one, "x") if one["ratios"] else ""
         rows.append([one["what"], one["condition"], _spread(one["values"], " " + one["unit"]), ratio, str(one["n"])])
-    return (
+    text = (
         f"Accounting, on Linux {part['kernel']}, {part['cpus']} CPUs, {part['cpu']}, with a load of {part['load']}:\n\n"
         + _table(rows)
+    )
+    shapes = [["report of", "CPU time (spread)", "peak memory"]]
+    shapes += [[one["what"], _spread(one["cpu_s"], " s"), f"{_number(one['mib'])} MiB"] for one in part["shapes"]]
+    starts = [["start", "CPU time (spread)"]]
+    starts += [[one["what"], _spread(one["cpu_s"], " s")] for one in part["starts"]]
+    return (
+        f"{text}\nTraces that have much of one thing, of {part['shapes'][0]['n']} runs each:\n\n{_table(shapes)}\n"
+        f"What there is to start with, of {part['starts'][0]['n']} runs each:\n\n{_table(starts)}"
     )
 
 

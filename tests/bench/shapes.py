@@ -165,6 +165,18 @@ def discards(faults: int, every: int = 4) -> Shape:
     return Shape(_in_order(_one_range(2 * size).array(), *parts), faults)
 
 
+def mixed(count: int) -> Shape:
+    """Armed ranges of many sizes, so that those of another trace are found by what they are, not by where they lie."""
+    sizes = 1 + _permuted(64, count)
+    first = np.cumsum(sizes + 16) - sizes
+    events = Events()
+    events.userfaultfd()
+    for act in (events.register, events.arm):
+        for at, pages in zip(first.tolist(), sizes.tolist()):
+            act(at, pages)
+    return Shape(_in_order(events.array()), 0)
+
+
 def slow(faults: int) -> Shape:
     """A trace in which little happened at a time: chunks of ten faults."""
     shape = ranges(1, faults)
@@ -172,6 +184,8 @@ def slow(faults: int) -> Shape:
     return shape
 
 
+# Shapes whose report is one beside the same trace again.
+COMPARED = ("2,000 ranges of 64 sizes, compared with themselves",)
 SHAPES: dict[str, Callable[[], Shape]] = {
     "10,000 ranges, 130,000 served faults": lambda: ranges(10_000, 130_000),
     "16,000 ranges, 10,000 served faults": lambda: ranges(16_000, 10_000),
@@ -183,5 +197,6 @@ SHAPES: dict[str, Callable[[], Shape]] = {
     "1 TiB armed, 50,000 served faults": lambda: armed(1024, 50_000),
     "a million lost pages, each alone": lambda: lost(1_000_000),
     "dropped events, counters of 1,600 ranges": lambda: dropped(1_600, 2_000),
+    "2,000 ranges of 64 sizes, compared with themselves": lambda: mixed(2_000),
     "8 MiB discarded after each 4 of 16,000 served faults": lambda: discards(16_000),
 }
