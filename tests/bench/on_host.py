@@ -89,8 +89,13 @@ def _hole_batches(count: int) -> Iterator[Array]:
     return Shape(holes(count), 0).chunks()
 
 
+def _messages(model: Model) -> int:
+    return sum(sum(row.messages) for row in model.ranges.rows())
+
+
 LOADS = {
-    "served faults": Load(PER_PAGE, served, lambda model: sum(sum(row.messages) for row in model.ranges.rows())),
+    "served faults": Load(PER_PAGE, served, _messages),
+    "served faults of four threads at once": Load(PER_PAGE, lambda faults: served(faults, threads=4), _messages),
     "hole writes": Load(1, _hole_batches, lambda model: sum(row.count("observed") for row in model.ranges.rows())),
 }
 

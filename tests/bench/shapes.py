@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from bench.stream import PER_PAGE, sent_of_page
+from bench.stream import PER_PAGE, at_pages
 from unit.events import BASE, CTX, MM, THREAD, Events, bytes_of, page
 
 from uffdtrace.model.records.events import COUNTER_SLOTS, Array, Ioctl, Type
@@ -43,11 +43,7 @@ def _in_order(*parts: Array) -> Array:
 
 def _served(pages: Array, area: tuple[int, int], ctx: Array | None = None) -> Array:
     """Faults at these pages, one after the other; in an area from page to page, and of userfaultfds `ctx` if given."""
-    events = np.tile(sent_of_page(area), len(pages))
-    offsets = np.repeat(pages.astype(np.uint64) * np.uint64(bytes_of(1)), PER_PAGE)
-    fault = events["type"] == Type.FAULT
-    events["start"] += np.where(events["start"] != 0, offsets, np.uint64(0))
-    events["end"] += np.where((events["end"] != 0) & ~fault, offsets, np.uint64(0))
+    events = at_pages(pages, area)
     if ctx is not None:
         events["ctx"] = np.repeat(ctx, PER_PAGE)
     return events
