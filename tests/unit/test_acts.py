@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+from functools import partial
+from typing import Callable
+
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from unit.events import THREAD, Events, bytes_of, counts, fed, pages_of
+from unit.events import MONITOR, THREAD, Events, bytes_of, counts, fed, pages_of
 from unit.folding import described, folded
-from unit.history import FEATURES, STEPS, Step
+from unit.history import FEATURES, STEPS, Step, describe
 from unit.test_model_random import SIZES, account, made
 
 from uffdtrace.model.records import acts
 from uffdtrace.model.records.batch import Batch
-from uffdtrace.model.records.events import EVENT, MODES_SHIFT, Act, Array, Ioctl, Memory, Mode, Type
+from uffdtrace.model.records.events import EVENT, MODES_SHIFT, Act, Array, Ioctl, Kind, Memory, Mode, Type
 
 
 def unfolded(events: Array) -> Array:
@@ -111,6 +115,109 @@ def test_folded_histories_count_the_same(
         sent = folded(plain)
         whole = account(plain, [])
         assert account(sent, []) == whole
+        assert account(sent, [cut for cut in cuts if cut < len(sent)]) == whole
+        assert account(sent, list(range(len(sent)))) == whole
+
+
+# ---- monitors and threads that do things at once -----------------------------------------
+
+MONITORS, THREADS, PAGES = 3, 3, 6
+_CALLS = (Ioctl.WRITEPROTECT, Ioctl.WRITEPROTECT, Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.WAKE)
+Doing = Callable[[Events], None]
+
+
+def _call(monitor: int, kind: Ioctl, at: int, pages: int, woken: list[int], arms: bool, failed: bool) -> list[Doing]:
+    """The steps of a call, in which threads may be woken."""
+    tid, mode = MONITOR + monitor, int(arms)
+    done = 0 if kind in (Ioctl.WRITEPROTECT, Ioctl.WAKE) or failed else bytes_of(pages)
+    steps: list[Doing] = [lambda events: events.call(kind, at, pages, mode, tid=tid)]
+    if kind is Ioctl.WRITEPROTECT and not failed:
+        steps.append(lambda events: events.protect(at, pages, tid, on=arms))
+        if arms:
+            steps.append(lambda events: events.protect_return(pages, tid))
+    if not failed and not (kind is Ioctl.WRITEPROTECT and arms):
+        steps += [lambda events, thread=thread: events.wake(at, THREAD + thread, by=tid) for thread in woken]
+    ret = -errno.EEXIST if failed else 0
+    steps.append(lambda events: events.returned(kind, at, pages, mode, value=done, ret=ret, tid=tid))
+    return steps
+
+
+def _fault(thread: int, at: int, kind: Kind, read_by: int | None, returns: bool, touches: bool) -> list[Doing]:
+    """A fault, its message if somebody reads that, its return if that is seen; or a page that was there."""
+    tid = THREAD + thread
+    if touches:
+        return [lambda events: events.fresh(at)]
+    steps: list[Doing] = [lambda events: events.fault(at, kind, tid, (0, PAGES), modes=Mode.WP | Mode.MISSING)]
+    if read_by is not None:
+        steps.append(lambda events: events.message(at, kind, tid, reader=MONITOR + read_by, start_of_area=0))
+    if returns:
+        steps.append(lambda events: events.fault_return(tid))
+    return steps
+
+
+_AT = st.integers(0, PAGES - 2)
+
+
+def _calls_of(monitor: int) -> st.SearchStrategy[list[list[Doing]]]:
+    one = st.builds(
+        partial(_call, monitor),
+        st.sampled_from(_CALLS),
+        _AT,
+        st.integers(1, 2),
+        st.lists(st.integers(0, THREADS - 1), max_size=2),
+        st.integers(0, 5).map(lambda number: number == 0),
+        st.integers(0, 7).map(lambda number: number == 0),
+    )
+    return st.lists(one, max_size=5)
+
+
+def _faults_of(thread: int) -> st.SearchStrategy[list[list[Doing]]]:
+    one = st.builds(
+        partial(_fault, thread),
+        _AT,
+        st.sampled_from((Kind.WP, Kind.WP, Kind.MISSING)),
+        st.one_of(st.none(), st.integers(0, MONITORS - 1)),
+        st.booleans(),
+        st.integers(0, 7).map(lambda number: number == 0),
+    )
+    return st.lists(one, max_size=5)
+
+
+# What each does, one after the other; test_at_once_folded_or_not() says whose turn it is.
+_ACTORS = st.tuples(*map(_calls_of, range(MONITORS)), *map(_faults_of, range(THREADS)))
+
+
+def _together(actors: tuple[list[list[Doing]], ...], turns: list[int], seen: bool) -> Events:
+    events = Events()
+    if seen:
+        events.userfaultfd()
+        events.register(0, PAGES, Mode.WP | Mode.MISSING)
+        events.arm(0, PAGES, PAGES - 1)
+    left = [[step for steps in actor for step in steps] for actor in actors]
+    for turn in turns:
+        left = [steps for steps in left if steps]
+        if not left:
+            break
+        left[turn % len(left)].pop(0)(events)
+    for steps in left:
+        for step in steps:
+            step(events)
+    return events
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(_ACTORS, st.lists(st.integers(0, 5), max_size=120), st.booleans(), st.lists(st.integers(0, 120), max_size=4))
+def test_at_once_folded_or_not(
+    actors: tuple[list[list[Doing]], ...], turns: list[int], seen: bool, cuts: list[int]
+) -> None:
+    """Whatever stands between an act and the return that tells of it, of the same page, thread or of others."""
+    plain = _together(actors, turns, seen).array()
+    note(describe(plain))
+    sent = folded(plain)
+    whole = account(plain, [])
+    assert account(sent, []) == whole
+    # No thread of a kernel's returns first and is woken then: of such a one it matters what came with what.
+    if account(plain, list(range(len(plain)))) == whole:
         assert account(sent, [cut for cut in cuts if cut < len(sent)]) == whole
         assert account(sent, list(range(len(sent)))) == whole
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uffdtrace.model.records.acts import Acts, placed
 from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.counting import among, goes_on, ordered
 from uffdtrace.model.records.events import Array, Type
@@ -124,10 +123,10 @@ class Held:
         many = self._size >= min(2 * self._looked_through, MOST_HELD)
         return not self._blocker or many or bool((events["tid"] == self._blocker).any())
 
-    def take(self) -> tuple[Batch, Acts]:
-        """All of them, which are held no more, with what calls did on their way in its place, as placed() has it."""
+    def take(self) -> Batch:
+        """All of them, which are held no more."""
         parts, self._parts, self._size = self._parts, [], 0
-        return placed(Batch.joined(parts))
+        return Batch.joined(parts)
 
     def keep(self, events: Batch, blocker: int) -> None:
         """Hold what a call of the thread `blocker` (0 for nobody's) keeps from being accounted for."""

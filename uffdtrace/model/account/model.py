@@ -20,7 +20,7 @@ from uffdtrace.model.account.timeline import Timeline
 from uffdtrace.model.account.waits import Waits
 from uffdtrace.model.account.watched import Userfaultfd, Watched
 from uffdtrace.model.account.work import EVIDENCE, Work
-from uffdtrace.model.records.acts import Acts
+from uffdtrace.model.records.acts import Acts, placed
 from uffdtrace.model.records.batch import Batch, as_batch
 from uffdtrace.model.records.counting import by_value, different
 from uffdtrace.model.records.events import (
@@ -167,7 +167,9 @@ class Model:
     # ---- batches -----------------------------------------------------------
 
     def _advance(self, final: bool) -> None:
-        events, acts = self._held.take()
+        events = self._held.take()
+        # A fault in a range that was not seen has it begin there: that concerns all of its pages.
+        events, acts = placed(events, strict=self._first_unseen(events) is not None)
         ioctls = join.returns_of(events, Type.IOCTL, Type.IOCTL_RETURN)
         protects = join.protections_of(events)
         remaps = join.returns_of(events, Type.REMAP, Type.REMAP_RETURN)

@@ -12,8 +12,9 @@ A WRITEPROTECT has no result member that `value` could be. Both happened while t
 ran, and the call's begin holds back all that came since (join.py): so they are still in
 time for their place when the return comes.
 
-Mostly nothing else came between them and the return. Then that is their place, and they are
-left in their record; else each becomes an event of its own.
+They are left in their record where it makes no difference that they come as late as it: where
+nothing came between them and the return, or what did is indifferent to them, as it is about other
+pages and other threads. Else each becomes an event of its own.
 """
 
 from __future__ import annotations
@@ -23,10 +24,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from uffdtrace.model.records.batch import Batch
-from uffdtrace.model.records.events import Act, Array, Type
+from uffdtrace.model.records.counting import among
+from uffdtrace.model.records.events import Act, Array, Ioctl, Type
 
 _RELEASED = np.uint32(Act.WOKE - 1)
 _WOKE = np.uint32(Act.WOKE)
+# More events between an act and its return are not compared with it: a trace may claim as many as it has.
+_MOST_BETWEEN = 32
+# Types that are about a page and a thread, or the pages of a call: what they change has no part in any other.
+_INDIFFERENT = among((Type.FAULT, Type.MESSAGE, Type.IOCTL, Type.IOCTL_RETURN, Type.WAKE, Type.FAULT_RETURN))
+_ACTS_ON_A_PAGE = among((Type.FAULT, Type.MESSAGE))
+_OF_A_SLEEPER = among((Type.FAULT, Type.MESSAGE, Type.WAKE, Type.FAULT_RETURN))
+# Calls that change the pages that they name, as of their begin; and those of which a begin changes nothing.
+_FILLS = among((Ioctl.COPY, Ioctl.ZEROPAGE, Ioctl.CONTINUE))
+_CHANGES_NOTHING = among((Ioctl.WRITEPROTECT, Ioctl.WAKE))
 # What an act has of the record of its call's return.
 _OF_CALL = ("ctx", "start", "tgid")
 
@@ -103,15 +114,53 @@ class _Told:
             woken[self.wakes],
         )
 
-    def disturbed(self, times: Array) -> Array:
-        """Which of the returns (bool) have something else between their acts and themselves; events have `times`."""
+    def disturbed(self, events: Batch, strict: bool) -> Array:
+        """Which of the returns (bool) cannot stand for their acts, for something came between that these concern.
+
+        With `strict` nothing is indifferent.
+        """
         began = np.minimum(self.released_at, self.woke_at)
-        found: Array = (began < times[self.index - 1]) & (self.index > 0)
-        if found.any():
-            # What is put among the events may come between others' acts and returns.
-            put = np.sort(np.concatenate([self.released_at[found & self.releases], self.woke_at[found & self.wakes]]))
-            found |= np.searchsorted(put, self.ended) > np.searchsorted(put, began)
+        # The events between: so many in front of the return. Only a forged trace has times that go back.
+        between = np.maximum(self.index - np.searchsorted(events["time"], began, side="right"), 0)
+        found: Array = between > (0 if strict else _MOST_BETWEEN)
+        # Of a release that is told apart the first wake-up is the end (join.py).
+        found |= (between > 0) & ~self.releases & (self.returns["kind"] == Ioctl.WRITEPROTECT)
+        some = np.flatnonzero((between > 0) & ~found)
+        if some.size:
+            self._compare(events, some, between[some], found)
         return found
+
+    def _compare(self, events: Batch, some: Array, between: Array, found: Array) -> None:
+        """Sets `found` for those of `some` that one of the `between` events in front of them concerns."""
+        mine = np.repeat(some, between)
+        rows = np.repeat(self.index[some] - between, between)
+        rows += np.arange(len(rows)) - np.repeat(np.cumsum(between) - between, between)
+        then = events[rows]
+        types, tids, start, end = then["type"], then["tid"], then["start"], then["end"]
+        is_return = types == Type.IOCTL_RETURN
+        touches = _ACTS_ON_A_PAGE[types] | (is_return & (then["flags"] & _RELEASED != 0))
+        calls, kinds = types == Type.IOCTL, then["kind"]
+        touches |= calls & _FILLS[kinds]
+        last = np.where(_ACTS_ON_A_PAGE[types], start, end - np.uint64(1))
+        own = self.returns
+        hit = touches & self.releases[mine] & (self.released_at[mine] < then["time"])
+        hit &= (then["ctx"] == own["ctx"][mine]) & (start < own["end"][mine]) & (last >= own["start"][mine])
+        woken = _bits(own["aux"], Act.TID_SHIFT, Act.TID).astype(np.uint32)
+        woke = is_return & (then["flags"] & _WOKE != 0)
+        sleeps = _OF_A_SLEEPER[types]
+        if woke.any():
+            sleeps = sleeps | woke
+            tids = np.where(woke, _bits(then["aux"], Act.TID_SHIFT, Act.TID).astype(np.uint32), tids)
+        hit |= sleeps & self.wakes[mine] & (self.woke_at[mine] < then["time"]) & (tids == woken[mine])
+        # A call whose arguments were not in memory when it began may be about any pages.
+        hit |= ~_INDIFFERENT[types] | (calls & ~(_FILLS | _CHANGES_NOTHING)[kinds]) | (calls & (start >= end))
+        found[mine[hit]] = True
+        # Both tell of an act that must not change places with the other's.
+        others = rows[hit & is_return]
+        place = np.searchsorted(self.index, others)
+        told = place < len(self.index)
+        place, others = place[told], others[told]
+        found[place[self.index[place] == others]] = True
 
 
 def _telling(events: Batch) -> Array:
@@ -121,10 +170,13 @@ def _telling(events: Batch) -> Array:
     return telling
 
 
-def placed(events: Batch) -> tuple[Batch, Acts]:
-    """The events, with acts that something came between as events of their own, and the other acts."""
+def placed(events: Batch, strict: bool = False) -> tuple[Batch, Acts]:
+    """The events, with acts that cannot stand in their returns as events of their own, and the other acts.
+
+    With `strict` an act stands in its return only where nothing at all came between.
+    """
     told = _Told(events, _telling(events))
-    disturbed = told.disturbed(events["time"])
+    disturbed = told.disturbed(events, strict)
     if disturbed.any():
         events = _unfolded(events, told.index[disturbed])
         told = _Told(events, _telling(events))
