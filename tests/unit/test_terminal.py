@@ -304,6 +304,38 @@ def test_a_backlog_is_catching_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (shown[-1].messages, shown[-1].lost) == (20, 10)
 
 
+def test_what_is_too_far_behind_reads_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for what waits must not grow with how fast a target makes events; all that was read is accounted for."""
+    monkeypatch.setattr(session, "_BATCH", 8)
+    monkeypatch.setattr(session, "_MOST_WAITING", 16)
+    read: list[int] = []
+    events = losing(20, 10)
+
+    class Trickle(FakeStream):
+        def fetch(self) -> int:
+            read.append(len(self.batches))
+            return 1
+
+        def drain(self, horizon: int | None) -> Array:
+            return super().drain(horizon) if horizon != 0 else Events().array()
+
+    monkeypatch.setattr(FakeProgram, "stream", lambda program: Trickle(program.batches))
+    waited: list[int] = []
+    take = session.Session._take
+
+    def takes(made: session.Session, *what: Any) -> None:
+        take(made, *what)
+        waited.append(made._waiting)
+
+    monkeypatch.setattr(session.Session, "_take", takes)
+    _, _, report = traced(tmp_path, 0.5, *np.array_split(events, 6))
+    most = max(len(part) for part in np.array_split(events, 6))
+    assert max(waited) < 16 + most and waited[-1] == 0
+    (found,) = report["ranges"]
+    assert (found["messages"]["wp"], found["lost"]["observed"]) == (20, 10)
+    assert len(read) < len(waited)
+
+
 def test_a_full_file_ends_no_trace(tmp_path: Path) -> None:
     shown, said, report = traced(tmp_path, 1.2, losing(5, 3), most_bytes=1)
     assert shown[-1].messages == 5

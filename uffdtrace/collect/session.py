@@ -47,6 +47,8 @@ _BEHIND_S = 1.0
 # milliseconds however small it is.
 _BATCH = 1 << 15
 _ACCOUNT_S = 0.25
+# So many events may wait to be accounted for, of some 128 bytes each: how fast they come is the target's choice.
+_MOST_WAITING = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -274,7 +276,8 @@ class Session:
                 self._stop.reason = "the duration was over"
             else:
                 self._wait(wait_fd)
-            horizon = stream.fetch()
+            # While too much waits nothing more is read: what the kernel finds no room for then is counted there.
+            horizon = stream.fetch() if self._waiting < _MOST_WAITING else 0
             self._call(look_back.late(), writer)
             self._shown(self._loaded.stacks.take(stream.stacks()), writer)
             self._take(stream, writer, horizon)
@@ -416,18 +419,18 @@ class Session:
             self._backlog.append(events)
             self._waiting += len(events)
         due = everything or self._waiting >= _BATCH or time.monotonic() >= self._next_account
-        if self._backlog and due:
-            self._model.feed(self._behind(None if everything else _BATCH))
+        while self._backlog and due:
+            self._model.feed(self._behind(_BATCH))
             self._next_account = time.monotonic() + _ACCOUNT_S
+            due = everything
         dropped = sum(self._program.losses().values())
         if dropped != self._dropped:
             self._dropped = dropped
             writer.loss({"events_dropped": dropped})
 
-    def _behind(self, most: int | None) -> Batch:
-        """The next events to account for, `most` of them or all: to join all each time would be square work."""
+    def _behind(self, room: int) -> Batch:
+        """The next events to account for, so many or all: to join all each time would be square work."""
         parts: list[Batch] = []
-        room = self._waiting if most is None else most
         while self._backlog and room:
             part = self._backlog.popleft()
             if len(part) > room:
