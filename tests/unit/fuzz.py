@@ -29,6 +29,7 @@ from unit.traces import ENDING, WHAT, history
 from uffdtrace.errors import UffdtraceError
 from uffdtrace.export import openmetrics
 from uffdtrace.export.tables import exported
+from uffdtrace.model.records.batch import Batch
 from uffdtrace.model.records.events import EVENT, Array, Kind, Type
 from uffdtrace.reporters import html, offline, text
 from uffdtrace.reporters.options import TextOptions
@@ -140,7 +141,7 @@ def _chunks(rng: random.Random) -> list[Chunk]:
             [{"tid": 200, "time": 5, "event": "fresh-page", "kernel": ["kvm_a+0x1"], "user": ["\x1b[2Jf+0x2 (x)"]}],
         ),
         (LOOKS, [{"unreadable": 0, "elsewhere": [{**other, "comm": "b"}]}]),
-        (PACKED if packed else EVENTS, packing.pack(events) if packed else events.tobytes()),
+        (PACKED if packed else EVENTS, packing.pack(Batch(events)) if packed else events.tobytes()),
         (LOSS, {"events_dropped": 0}),
         (DONE, {**ENDING, "counters": [[1, 0, 0, 0, 0, 0, 0, 0]]}),
     ]
