@@ -56,7 +56,7 @@ static __always_inline bool has_result(u32 call)
 /* The waiter that a call woke, in a record of its own; it is older than what came since. */
 static __always_inline void tell_wake(struct ioctl_call *call, u64 ctx)
 {
-	u64 id = bpf_get_current_pid_tgid();
+	u64 id = current_id();
 	struct event event = {.type = EVENT_WAKE, .time = call->woke_at, .ctx = ctx, .start = call->start};
 
 	event.aux = call->woke_flags;
@@ -69,7 +69,7 @@ static __always_inline void tell_wake(struct ioctl_call *call, u64 ctx)
 /* The same of what it released. */
 static __always_inline void tell_release(struct ioctl_call *call, u64 ctx)
 {
-	u64 id = bpf_get_current_pid_tgid();
+	u64 id = current_id();
 	struct event event = {.type = EVENT_PROTECT, .time = call->released_at, .ctx = ctx, .start = call->start};
 
 	event.end = call->end;
@@ -361,7 +361,7 @@ struct pm_scan_argument {
  */
 static __always_inline int on_page_scan(bool typed, u64 command, u64 argument, u64 file)
 {
-	u32 tid = bpf_get_current_pid_tgid();
+	u32 tid = current_id();
 	struct page_scan scan = {.argument = argument};
 	struct event event = {.type = EVENT_PAGE_SCAN};
 	struct pm_scan_argument words = {};
@@ -388,7 +388,7 @@ static __always_inline int on_page_scan(bool typed, u64 command, u64 argument, u
 
 static __always_inline int on_page_scan_return(bool typed, u64 result)
 {
-	u32 tid = bpf_get_current_pid_tgid();
+	u32 tid = current_id();
 	struct page_scan *scan = page_scans.lookup(&tid);
 	struct event event = {.type = EVENT_PAGE_SCAN_RETURN};
 	struct pm_scan_argument words = {};
@@ -433,7 +433,7 @@ static __always_inline void tell_return(struct thread *thread)
 /* At a thread's exit: its number will be another's, and there is room for those that live. */
 static __always_inline int forget_thread(void)
 {
-	u32 tid = bpf_get_current_pid_tgid();
+	u32 tid = current_id();
 	u32 slot = tid & (THREAD_SLOTS - 1);
 	struct thread *thread = thread_of(tid), *own = slot_of(tid);
 

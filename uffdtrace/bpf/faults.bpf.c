@@ -115,7 +115,7 @@ static __always_inline int on_fault_return(bool typed, u64 result)
  */
 static __always_inline int on_message(bool typed, u64 entry)
 {
-	u64 id = bpf_get_current_pid_tgid();
+	u64 id = current_id();
 	struct event event = {.type = EVENT_MESSAGE, .value = (u32)id, .tgid = id >> 32};
 	struct thread *thread;
 	u32 sleeper, memory = 0;

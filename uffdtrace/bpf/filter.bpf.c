@@ -25,7 +25,7 @@ static __always_inline struct thread *thread_of(u32 tid)
 
 /* The thread that a program runs in: asked for once, and handed on. */
 struct self {
-	/* As bpf_get_current_pid_tgid() tells it. */
+	/* As current_id() tells it. */
 	u64 id;
 	/* As of thread_of(). */
 	struct thread *thread;
@@ -33,7 +33,7 @@ struct self {
 
 static __always_inline struct self myself(void)
 {
-	struct self self = {.id = bpf_get_current_pid_tgid()};
+	struct self self = {.id = current_id()};
 
 	self.thread = thread_of(self.id);
 	return self;
@@ -121,7 +121,7 @@ static __always_inline int tell_stack(void *context, bool wanted)
 
 	if (!wanted)
 		return 0;
-	id = bpf_get_current_pid_tgid();
+	id = current_id();
 	thread = thread_of(id);
 	if (!thread)
 		return 0;
@@ -322,7 +322,7 @@ static __always_inline u32 owner_of(u64 mm)
 
 static __always_inline bool admit(u64 mm)
 {
-	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	u32 tgid = current_id() >> 32;
 	u8 *value = traced.lookup(&mm);
 	u32 owner;
 	u8 one = 1;

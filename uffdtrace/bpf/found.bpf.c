@@ -86,7 +86,7 @@ static __always_inline int on_fdinfo(bool typed, u64 m, u64 file)
 	struct event event = {};
 	u64 uffd = read64(file + FILE_PRIVATE);
 
-	if ((u32)(bpf_get_current_pid_tgid() >> 32) != COLLECTOR)
+	if ((u32)(current_id() >> 32) != COLLECTOR)
 		return 0;
 	describe(&event, uffd);
 	emit_here(&event);
@@ -102,7 +102,7 @@ static __always_inline int on_area(bool typed, u64 m, u64 vma)
 	struct event event = {.type = EVENT_AREA};
 	struct area area;
 
-	if ((u32)(bpf_get_current_pid_tgid() >> 32) != COLLECTOR || !registered_area(typed, vma, 0, &area))
+	if ((u32)(current_id() >> 32) != COLLECTOR || !registered_area(typed, vma, 0, &area))
 		return 0;
 	event.ctx = area.ctx;
 	event.start = area.start;
