@@ -111,7 +111,7 @@ static __always_inline int on_fault_return(bool typed, u64 result)
 
 /*
  * userfaultfd_ctx_read() moves a fault from the pending to the read queue, once
- * for each message, with add_wait_queue(): at its call there, else in itself.
+ * for each message, with add_wait_queue(): this is at its only call there.
  */
 static __always_inline int on_message(bool typed, u64 entry)
 {
@@ -124,8 +124,6 @@ static __always_inline int on_message(bool typed, u64 entry)
 	u64 now, ctx;
 
 	read_waiter(&waiter, entry);
-	if (waiter.words[(UWQ_WQ + WQE_FUNC) / 8] != USERFAULTFD_WAKE_FUNCTION)
-		return 0;
 	ctx = waiter.words[UWQ_CTX / 8];
 	sleeper = read32(task_of(&waiter) + TASK_PID);
 	now = generation();
@@ -164,6 +162,12 @@ static __always_inline int on_message(bool typed, u64 entry)
 	if (!emit_message(&event))
 		count(ctx, vm_start, COUNTER_MESSAGE_MISSING + event.kind);
 	return 0;
+}
+
+/* The same in add_wait_queue() itself, where whoever waits for anything comes. */
+static __always_inline int on_any_wait(bool typed, u64 entry)
+{
+	return load64(typed, entry + WQE_FUNC) == USERFAULTFD_WAKE_FUNCTION ? on_message(typed, entry) : 0;
 }
 
 /* A struct userfaultfd_wake_range. */

@@ -20,7 +20,6 @@ static __always_inline void read_waiter(struct waiter *waiter, u64 entry)
 		for (int i = 1; i < 3; i++)
 			waiter->words[UWQ_MSG / 8 + i] = load64(true, queued + UWQ_MSG + 8 * i);
 		waiter->words[(UWQ_WQ + WQE_PRIVATE) / 8] = load64(true, queued + UWQ_WQ + WQE_PRIVATE);
-		waiter->words[(UWQ_WQ + WQE_FUNC) / 8] = load64(true, queued + UWQ_WQ + WQE_FUNC);
 		return;
 	}
 	/* At once: member by member it would take a helper for each. */
