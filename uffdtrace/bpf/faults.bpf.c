@@ -34,21 +34,20 @@ static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 	struct self self;
 	struct area area;
 	u32 memory;
-	u64 now, mm;
+	u64 now;
 
 	read_access(typed, vmf, &access);
 	if (!read_area(typed, access.vma, 0, &area))
 		return 0;
-	mm = mm_of(&area);
 	now = generation();
 	self = myself();
 	thread = self.thread;
-	if (!thread || !passed(&thread->faults, mm, now)) {
-		if (!is_traced(mm))
+	if (!thread || !passed(&thread->faults, area.ctx, now)) {
+		if (!is_traced(mm_of(&area)))
 			return 0;
 		thread = make_thread(&self);
 		if (thread)
-			let_pass(&thread->faults, mm, now);
+			let_pass(&thread->faults, area.ctx, now);
 	}
 	/* The MINOR bit moves (37, 38, 41); the other two never did. */
 	event.kind = reason == VM_UFFD_MISSING ? KIND_MISSING : reason == VM_UFFD_WP ? KIND_WP : KIND_MINOR;

@@ -148,7 +148,7 @@ struct thread {
 	/* The userfaultfd of the memory that change_protection() is arming, or 0. */
 	u64 protects;
 	struct sleeper sleeper;
-	/* The address space that it faulted in. */
+	/* The userfaultfd whose memory it faulted in: all of that is of one address space, as handle_userfault() checks. */
 	struct pass faults;
 	/* The userfaultfd that it called. */
 	struct pass calls;

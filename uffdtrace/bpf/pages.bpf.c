@@ -231,7 +231,7 @@ static __always_inline int on_wp_fault(bool typed, u64 vmf)
 	struct access access;
 	struct self self;
 	struct area area;
-	u64 address, mm;
+	u64 address;
 	u32 zero;
 
 	if (!read_area(typed, load64(typed, vmf + VMF_VMA), 0, &area))
@@ -243,9 +243,8 @@ static __always_inline int on_wp_fault(bool typed, u64 vmf)
 	/* Else the compiler has it loaded above, for what is announced, too. */
 	asm volatile("" : "+r"(access.address));
 	self = myself();
-	mm = mm_of(&area);
 	/* A fault of this thread's may have asked. */
-	if ((!self.thread || !passed(&self.thread->faults, mm, generation())) && !is_traced(mm))
+	if ((!self.thread || !passed(&self.thread->faults, area.ctx, generation())) && !is_traced(mm_of(&area)))
 		return 0;
 	unmark(&self);
 	address = access.address & PAGE_MASK;
