@@ -442,7 +442,7 @@ static __always_inline int forget_thread(void)
 	tell_return(thread);
 	if (thread->call.ctx)
 		tell_lost(&thread->call);
-	if (own && own->head.tid == tid) {
+	if (own->head.tid == tid) {
 		/* In this order: whoever becomes the owner writes the slot. */
 		own->head.tid = 0;
 		slot_owners.delete(&slot);

@@ -4,9 +4,7 @@
 /* The slot that a thread has if nobody came before it. */
 static __always_inline struct thread *slot_of(u32 tid)
 {
-	u32 slot = tid & (THREAD_SLOTS - 1);
-
-	return threads.lookup(&slot);
+	return (struct thread *)VALUE_OF_THREADS + (tid & (THREAD_SLOTS - 1));
 }
 
 /* What is known of a thread; null for one that did nothing yet. */
@@ -14,13 +12,17 @@ static __always_inline struct thread *thread_of(u32 tid)
 {
 	struct thread *thread = slot_of(tid);
 	u64 wanted = tid;
+	u32 key;
 
 	/* Else the compiler clears the upper half of a register again for each comparison. */
 	asm volatile("" : "+r"(wanted));
 	/* The idle tasks have the tid of nobody. */
-	if (!thread || !wanted)
+	if (!wanted)
 		return 0;
-	return thread->head.tid == wanted ? thread : crowded.lookup(&tid);
+	if (thread->head.tid == wanted)
+		return thread;
+	key = tid;
+	return crowded.lookup(&key);
 }
 
 /* The thread that a program runs in: asked for once, and handed on. */
@@ -48,7 +50,7 @@ static __always_inline struct thread *place_of(u64 id)
 	struct thread *thread = slot_of(tid);
 
 	/* Of two threads that want a slot at once one is its owner. */
-	if (thread && !slot_owners.insert(&slot, &tid)) {
+	if (!slot_owners.insert(&slot, &tid)) {
 		*thread = nothing;
 		return thread;
 	}

@@ -55,8 +55,9 @@
 	})
 
 /*
- * VALUE_OF_<name> is the address of the value of a map that has one: a program reaches it without a
- * lookup. The loader writes it as it does a SETTING; collect/program.py names the maps in VALUES.
+ * VALUE_OF_<name> is the address of the first value of an array map, behind which the others lie: a program
+ * reaches them without a lookup. The loader writes it as it does a SETTING; collect/program.py names the maps
+ * in VALUES.
  */
 
 #define PAGE_MASK (~(u64)(PAGE_SIZE - 1))
@@ -204,14 +205,6 @@ struct table {
 	u64 busy;
 };
 
-struct lanes {
-	struct lane lane[(CPUS)*LANES];
-};
-
-struct tails {
-	u64 tail[(CPUS)*LANES];
-};
-
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 /*
  * All memory of a map is taken when it is made. What finds it full is counted among the
@@ -231,13 +224,15 @@ BPF_HASH(known, u64, u8, 16384);
 /*
  * Threads that did something. Each has the slot of its tid's low bits, as an array costs a
  * tenth of a hash, unless another lives that came first (slot_owners, by slot): then it is
- * among the crowded ones, by tid. A thread gives its place away when it exits.
+ * among the crowded ones, by tid. A thread gives its place away when it exits. The array is
+ * one value for the kernel, which 5.10 limits to 4 MiB (collect/program.py, VALUES).
  */
-#define THREAD_SLOTS 65536
+#define THREAD_SLOTS 16384
 BPF_F_TABLE("array", u32, struct thread, threads, THREAD_SLOTS, BPF_F_MMAPABLE);
+_Static_assert(sizeof(struct thread) * THREAD_SLOTS <= 4 << 20, "the kernel makes no map with such a value");
 BPF_HASH(slot_owners, u32, u32, THREAD_SLOTS);
-/* Of as many threads as there are slots, with tids at random, a third finds its own taken. */
-BPF_HASH(crowded, u32, struct thread, 32768);
+/* Of 300 threads with tids at random three find their own slot taken. With the slots there is room for 98,304. */
+BPF_HASH(crowded, u32, struct thread, 81920);
 BPF_HASH(merges, u32, u64, 64);
 /* Threads in ioctl(PAGEMAP_SCAN) with PM_SCAN_WP_MATCHING. */
 BPF_HASH(page_scans, u32, struct page_scan, 1024);
@@ -263,9 +258,9 @@ BPF_ARRAY(shows, struct shows, 1);
  */
 /* LANES of each CPU: one for programs that run within a thread's call, one for a probe that may run as an NMI does. */
 BPF_F_TABLE("array", u32, struct event, slots, (CPUS)*LANES *(LANE_SLOTS), BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct lanes, lanes, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct lane, lanes, (CPUS)*LANES, BPF_F_MMAPABLE);
 /* How far the collector has read. */
-BPF_F_TABLE("array", u32, struct tails, tails, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u64, tails, (CPUS)*LANES, BPF_F_MMAPABLE);
 
 #ifdef RDONLY_CAST
 /*
@@ -427,8 +422,8 @@ static __always_inline bool keep(struct event *event, u64 number)
 	if (number >= (CPUS)*LANES)
 		return false;
 	asm volatile("" : "+r"(number));
-	lane = &((struct lanes *)VALUE_OF_LANES)->lane[number];
-	tail = &((struct tails *)VALUE_OF_TAILS)->tail[number];
+	lane = (struct lane *)VALUE_OF_LANES + number;
+	tail = (u64 *)VALUE_OF_TAILS + number;
 	if (lane->busy)
 		return false;
 	lane->busy = 1;

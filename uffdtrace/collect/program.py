@@ -33,8 +33,10 @@ from uffdtrace.model.records.events import Array, Counter, Loss, c_header
 # Half a million events: what two cores can fault in half a second.
 _RING_BYTES = 32 << 20
 RING_PAGES = _RING_BYTES // mmap.PAGESIZE
-# Maps of one value, which programs reach without a lookup: VALUE_OF_* in bpf/maps.bpf.c.
-VALUES = ("generations", "shows", "lanes", "tails")
+# Array maps whose values programs reach without a lookup: VALUE_OF_* in bpf/maps.bpf.c. The kernel gives the address
+# of one value only, so all of theirs are one. Before "bpf: remove obsolete KMALLOC_MAX_SIZE restriction on array map
+# value size" (6.0) none was larger than that: 4 MiB with pages of 4 KiB.
+VALUES = ("generations", "shows", "threads", "lanes", "tails")
 # Lanes of each CPU (LANES in bpf/maps.bpf.c), and slots of all CPUs' first lanes.
 LANES = 2
 _SLOTS = 1 << 17
@@ -235,8 +237,10 @@ class Program:
             raise Refusal(f"the kernel makes no {error.strerror}: run uffdtrace doctor") from error
 
     def _create(self, shape: Map) -> int:
-        name = shape.name.encode()
-        fd = self._lib.bcc_create_map(shape.kind, name, shape.key_size, shape.value_size, shape.entries, shape.flags)
+        name, size, entries = shape.name.encode(), shape.value_size, shape.entries
+        if shape.name in VALUES:
+            size, entries = size * entries, 1
+        fd = self._lib.bcc_create_map(shape.kind, name, shape.key_size, size, entries, shape.flags)
         if fd < 0:
             number = ctypes.get_errno()
             raise OSError(number, f"BPF map {shape.name} ({os.strerror(number)})")
