@@ -404,6 +404,23 @@ static __always_inline bool submit(struct event *event)
 	return true;
 }
 
+/* The slot of a lane, by its number, that its head is at. */
+static __always_inline struct event *slot_at(u64 number, u64 head)
+{
+	u32 place = head & ((LANE_SLOTS)-1);
+#ifdef VALUE_OF_SLOTS
+	struct event *first = (struct event *)VALUE_OF_SLOTS + number * (LANE_SLOTS);
+
+	/* Else the compiler joins both numbers bit by bit, and the verifier sees a place behind the last slot. */
+	asm volatile("" : "+r"(first));
+	return first + place;
+#else
+	u32 index = number * (LANE_SLOTS) + place;
+
+	return slots.lookup(&index);
+#endif
+}
+
 /* Writes a record into a lane, by its number. False where it is full, or another program writes into it. */
 static __always_inline bool keep(struct event *event, u64 number)
 {
@@ -412,7 +429,6 @@ static __always_inline bool keep(struct event *event, u64 number)
 	struct event *slot;
 	bool kept = false;
 	u64 head;
-	u32 index;
 
 	/* No instruction that every kernel has for us would keep the head behind the slot. */
 	if (!ORDERED)
@@ -428,8 +444,7 @@ static __always_inline bool keep(struct event *event, u64 number)
 		return false;
 	lane->busy = 1;
 	head = lane->head;
-	index = number * (LANE_SLOTS) + (head & ((LANE_SLOTS)-1));
-	slot = slots.lookup(&index);
+	slot = slot_at(number, head);
 	if (slot && head - *tail < (LANE_SLOTS)) {
 		*slot = *event;
 		/* The collector trusts the head: it must move last. */
