@@ -17,19 +17,12 @@
 static __always_inline bool read_argument(struct event *event, u32 command, u64 argument)
 {
 	u64 words[5] = {};
-	u32 size = command >> 16 & 0x3fff;
-	int failed;
-
 	/* _IOC_SIZE: reading past the struct could fault where the call does not. */
-	if (size >= 40)
-		failed = bpf_probe_read_user(words, 40, (void *)argument);
-	else if (size >= 32)
-		failed = bpf_probe_read_user(words, 32, (void *)argument);
-	else if (size >= 24)
-		failed = bpf_probe_read_user(words, 24, (void *)argument);
-	else
-		failed = bpf_probe_read_user(words, 16, (void *)argument);
-	if (failed)
+	u64 size = command >> 16 & 0x3fff;
+
+	if (size > sizeof(words))
+		size = sizeof(words);
+	if (bpf_probe_read_user(words, size, (void *)argument))
 		return false;
 	event->start = words[0];
 	if (event->kind == IOCTL_COPY || event->kind == IOCTL_MOVE) {
