@@ -25,7 +25,7 @@ static __always_inline void name_call(struct event *event)
 
 static __always_inline int dropped(bool typed, u32 type, u64 vma, u64 start, u64 end, u64 wanted_flags)
 {
-	u32 tid = bpf_get_current_pid_tgid();
+	u32 tid = current_id();
 	struct event event = {.type = type, .start = start, .end = end};
 	struct area area;
 
@@ -68,7 +68,7 @@ static __always_inline int on_hugetlb_zap(bool typed, u64 vma, u64 start, u64 en
 /* Until here an entry may have been there still: what else acts on it meanwhile has no order with the drop. */
 static __always_inline int zapped(void)
 {
-	u32 tid = bpf_get_current_pid_tgid();
+	u32 tid = current_id();
 	u64 *uffd = zapping.lookup(&tid);
 	struct event event = {.type = EVENT_ZAP_RETURN};
 
@@ -128,7 +128,7 @@ static __always_inline int on_unmap_vma(bool typed, u64 vma, u64 start, u64 end)
 static __always_inline int on_exit(bool typed, u64 mm)
 {
 	struct event event = {.type = EVENT_EXIT, .ctx = mm};
-	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	u32 tgid = current_id() >> 32;
 	bool ours = is_traced(mm);
 
 	/* Not where it becomes another program. */

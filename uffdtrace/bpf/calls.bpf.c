@@ -17,19 +17,12 @@
 static __always_inline bool read_argument(struct event *event, u32 command, u64 argument)
 {
 	u64 words[5] = {};
-	u32 size = command >> 16 & 0x3fff;
-	int failed;
-
 	/* _IOC_SIZE: reading past the struct could fault where the call does not. */
-	if (size >= 40)
-		failed = bpf_probe_read_user(words, 40, (void *)argument);
-	else if (size >= 32)
-		failed = bpf_probe_read_user(words, 32, (void *)argument);
-	else if (size >= 24)
-		failed = bpf_probe_read_user(words, 24, (void *)argument);
-	else
-		failed = bpf_probe_read_user(words, 16, (void *)argument);
-	if (failed)
+	u64 size = command >> 16 & 0x3fff;
+
+	if (size > sizeof(words))
+		size = sizeof(words);
+	if (bpf_probe_read_user(words, size, (void *)argument))
 		return false;
 	event->start = words[0];
 	if (event->kind == IOCTL_COPY || event->kind == IOCTL_MOVE) {
@@ -56,7 +49,7 @@ static __always_inline bool has_result(u32 call)
 /* The waiter that a call woke, in a record of its own; it is older than what came since. */
 static __always_inline void tell_wake(struct ioctl_call *call, u64 ctx)
 {
-	u64 id = bpf_get_current_pid_tgid();
+	u64 id = current_id();
 	struct event event = {.type = EVENT_WAKE, .time = call->woke_at, .ctx = ctx, .start = call->start};
 
 	event.aux = call->woke_flags;
@@ -69,7 +62,7 @@ static __always_inline void tell_wake(struct ioctl_call *call, u64 ctx)
 /* The same of what it released. */
 static __always_inline void tell_release(struct ioctl_call *call, u64 ctx)
 {
-	u64 id = bpf_get_current_pid_tgid();
+	u64 id = current_id();
 	struct event event = {.type = EVENT_PROTECT, .time = call->released_at, .ctx = ctx, .start = call->start};
 
 	event.end = call->end;
@@ -361,7 +354,7 @@ struct pm_scan_argument {
  */
 static __always_inline int on_page_scan(bool typed, u64 command, u64 argument, u64 file)
 {
-	u32 tid = bpf_get_current_pid_tgid();
+	u32 tid = current_id();
 	struct page_scan scan = {.argument = argument};
 	struct event event = {.type = EVENT_PAGE_SCAN};
 	struct pm_scan_argument words = {};
@@ -388,7 +381,7 @@ static __always_inline int on_page_scan(bool typed, u64 command, u64 argument, u
 
 static __always_inline int on_page_scan_return(bool typed, u64 result)
 {
-	u32 tid = bpf_get_current_pid_tgid();
+	u32 tid = current_id();
 	struct page_scan *scan = page_scans.lookup(&tid);
 	struct event event = {.type = EVENT_PAGE_SCAN_RETURN};
 	struct pm_scan_argument words = {};
@@ -433,7 +426,7 @@ static __always_inline void tell_return(struct thread *thread)
 /* At a thread's exit: its number will be another's, and there is room for those that live. */
 static __always_inline int forget_thread(void)
 {
-	u32 tid = bpf_get_current_pid_tgid();
+	u32 tid = current_id();
 	u32 slot = tid & (THREAD_SLOTS - 1);
 	struct thread *thread = thread_of(tid), *own = slot_of(tid);
 
@@ -442,7 +435,7 @@ static __always_inline int forget_thread(void)
 	tell_return(thread);
 	if (thread->call.ctx)
 		tell_lost(&thread->call);
-	if (own && own->head.tid == tid) {
+	if (own->head.tid == tid) {
 		/* In this order: whoever becomes the owner writes the slot. */
 		own->head.tid = 0;
 		slot_owners.delete(&slot);

@@ -34,21 +34,20 @@ static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 	struct self self;
 	struct area area;
 	u32 memory;
-	u64 now, mm;
+	u64 now;
 
 	read_access(typed, vmf, &access);
 	if (!read_area(typed, access.vma, 0, &area))
 		return 0;
-	mm = mm_of(&area);
 	now = generation();
 	self = myself();
 	thread = self.thread;
-	if (!thread || !passed(&thread->faults, mm, now)) {
-		if (!is_traced(mm))
+	if (!thread || !passed(&thread->faults, area.ctx, now)) {
+		if (!is_traced(mm_of(&area)))
 			return 0;
 		thread = make_thread(&self);
 		if (thread)
-			let_pass(&thread->faults, mm, now);
+			let_pass(&thread->faults, area.ctx, now);
 	}
 	/* The MINOR bit moves (37, 38, 41); the other two never did. */
 	event.kind = reason == VM_UFFD_MISSING ? KIND_MISSING : reason == VM_UFFD_WP ? KIND_WP : KIND_MINOR;
@@ -111,11 +110,11 @@ static __always_inline int on_fault_return(bool typed, u64 result)
 
 /*
  * userfaultfd_ctx_read() moves a fault from the pending to the read queue, once
- * for each message, with add_wait_queue(): at its call there, else in itself.
+ * for each message, with add_wait_queue(): this is at its only call there.
  */
 static __always_inline int on_message(bool typed, u64 entry)
 {
-	u64 id = bpf_get_current_pid_tgid();
+	u64 id = current_id();
 	struct event event = {.type = EVENT_MESSAGE, .value = (u32)id, .tgid = id >> 32};
 	struct thread *thread;
 	u32 sleeper, memory = 0;
@@ -124,8 +123,6 @@ static __always_inline int on_message(bool typed, u64 entry)
 	u64 now, ctx;
 
 	read_waiter(&waiter, entry);
-	if (waiter.words[(UWQ_WQ + WQE_FUNC) / 8] != USERFAULTFD_WAKE_FUNCTION)
-		return 0;
 	ctx = waiter.words[UWQ_CTX / 8];
 	sleeper = read32(task_of(&waiter) + TASK_PID);
 	now = generation();
@@ -164,6 +161,12 @@ static __always_inline int on_message(bool typed, u64 entry)
 	if (!emit_message(&event))
 		count(ctx, vm_start, COUNTER_MESSAGE_MISSING + event.kind);
 	return 0;
+}
+
+/* The same in add_wait_queue() itself, where whoever waits for anything comes. */
+static __always_inline int on_any_wait(bool typed, u64 entry)
+{
+	return load64(typed, entry + WQE_FUNC) == USERFAULTFD_WAKE_FUNCTION ? on_message(typed, entry) : 0;
 }
 
 /* A struct userfaultfd_wake_range. */

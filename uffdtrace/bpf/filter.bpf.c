@@ -4,9 +4,7 @@
 /* The slot that a thread has if nobody came before it. */
 static __always_inline struct thread *slot_of(u32 tid)
 {
-	u32 slot = tid & (THREAD_SLOTS - 1);
-
-	return threads.lookup(&slot);
+	return (struct thread *)VALUE_OF_THREADS + (tid & (THREAD_SLOTS - 1));
 }
 
 /* What is known of a thread; null for one that did nothing yet. */
@@ -14,18 +12,22 @@ static __always_inline struct thread *thread_of(u32 tid)
 {
 	struct thread *thread = slot_of(tid);
 	u64 wanted = tid;
+	u32 key;
 
 	/* Else the compiler clears the upper half of a register again for each comparison. */
 	asm volatile("" : "+r"(wanted));
 	/* The idle tasks have the tid of nobody. */
-	if (!thread || !wanted)
+	if (!wanted)
 		return 0;
-	return thread->head.tid == wanted ? thread : crowded.lookup(&tid);
+	if (thread->head.tid == wanted)
+		return thread;
+	key = tid;
+	return crowded.lookup(&key);
 }
 
 /* The thread that a program runs in: asked for once, and handed on. */
 struct self {
-	/* As bpf_get_current_pid_tgid() tells it. */
+	/* As current_id() tells it. */
 	u64 id;
 	/* As of thread_of(). */
 	struct thread *thread;
@@ -33,7 +35,7 @@ struct self {
 
 static __always_inline struct self myself(void)
 {
-	struct self self = {.id = bpf_get_current_pid_tgid()};
+	struct self self = {.id = current_id()};
 
 	self.thread = thread_of(self.id);
 	return self;
@@ -48,7 +50,7 @@ static __always_inline struct thread *place_of(u64 id)
 	struct thread *thread = slot_of(tid);
 
 	/* Of two threads that want a slot at once one is its owner. */
-	if (thread && !slot_owners.insert(&slot, &tid)) {
+	if (!slot_owners.insert(&slot, &tid)) {
 		*thread = nothing;
 		return thread;
 	}
@@ -121,7 +123,7 @@ static __always_inline int tell_stack(void *context, bool wanted)
 
 	if (!wanted)
 		return 0;
-	id = bpf_get_current_pid_tgid();
+	id = current_id();
 	thread = thread_of(id);
 	if (!thread)
 		return 0;
@@ -322,7 +324,7 @@ static __always_inline u32 owner_of(u64 mm)
 
 static __always_inline bool admit(u64 mm)
 {
-	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	u32 tgid = current_id() >> 32;
 	u8 *value = traced.lookup(&mm);
 	u32 owner;
 	u8 one = 1;

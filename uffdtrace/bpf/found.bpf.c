@@ -20,7 +20,6 @@ static __always_inline void read_waiter(struct waiter *waiter, u64 entry)
 		for (int i = 1; i < 3; i++)
 			waiter->words[UWQ_MSG / 8 + i] = load64(true, queued + UWQ_MSG + 8 * i);
 		waiter->words[(UWQ_WQ + WQE_PRIVATE) / 8] = load64(true, queued + UWQ_WQ + WQE_PRIVATE);
-		waiter->words[(UWQ_WQ + WQE_FUNC) / 8] = load64(true, queued + UWQ_WQ + WQE_FUNC);
 		return;
 	}
 	/* At once: member by member it would take a helper for each. */
@@ -86,7 +85,7 @@ static __always_inline int on_fdinfo(bool typed, u64 m, u64 file)
 	struct event event = {};
 	u64 uffd = read64(file + FILE_PRIVATE);
 
-	if ((u32)(bpf_get_current_pid_tgid() >> 32) != COLLECTOR)
+	if ((u32)(current_id() >> 32) != COLLECTOR)
 		return 0;
 	describe(&event, uffd);
 	emit_here(&event);
@@ -102,7 +101,7 @@ static __always_inline int on_area(bool typed, u64 m, u64 vma)
 	struct event event = {.type = EVENT_AREA};
 	struct area area;
 
-	if ((u32)(bpf_get_current_pid_tgid() >> 32) != COLLECTOR || !registered_area(typed, vma, 0, &area))
+	if ((u32)(current_id() >> 32) != COLLECTOR || !registered_area(typed, vma, 0, &area))
 		return 0;
 	event.ctx = area.ctx;
 	event.start = area.start;

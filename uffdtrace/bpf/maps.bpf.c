@@ -55,8 +55,9 @@
 	})
 
 /*
- * VALUE_OF_<name> is the address of the value of a map that has one: a program reaches it without a
- * lookup. The loader writes it as it does a SETTING; collect/program.py names the maps in VALUES.
+ * VALUE_OF_<name> is the address of the first value of an array map, behind which the others lie: a program
+ * reaches them without a lookup. The loader writes it as it does a SETTING; collect/program.py names the maps
+ * in VALUES.
  */
 
 #define PAGE_MASK (~(u64)(PAGE_SIZE - 1))
@@ -148,7 +149,7 @@ struct thread {
 	/* The userfaultfd of the memory that change_protection() is arming, or 0. */
 	u64 protects;
 	struct sleeper sleeper;
-	/* The address space that it faulted in. */
+	/* The userfaultfd whose memory it faulted in: all of that is of one address space, as handle_userfault() checks. */
 	struct pass faults;
 	/* The userfaultfd that it called. */
 	struct pass calls;
@@ -204,14 +205,6 @@ struct table {
 	u64 busy;
 };
 
-struct lanes {
-	struct lane lane[(CPUS)*LANES];
-};
-
-struct tails {
-	u64 tail[(CPUS)*LANES];
-};
-
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 /*
  * All memory of a map is taken when it is made. What finds it full is counted among the
@@ -231,13 +224,15 @@ BPF_HASH(known, u64, u8, 16384);
 /*
  * Threads that did something. Each has the slot of its tid's low bits, as an array costs a
  * tenth of a hash, unless another lives that came first (slot_owners, by slot): then it is
- * among the crowded ones, by tid. A thread gives its place away when it exits.
+ * among the crowded ones, by tid. A thread gives its place away when it exits. The array is
+ * one value for the kernel, which 5.10 limits to 4 MiB (collect/program.py, VALUES).
  */
-#define THREAD_SLOTS 65536
+#define THREAD_SLOTS 16384
 BPF_F_TABLE("array", u32, struct thread, threads, THREAD_SLOTS, BPF_F_MMAPABLE);
+_Static_assert(sizeof(struct thread) * THREAD_SLOTS <= 4 << 20, "the kernel makes no map with such a value");
 BPF_HASH(slot_owners, u32, u32, THREAD_SLOTS);
-/* Of as many threads as there are slots, with tids at random, a third finds its own taken. */
-BPF_HASH(crowded, u32, struct thread, 32768);
+/* Of 300 threads with tids at random three find their own slot taken. With the slots there is room for 98,304. */
+BPF_HASH(crowded, u32, struct thread, 81920);
 BPF_HASH(merges, u32, u64, 64);
 /* Threads in ioctl(PAGEMAP_SCAN) with PM_SCAN_WP_MATCHING. */
 BPF_HASH(page_scans, u32, struct page_scan, 1024);
@@ -263,9 +258,9 @@ BPF_ARRAY(shows, struct shows, 1);
  */
 /* LANES of each CPU: one for programs that run within a thread's call, one for a probe that may run as an NMI does. */
 BPF_F_TABLE("array", u32, struct event, slots, (CPUS)*LANES *(LANE_SLOTS), BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct lanes, lanes, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct lane, lanes, (CPUS)*LANES, BPF_F_MMAPABLE);
 /* How far the collector has read. */
-BPF_F_TABLE("array", u32, struct tails, tails, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u64, tails, (CPUS)*LANES, BPF_F_MMAPABLE);
 
 #ifdef RDONLY_CAST
 /*
@@ -284,8 +279,8 @@ static bool (*session_is_return)(void *context) = (void *)SESSION_IS_RETURN;
 #endif
 
 #ifdef CURRENT_TASK
-/* bpf_get_current_task_btf(), which BCC 0.18 does not know. */
-static u64 (*current_task_btf)(void) = (void *)CURRENT_TASK;
+/* bpf_get_current_task_btf(), which BCC 0.18 does not know. A program's task stays the same: one call does for all. */
+static u64 (*current_task_btf)(void) __attribute__((const)) = (void *)CURRENT_TASK;
 #endif
 
 /*
@@ -363,6 +358,19 @@ static __always_inline u32 load32_of_task(u32 member)
 #endif
 }
 
+/*
+ * The tid of the task that runs, and its tgid in the upper half, as bpf_get_current_pid_tgid() tells them. Two loads
+ * take fewer instructions than that helper, but where the kernel checks the address of each (not TRUSTED_TASK) more.
+ */
+static __always_inline u64 current_id(void)
+{
+#ifdef TRUSTED_TASK
+	return (u64)load32_of_task(TASK_TGID) << 32 | load32_of_task(TASK_PID);
+#else
+	return bpf_get_current_pid_tgid();
+#endif
+}
+
 static __always_inline u64 read64(u64 address)
 {
 	return load64(false, address);
@@ -396,6 +404,23 @@ static __always_inline bool submit(struct event *event)
 	return true;
 }
 
+/* The slot of a lane, by its number, that its head is at. */
+static __always_inline struct event *slot_at(u64 number, u64 head)
+{
+	u32 place = head & ((LANE_SLOTS)-1);
+#ifdef VALUE_OF_SLOTS
+	struct event *first = (struct event *)VALUE_OF_SLOTS + number * (LANE_SLOTS);
+
+	/* Else the compiler joins both numbers bit by bit, and the verifier sees a place behind the last slot. */
+	asm volatile("" : "+r"(first));
+	return first + place;
+#else
+	u32 index = number * (LANE_SLOTS) + place;
+
+	return slots.lookup(&index);
+#endif
+}
+
 /* Writes a record into a lane, by its number. False where it is full, or another program writes into it. */
 static __always_inline bool keep(struct event *event, u64 number)
 {
@@ -404,7 +429,6 @@ static __always_inline bool keep(struct event *event, u64 number)
 	struct event *slot;
 	bool kept = false;
 	u64 head;
-	u32 index;
 
 	/* No instruction that every kernel has for us would keep the head behind the slot. */
 	if (!ORDERED)
@@ -414,14 +438,13 @@ static __always_inline bool keep(struct event *event, u64 number)
 	if (number >= (CPUS)*LANES)
 		return false;
 	asm volatile("" : "+r"(number));
-	lane = &((struct lanes *)VALUE_OF_LANES)->lane[number];
-	tail = &((struct tails *)VALUE_OF_TAILS)->tail[number];
+	lane = (struct lane *)VALUE_OF_LANES + number;
+	tail = (u64 *)VALUE_OF_TAILS + number;
 	if (lane->busy)
 		return false;
 	lane->busy = 1;
 	head = lane->head;
-	index = number * (LANE_SLOTS) + (head & ((LANE_SLOTS)-1));
-	slot = slots.lookup(&index);
+	slot = slot_at(number, head);
 	if (slot && head - *tail < (LANE_SLOTS)) {
 		*slot = *event;
 		/* The collector trusts the head: it must move last. */
@@ -458,7 +481,7 @@ static __always_inline void emit(struct event *event)
 
 static __always_inline void emit_here(struct event *event)
 {
-	u64 id = bpf_get_current_pid_tgid();
+	u64 id = current_id();
 
 	event->tid = id;
 	event->tgid = id >> 32;

@@ -154,7 +154,7 @@ static __always_inline int on_huge_wp(bool typed, u64 vmf)
 /* The function returns 0 also where it lost a race and did nothing: only the entry tells. */
 static __always_inline int on_huge_wp_return(bool typed, u64 result)
 {
-	u32 tid = bpf_get_current_pid_tgid();
+	u32 tid = current_id();
 	struct huge_write *write = huge_writes.lookup(&tid);
 	struct event event = {.type = EVENT_HUGE_WRITE, .kind = 1};
 	struct entry entry;
@@ -231,7 +231,7 @@ static __always_inline int on_wp_fault(bool typed, u64 vmf)
 	struct access access;
 	struct self self;
 	struct area area;
-	u64 address, mm;
+	u64 address;
 	u32 zero;
 
 	if (!read_area(typed, load64(typed, vmf + VMF_VMA), 0, &area))
@@ -243,9 +243,8 @@ static __always_inline int on_wp_fault(bool typed, u64 vmf)
 	/* Else the compiler has it loaded above, for what is announced, too. */
 	asm volatile("" : "+r"(access.address));
 	self = myself();
-	mm = mm_of(&area);
 	/* A fault of this thread's may have asked. */
-	if ((!self.thread || !passed(&self.thread->faults, mm, generation())) && !is_traced(mm))
+	if ((!self.thread || !passed(&self.thread->faults, area.ctx, generation())) && !is_traced(mm_of(&area)))
 		return 0;
 	unmark(&self);
 	address = access.address & PAGE_MASK;
@@ -311,7 +310,7 @@ static __always_inline int on_hugetlb_fault(bool typed, u64 vma, u64 address, u6
 /* A page without kpage is the one the others will share: it keeps its entry. */
 static __always_inline int on_merge(bool typed, u64 item, u64 kpage)
 {
-	u32 tid = bpf_get_current_pid_tgid();
+	u32 tid = current_id();
 
 #ifdef RMAP_ITEM_MM
 	if (kpage && is_traced(read64(item + RMAP_ITEM_MM)) && merges.update(&tid, &item))
@@ -322,7 +321,7 @@ static __always_inline int on_merge(bool typed, u64 item, u64 kpage)
 
 static __always_inline int on_merge_return(bool typed, u64 result)
 {
-	u32 tid = bpf_get_current_pid_tgid();
+	u32 tid = current_id();
 	u64 *item = merges.lookup(&tid);
 	struct event event = {.type = EVENT_MERGED};
 
@@ -348,7 +347,7 @@ static __always_inline int on_merge_return(bool typed, u64 result)
  */
 static __always_inline int on_unmerge(bool typed, u64 vma, u64 address)
 {
-	u32 tid = bpf_get_current_pid_tgid();
+	u32 tid = current_id();
 	struct area area;
 
 	address &= PAGE_MASK;
@@ -359,7 +358,7 @@ static __always_inline int on_unmerge(bool typed, u64 vma, u64 address)
 
 static __always_inline int on_unmerge_return(bool typed, u64 result)
 {
-	u32 tid = bpf_get_current_pid_tgid();
+	u32 tid = current_id();
 
 	unmerging.delete(&tid);
 	return 0;

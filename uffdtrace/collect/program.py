@@ -28,13 +28,21 @@ from uffdtrace.kernel.bpf import At, Kind, link_function, load_program
 from uffdtrace.kernel.layout import ADDRESSES, FUNCTIONS
 from uffdtrace.kernel.preflight import Refusal, can_call, preemptible
 from uffdtrace.kernel.probes import Attachment, ProbeKind, Where
-from uffdtrace.model.records.events import Array, Counter, Loss, c_header
+from uffdtrace.model.records.events import EVENT, Array, Counter, Loss, c_header
 
 # Half a million events: what two cores can fault in half a second.
 _RING_BYTES = 32 << 20
 RING_PAGES = _RING_BYTES // mmap.PAGESIZE
-# Maps of one value, which programs reach without a lookup: VALUE_OF_* in bpf/maps.bpf.c.
-VALUES = ("generations", "shows", "lanes", "tails")
+# Array maps whose values programs reach without a lookup: VALUE_OF_* in bpf/maps.bpf.c. The kernel gives the address
+# of one value only, so all of theirs are one. Before "bpf: remove obsolete KMALLOC_MAX_SIZE restriction on array map
+# value size" (6.0) none was larger than that: 4 MiB with pages of 4 KiB.
+VALUES = ("generations", "shows", "threads", "lanes", "tails")
+# So are all lanes' slots where the kernel makes such a map and lets a program add so much to an address:
+# BPF_MAX_VAR_OFF (include/linux/bpf_verifier.h).
+_LARGE_VALUE = "slots"
+_MOST_ADDED = 1 << 29
+# BPF_MAP_TYPE_ARRAY (include/uapi/linux/bpf.h).
+_ARRAY = 2
 # Lanes of each CPU (LANES in bpf/maps.bpf.c), and slots of all CPUs' first lanes.
 LANES = 2
 _SLOTS = 1 << 17
@@ -209,7 +217,9 @@ class Program:
         self._functions = {defines[name] for name in FUNCTIONS & defines.keys()}
         flags = [f"-D{name}={value:#x}UL" for name, value in defines.items() if name not in self._settings]
         flags += [f"-D{name}=SETTING({placeholder(index):#x})" for index, name in enumerate(self._settings)]
-        places = ((name.upper(), value_placeholder(index)) for index, name in enumerate(VALUES))
+        large = self._cpus * LANES * self._slots * EVENT.itemsize
+        self._values = (*VALUES, _LARGE_VALUE) if large <= _MOST_ADDED and self._holds(large) else VALUES
+        places = ((name.upper(), value_placeholder(index)) for index, name in enumerate(self._values))
         flags += [f"-DVALUE_OF_{name}=SETTING({place:#x})" for name, place in places]
         # BCC's macro takes the ring's size as text.
         flags += [f"-DRING_PAGES={RING_PAGES}", f"-DCPUS={self._cpus}", f"-DLANES={LANES}"]
@@ -234,9 +244,18 @@ class Program:
             self.close()
             raise Refusal(f"the kernel makes no {error.strerror}: run uffdtrace doctor") from error
 
+    def _holds(self, size: int) -> bool:
+        """Whether the kernel makes an array map with a value of so many bytes."""
+        fd = self._lib.bcc_create_map(_ARRAY, b"", _U32.size, size, 1, 0)
+        if fd >= 0:
+            os.close(fd)
+        return bool(fd >= 0)
+
     def _create(self, shape: Map) -> int:
-        name = shape.name.encode()
-        fd = self._lib.bcc_create_map(shape.kind, name, shape.key_size, shape.value_size, shape.entries, shape.flags)
+        name, size, entries = shape.name.encode(), shape.value_size, shape.entries
+        if shape.name in self._values:
+            size, entries = size * entries, 1
+        fd = self._lib.bcc_create_map(shape.kind, name, shape.key_size, size, entries, shape.flags)
         if fd < 0:
             number = ctypes.get_errno()
             raise OSError(number, f"BPF map {shape.name} ({os.strerror(number)})")
@@ -289,7 +308,7 @@ class Program:
     def _load(self, name: str, kind: Kind, shown: str, at: At = At.NOTHING, function: int = 0) -> int:
         """Load a program of the image; its file descriptor. bpftool shows it as `shown`."""
         descriptors = [table.fd for table in self._tables.values()]
-        values = [self._tables[one].fd for one in VALUES]
+        values = [self._tables[one].fd for one in self._values]
         settings = list(self._settings.values())
         code = placed(self._image.programs[name], descriptors, settings, self._functions, values)
         fd = load_program(kind, code, shown, at, function)

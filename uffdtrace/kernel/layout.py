@@ -183,4 +183,8 @@ def defines(btf: Btf, symbols: Symbols, machine: str | None = None) -> dict[str,
     # 3ca1032ab7ab "bpf: Implement get_current_task_btf and RET_PTR_TO_BTF_ID" (5.11).
     if btf.function("bpf_get_current_task_btf") is not None:
         found["CURRENT_TASK"] = _CURRENT_TASK
+        # What it brings is trusted since 3f00c5239344 "bpf: Allow trusted pointers to be passed to KF_TRUSTED_ARGS
+        # kfuncs" (6.2): members of the task are then loaded without a check of the address.
+        if "PTR_TRUSTED" in btf.enumerators("bpf_type_flag"):
+            found["TRUSTED_TASK"] = 1
     return found

@@ -145,7 +145,7 @@ TABLE: tuple[Row, ...] = (
             # The last resort.
             Candidate(
                 "add_wait_queue",
-                "on_message",
+                "on_any_wait",
                 ("wq_entry",),
                 caveat="its call in the read of a userfaultfd was not found in /proc/kcore: the probe runs for every"
                 " poll on this machine, and slows them",
