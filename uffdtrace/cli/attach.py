@@ -9,10 +9,11 @@ from pathlib import Path
 
 import click
 
-from uffdtrace.cli.common import PID, Duration, errors_in_one_line, show, trace_options, where, write
+from uffdtrace.cli.common import PID, Duration, errors_in_one_line, show, where, write
 from uffdtrace.cli.messages import say
 from uffdtrace.cli.metrics import MetricsFile
 from uffdtrace.cli.status import StatusLine
+from uffdtrace.cli.tracing import trace_options
 from uffdtrace.collect.program import Follow
 from uffdtrace.collect.progress import Progress
 from uffdtrace.collect.session import Options, Session, load

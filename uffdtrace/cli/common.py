@@ -14,11 +14,9 @@ import click
 
 from uffdtrace.cli.messages import fail
 from uffdtrace.errors import UffdtraceError
-from uffdtrace.kernel.probes import Backend
 from uffdtrace.model.diagnosis.document import ReportDict
 from uffdtrace.reporters.options import Color, TextOptions
 from uffdtrace.reporters.words import reading
-from uffdtrace.trace.file import DEFAULT
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -70,18 +68,6 @@ class _Pid(click.IntRange):
 PID = _Pid(min=1)
 
 
-class _Size(click.ParamType):
-    """Bytes, or with K, M, G or T as many KiB, MiB, GiB or TiB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"(\d{1,15})([KMGT]?)", str(value), re.ASCII | re.IGNORECASE)
-        if found is None or not int(found[1]):
-            self.fail(f"{value!r} is no size: give bytes, or a number with K, M, G or T", param, ctx)
-        return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
-
-
 class Duration(click.ParamType):
     """Seconds, or with s, m or h seconds, minutes or hours; more than none."""
 
@@ -93,55 +79,6 @@ class Duration(click.ParamType):
         if not seconds:
             self.fail(f"{value!r} is no time: give seconds, or a number with s, m or h", param, ctx)
         return seconds
-
-
-def trace_options(*formats: str) -> Callable[[Function], Function]:
-    """The options that attach and run have in common."""
-    options = (
-        click.option(
-            "-o",
-            "--output",
-            type=click.Path(path_type=Path, dir_okay=False),
-            default=DEFAULT,
-            show_default=True,
-            metavar="FILE",
-            help="Where the trace goes; an existing one is kept as FILE.old.",
-        ),
-        click.option(
-            "-d",
-            "--duration",
-            type=Duration(),
-            metavar="SECONDS",
-            help="Stop after that time (10, 10s, 2m, 1h).",
-        ),
-        click.option(
-            "--max-size",
-            "most_bytes",
-            type=_Size(),
-            metavar="SIZE",
-            help="Write no more events to FILE than that (bytes, or 500M, 2G); the trace and its counts go on.",
-        ),
-        backend_option,
-        format_option(*formats),
-        color_option,
-    )
-
-    def with_all(function: Function) -> Function:
-        for option in options:
-            function = option(function)
-        return function
-
-    return with_all
-
-
-def backend_option(function: Function) -> Function:
-    return click.option(
-        "--backend",
-        type=click.Choice([backend.value for backend in Backend]),
-        default="auto",
-        show_default=True,
-        help="Kind of probe to use where the kernel leaves a choice.",
-    )(function)
 
 
 def color_option(function: Function) -> Function:

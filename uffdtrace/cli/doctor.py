@@ -7,8 +7,9 @@ from typing import TextIO
 
 import click
 
-from uffdtrace.cli.common import backend_option, color_option, errors_in_one_line, format_option, write
+from uffdtrace.cli.common import color_option, errors_in_one_line, format_option, write
 from uffdtrace.cli.messages import say
+from uffdtrace.cli.tracing import backend_option
 from uffdtrace.collect.checkup import check
 from uffdtrace.kernel.probes import Backend
 from uffdtrace.reporters.options import Color, TextOptions

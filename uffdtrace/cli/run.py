@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
-from uffdtrace.cli.common import errors_in_one_line, show, trace_options, where
+from uffdtrace.cli.common import errors_in_one_line, show, where
 from uffdtrace.cli.messages import say
+from uffdtrace.cli.tracing import trace_options
 from uffdtrace.collect.program import Follow
 from uffdtrace.collect.session import Options, Session, load
 from uffdtrace.collect.target import Command, open_pidfd, who_called_sudo

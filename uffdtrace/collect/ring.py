@@ -106,15 +106,19 @@ class Lanes:
 
     def drain(self) -> Array:
         """A copy of what is new, lane by lane."""
-        found: list[Array] = []
-        for lane in np.flatnonzero(self._heads != self._tails).tolist():
-            head, tail = int(self._heads[lane]), int(self._tails[lane])
-            place, end = tail % self._size, tail % self._size + head - tail
-            parts = (self._slots[lane][place:end], self._slots[lane][: max(0, end - self._size)])
-            found.append(np.concatenate(parts).view(EVENT))
+        heads = self._heads.copy()
+        new = (heads - self._tails).astype(np.int64)
+        found = np.empty(int(new.sum()), dtype=WHOLE)
+        at = 0
+        for lane in np.flatnonzero(new).tolist():
+            count, place = int(new[lane]), int(self._tails[lane]) % self._size
+            straight = min(count, self._size - place)
+            found[at : at + straight] = self._slots[lane][place : place + straight]
+            found[at + straight : at + count] = self._slots[lane][: count - straight]
+            at += count
             # From here on the kernel may write there again: such a machine keeps a store behind the loads before it.
-            self._tails[lane] = head
-        return joined(found)
+            self._tails[lane] = heads[lane]
+        return found.view(EVENT)
 
 
 class Stream:

@@ -420,7 +420,7 @@ class Session:
             self._waiting += len(events)
         due = everything or self._waiting >= _BATCH or time.monotonic() >= self._next_account
         while self._backlog and due:
-            self._model.feed(self._behind(_BATCH))
+            self._model.feed(self._behind())
             self._next_account = time.monotonic() + _ACCOUNT_S
             due = everything
         dropped = sum(self._program.losses().values())
@@ -428,12 +428,14 @@ class Session:
             self._dropped = dropped
             writer.loss({"events_dropped": dropped})
 
-    def _behind(self, room: int) -> Batch:
-        """The next events to account for, so many or all: to join all each time would be square work."""
+    def _behind(self) -> Batch:
+        """The next events to account for, some _BATCH of them: to join all each time would be square work."""
         parts: list[Batch] = []
-        while self._backlog and room:
+        room = _BATCH
+        while self._backlog and room > 0:
             part = self._backlog.popleft()
-            if len(part) > room:
+            # What is a little too large is not cut: all members of what is joined then are copied.
+            if len(part) > room + _BATCH // 2:
                 self._backlog.appendleft(part[room:])
                 part = part[:room]
             parts.append(part)

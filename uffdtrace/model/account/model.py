@@ -169,7 +169,8 @@ class Model:
     def _advance(self, final: bool) -> None:
         events = self._held.take()
         # A fault in a range that was not seen has it begin there: that concerns all of its pages.
-        events, acts = placed(events, strict=self._first_unseen(events) is not None)
+        seen = self._first_unseen(events) is None
+        events, acts = placed(events, strict=not seen)
         ioctls = join.returns_of(events, Type.IOCTL, Type.IOCTL_RETURN)
         protects = join.protections_of(events)
         remaps = join.returns_of(events, Type.REMAP, Type.REMAP_RETURN)
@@ -191,13 +192,15 @@ class Model:
         if work.unmaps and self._first_unseen(work.events) is None:
             work.pass_over(self.watched.registered())
         begin = 0
-        for barrier in np.flatnonzero(work.barrier).tolist():
+        barriers = np.flatnonzero(work.barrier).tolist()
+        for barrier in barriers:
             self._run(work, begin, barrier)
             self._holes(work, begin, barrier)
             self._structure.take(work, barrier)
             self._holes(work, barrier, barrier + 1)
             begin = barrier + 1
-        self._run(work, begin, ready)
+        # Where nothing ended a registration, each fault's range is seen still.
+        self._run(work, begin, ready, seen and not barriers)
         self._holes(work, begin, ready)
         if self.watched.populated.late:
             self.watched.dropped(work.events[DISCARDS[work.types]].records)
@@ -241,9 +244,10 @@ class Model:
 
     # ---- runs of operations on pages ---------------------------------------
 
-    def _run(self, work: Work, begin: int, end: int) -> None:
+    def _run(self, work: Work, begin: int, end: int, seen: bool = False) -> None:
+        """Account for these events; `seen` where each fault is known to lie in a range."""
         while begin < end and work.busy[end] > work.busy[begin]:
-            stop = self._first_unseen(work.events[begin:end])
+            stop = None if seen else self._first_unseen(work.events[begin:end])
             self._run_seen(work, begin, end if stop is None else begin + stop)
             if stop is None:
                 return

@@ -113,18 +113,38 @@ def apply(states: Array, places: Array, ops: Array, before: Array | None = None)
     # Where each operation's row of the tables begins.
     rows = ops.astype(np.intp)
     rows *= NEXT.shape[1]
-    for at in _rounds(places):
-        if isinstance(at, list):
-            _apply_to_one(states, places, ops, effects, before, at)
+    # Mostly a page's operations follow each other: such are looked at together.
+    starts = np.flatnonzero(begins(places))
+    sizes = np.diff(starts, append=len(places))
+    for runs in _rounds(places[starts]):
+        if isinstance(runs, list):
+            own = [at for run in runs for at in range(int(starts[run]), int(starts[run] + sizes[run]))]
+            _apply_to_one(states, places, ops, effects, before, own)
             continue
+        at, left = starts.take(runs), sizes.take(runs)
         here = places.take(at)
         state = states.take(here)
-        if before is not None:
-            before[at] = state
-        cells = rows.take(at)
-        cells += state
-        effects[at] = _FLAT_EFFECT.take(cells)
-        states[here] = _FLAT_NEXT.take(cells)
+        while True:
+            if len(left) < _FEW and int(left.max()) > _MANY:
+                states[here] = state
+                for first, count in zip(at.tolist(), left.tolist()):
+                    _apply_to_one(states, places, ops, effects, before, list(range(first, first + count)))
+                break
+            if before is not None:
+                before[at] = state
+            cells = rows.take(at)
+            cells += state
+            effects[at] = _FLAT_EFFECT.take(cells)
+            state = _FLAT_NEXT.take(cells)
+            left -= 1
+            at += 1
+            more = left != 0
+            if more.all():
+                continue
+            states[here] = state
+            if not more.any():
+                break
+            at, left, here, state = at[more], left[more], here[more], state[more]
     return effects
 
 

@@ -119,9 +119,11 @@ class _Told:
 
         With `strict` nothing is indifferent.
         """
-        began = np.minimum(self.released_at, self.woke_at)
+        began, times = np.minimum(self.released_at, self.woke_at), events["time"]
+        late = np.flatnonzero((began < times[self.index - 1]) & (self.index > 0))
         # The events between: so many in front of the return. Only a forged trace has times that go back.
-        between = np.maximum(self.index - np.searchsorted(events["time"], began, side="right"), 0)
+        between = np.zeros(len(began), dtype=np.int64)
+        between[late] = np.maximum(self.index[late] - np.searchsorted(times, began[late], side="right"), 0)
         found: Array = between > (0 if strict else _MOST_BETWEEN)
         # Of a release that is told apart the first wake-up is the end (join.py).
         found |= (between > 0) & ~self.releases & (self.returns["kind"] == Ioctl.WRITEPROTECT)
