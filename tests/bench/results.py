@@ -117,7 +117,7 @@ def accounting_part(found: Json) -> Json:
     for name, runs in found["account"].items():
         condition = f"{runs[0]['acts'] / 1e6:.3g} million {name}"
         rates = [run["acts"] / 1e6 / run["cpu_s"] for run in runs]
-        rows.append(_timed("from lanes to file and model", condition, "million/s", rates, runs, "copying the events"))
+        rows.append(_timed("accounting while it traces, one core", condition, "million/s", rates, runs, "copying the events"))
         rows.append(_memory("the same, peak memory", condition, runs))
     for runs in found["report"].values():
         condition = f"{runs[0]['acts']:,} served faults"
