@@ -117,7 +117,9 @@ def accounting_part(found: Json) -> Json:
     for name, runs in found["account"].items():
         condition = f"{runs[0]['acts'] / 1e6:.3g} million {name}"
         rates = [run["acts"] / 1e6 / run["cpu_s"] for run in runs]
-        rows.append(_timed("accounting while it traces, one core", condition, "million/s", rates, runs, "copying the events"))
+        rows.append(
+            _timed("accounting while it traces, one core", condition, "million/s", rates, runs, "copying the events")
+        )
         rows.append(_memory("the same, peak memory", condition, runs))
     for runs in found["report"].values():
         condition = f"{runs[0]['acts']:,} served faults"
@@ -191,8 +193,9 @@ def _traced(part: Json) -> str:
         if name.startswith("uffdtrace")
     )
     exceptions = "; ".join(f"{name}: {', '.join(found)}" for name, found in part["breakpoints"].items() if found)
+    cpus = "one CPU" if part["cpus"] == 1 else f"{part['cpus']} CPUs"
     return (
-        f"Linux {part['kernel']}:\n\n{_table(rows)}\n"
+        f"Linux {part['kernel']}, on {cpus}:\n\n{_table(rows)}\n"
         f"CPU time until it traces, beside {BASE_OF_STARTS}'s: {starts}.\n"
         f"Probes that are reached by an exception (int3): {exceptions or 'none'}.\n"
         + "".join(

@@ -32,7 +32,7 @@ def messages(report: Json) -> int:
 
 def traced(guest: Guest, name: str) -> Array:
     """The messages in a trace file, in the order of time."""
-    parts = [events[events["type"] == Type.MESSAGE] for events in Reader(guest.trace(name).data).events()]
+    parts = [events[events.of(Type.MESSAGE)].records for events in Reader(guest.trace(name).data).events()]
     found = joined(parts) if parts else np.empty(0, dtype=EVENT)
     return found[np.argsort(found["time"], kind="stable")]
 
