@@ -24,7 +24,7 @@ from typing import Any, Callable, cast
 
 import numpy as np
 from bench.shapes import COMPARED, SHAPES, Shape, holes
-from bench.stream import PER_PAGE, served
+from bench.stream import served
 from unit.traces import ENDING, WHAT, history
 
 from uffdtrace.cli import _Commands
@@ -78,9 +78,8 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Load:
-    """What a kernel would send of so many acts, each so many `events`, and how many the model `counts` of them."""
+    """What a kernel would send of so many acts, and how many of them the model `counts`."""
 
-    events: int
     batches: Callable[[int], Iterator[Array]]
     counts: Callable[[Model], int]
 
@@ -94,9 +93,9 @@ def _messages(model: Model) -> int:
 
 
 LOADS = {
-    "served faults": Load(PER_PAGE, served, _messages),
-    "served faults of four threads at once": Load(PER_PAGE, lambda faults: served(faults, threads=4), _messages),
-    "hole writes": Load(1, _hole_batches, lambda model: sum(row.count("observed") for row in model.ranges.rows())),
+    "served faults": Load(served, _messages),
+    "served faults of four threads at once": Load(lambda faults: served(faults, threads=4), _messages),
+    "hole writes": Load(_hole_batches, lambda model: sum(row.count("observed") for row in model.ranges.rows())),
 }
 
 
@@ -161,13 +160,12 @@ def account(load: Load, count: int, trace: Path) -> Json:
         for _ in steps:
             began, began_cpu = time.perf_counter(), time.process_time()
             horizon = stream.fetch()
-            came = len(stream.held)
+            came = stream.held
             tracing._take(stream, writer, horizon)
             wall += time.perf_counter() - began
             cpu += time.process_time() - began_cpu
-            events = np.zeros(came, dtype=EVENT)
             began_cpu = time.process_time()
-            events.copy()
+            came.copy()
             copying += time.process_time() - began_cpu
     began, began_cpu = time.perf_counter(), time.process_time()
     tracing._take(stream, writer, None)
