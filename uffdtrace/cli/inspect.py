@@ -186,7 +186,7 @@ def _shared(spans: list[Span], pid: int) -> tuple[list[Span], int]:
         overlapping = mapped.overlapping(span.start, span.end)
         return tuple(Elsewhere(other.pid, other.comm, other.start, other.end) for _, _, other in overlapping)
 
-    # None is another span's: they have no address in common.
+    # A span that is not tracked gets none: it has no address in common with one that is.
     return [replace(span, elsewhere=others(span)) for span in spans], found.unreadable
 
 
@@ -225,7 +225,7 @@ def _place(ordered: list[_Group], thread: int, fd: int) -> tuple[int | None, _Gr
 def _userfaultfds() -> Iterator[Userfaultfd]:
     """All that we may see, each with everyone who holds it."""
     groups: list[_Group] = []
-    # The same, in the kernel's order: to compare each with all would take a second for each thousand.
+    # The same in the kernel's order: to compare each with all would take time that grows with the square.
     ordered: list[_Group] = []
     for pid in proc.pids():
         thread = proc.living_thread(pid)
