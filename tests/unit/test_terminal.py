@@ -286,7 +286,7 @@ def test_progress_is_what_the_report_will_say(tmp_path: Path) -> None:
 
 
 def test_a_backlog_is_catching_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_BATCH", 1)
+    monkeypatch.setattr(session, "BATCH", 1)
     monkeypatch.setattr(session, "_BEHIND_S", 0.3)
     monkeypatch.setattr(session, "_PROGRESS_S", 0.1)
     feed = session.Model.feed
@@ -306,7 +306,7 @@ def test_a_backlog_is_catching_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_too_far_behind_reads_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for what waits must not grow with how fast a target makes events; all that was read is accounted for."""
-    monkeypatch.setattr(session, "_BATCH", 8)
+    monkeypatch.setattr(session, "BATCH", 8)
     monkeypatch.setattr(session, "_MOST_WAITING", 16)
     read: list[int] = []
     events = losing(20, 10)

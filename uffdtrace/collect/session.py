@@ -28,7 +28,7 @@ from uffdtrace.kernel.btf import Btf
 from uffdtrace.kernel.page import PAGE_SIZE
 from uffdtrace.kernel.symbols import Symbols
 from uffdtrace.model.account import memory
-from uffdtrace.model.account.model import Model
+from uffdtrace.model.account.model import BATCH, Model
 from uffdtrace.model.diagnosis.document import ProcessDict, ReportDict, TraceDict
 from uffdtrace.model.diagnosis.report import FROM_EVENTS, Name, build
 from uffdtrace.model.diagnosis.stacks import Stack
@@ -43,9 +43,7 @@ _PROGRESS_S = 0.5
 _READERS_S = 0.5
 # Behind for that long is more than a burst.
 _BEHIND_S = 1.0
-# As many events as are accounted for between two looks at the ring, and how long fewer may wait: a batch costs some
-# milliseconds however small it is.
-_BATCH = 1 << 15
+# How long fewer events than a batch may wait.
 _ACCOUNT_S = 0.25
 # So many events may wait to be accounted for, of some 128 bytes each: how fast they come is the target's choice.
 _MOST_WAITING = 1 << 22
@@ -352,7 +350,7 @@ class Session:
 
     def _wait(self, wait_fd: int | None) -> None:
         """Until there may be more to read. The ring wakes nobody: that would cost the target."""
-        if self._waiting < _BATCH:
+        if self._waiting < BATCH:
             exits = [wait_fd] if wait_fd is not None and not self._exited else []
             self._exited |= bool(select.select(exits, [], [], _POLL_S)[0])
 
@@ -374,7 +372,7 @@ class Session:
 
     def _progress(self, show: Callable[[Progress], None], writer: Writer, began: float) -> None:
         now = time.monotonic()
-        if self._waiting < _BATCH:
+        if self._waiting < BATCH:
             self._caught_up = now
         if now < self._next_show:
             return
@@ -418,7 +416,7 @@ class Session:
             writer.events(events)
             self._backlog.append(events)
             self._waiting += len(events)
-        due = everything or self._waiting >= _BATCH or time.monotonic() >= self._next_account
+        due = everything or self._waiting >= BATCH or time.monotonic() >= self._next_account
         while self._backlog and due:
             self._model.feed(self._behind())
             self._next_account = time.monotonic() + _ACCOUNT_S
@@ -429,13 +427,13 @@ class Session:
             writer.loss({"events_dropped": dropped})
 
     def _behind(self) -> Batch:
-        """The next events to account for, some _BATCH of them: to join all each time would be square work."""
+        """The next events to account for, some BATCH of them: to join all each time would be square work."""
         parts: list[Batch] = []
-        room = _BATCH
+        room = BATCH
         while self._backlog and room > 0:
             part = self._backlog.popleft()
             # What is a little too large is not cut: all members of what is joined then are copied.
-            if len(part) > room + _BATCH // 2:
+            if len(part) > room + BATCH // 2:
                 self._backlog.appendleft(part[room:])
                 part = part[:room]
             parts.append(part)

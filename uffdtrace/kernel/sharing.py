@@ -30,7 +30,7 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen, and how many processes could not be looked at, or not at all that they map."""
+    """What was seen, and of how many processes some mappings or all were not looked at."""
 
     elsewhere: list[Elsewhere]
     unreadable: int

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from uffdtrace.model.account import memory
-from uffdtrace.model.account.model import Model
+from uffdtrace.model.account.model import BATCH, Model
 from uffdtrace.model.account.timeline import Timeline
 from uffdtrace.model.diagnosis.document import ProcessDict, ReportDict, TraceDict
 from uffdtrace.model.diagnosis.page_map import PageMap, page_maps
@@ -18,8 +18,6 @@ from uffdtrace.model.records.events import Array
 from uffdtrace.trace.file import TraceError
 from uffdtrace.trace.reader import Reader
 
-# As many events as are accounted for at once: each batch has a price of its own.
-_BATCH = 1 << 15
 # All maps of a picture together, so that it stays small.
 MOST_CELLS = 20_000
 # Of a range in a picture.
@@ -36,7 +34,7 @@ def batches(chunks: Iterable[Batch]) -> Iterator[Batch]:
     for events in chunks:
         held.append(events)
         size += len(events)
-        if size >= _BATCH:
+        if size >= BATCH:
             yield Batch.joined(held)
             held, size = [], 0
     if size:

@@ -11,8 +11,8 @@ _SETTINGS = ((-1, 16 << 20), (-3, 4 << 20))
 def keep() -> None:
     """Have malloc keep what is freed, up to 16 MiB, for the process that calls it.
 
-    Else glibc gives most of it back to the kernel behind each batch, which brings it again page
-    by page: that took a sixth of a report's time.
+    Else glibc gives most of it back to the kernel behind each batch, and each page of it faults
+    again in the next one.
     """
     # musl has none; it is another allocator's then how it does that.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

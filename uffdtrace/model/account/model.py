@@ -37,6 +37,9 @@ from uffdtrace.model.records.events import (
     Type,
 )
 
+# As many events as are best fed at once: a batch takes a millisecond however small it is, and arrays of many more
+# events find no room in a CPU's caches.
+BATCH = 1 << 15
 _MOST_EXPANDED = 1 << 22
 _NO_HOLES = Feature.WP_UNPOPULATED | Feature.WP_ASYNC
 _MOST_SPANS = 64

@@ -166,7 +166,7 @@ def _rounds(places: Array) -> Iterator[Array | list[int]]:
             return
         table[here[::-1]] = left[::-1]
         first = table.take(here) == left
-        # numpy makes such numbers of all others, each time that they choose something.
+        # numpy turns indexes of any other type into ones of this type, each time that they are used.
         yield left[first].astype(np.intp)
         left = left[~first]
         here = slots.take(left)

@@ -47,6 +47,11 @@ def _bits(values: Array, shift: int, mask: int) -> Array:
     return found
 
 
+def _woken(aux: Array) -> Array:
+    """The tid of whom each call woke."""
+    return _bits(aux, Act.TID_SHIFT, Act.TID).astype(np.uint32)
+
+
 def ago(times: Array, since: Array) -> Array:
     """Times (u64, ns) so long (u64) before `times`; a trace may claim that it was before the machine was started."""
     found: Array = times - np.minimum(times, since)
@@ -104,14 +109,13 @@ class _Told:
 
     def standing(self) -> Acts:
         """All of these acts."""
-        woken = _bits(self.returns["aux"], Act.TID_SHIFT, Act.TID).astype(np.uint32)
         return Acts(
             self.index[self.releases],
             self.released_at[self.releases],
             self.woke_at[self.releases],
             self.index[self.wakes],
             self.woke_at[self.wakes],
-            woken[self.wakes],
+            _woken(self.returns["aux"])[self.wakes],
         )
 
     def disturbed(self, events: Batch, strict: bool) -> Array:
@@ -147,17 +151,17 @@ class _Told:
         own = self.returns
         hit = touches & self.releases[mine] & (self.released_at[mine] < then["time"])
         hit &= (then["ctx"] == own["ctx"][mine]) & (start < own["end"][mine]) & (last >= own["start"][mine])
-        woken = _bits(own["aux"], Act.TID_SHIFT, Act.TID).astype(np.uint32)
+        woken = _woken(own["aux"])
         woke = is_return & (then["flags"] & _WOKE != 0)
         sleeps = _OF_A_SLEEPER[types]
         if woke.any():
             sleeps = sleeps | woke
-            tids = np.where(woke, _bits(then["aux"], Act.TID_SHIFT, Act.TID).astype(np.uint32), tids)
+            tids = np.where(woke, _woken(then["aux"]), tids)
         hit |= sleeps & self.wakes[mine] & (self.woke_at[mine] < then["time"]) & (tids == woken[mine])
         # A call whose arguments were not in memory when it began may be about any pages.
         hit |= ~_INDIFFERENT[types] | (calls & ~(_FILLS | _CHANGES_NOTHING)[kinds]) | (calls & (start >= end))
         found[mine[hit]] = True
-        # Both tell of an act that must not change places with the other's.
+        # Where the event between is a return that tells of acts, too, neither's may change places with the other's.
         others = rows[hit & is_return]
         place = np.searchsorted(self.index, others)
         told = place < len(self.index)
@@ -213,7 +217,7 @@ def _unfolded(events: Batch, returns: Array) -> Batch:
             "time": told.woke_at[woke],
             "type": np.full(len(woke), Type.WAKE),
             "value": calls["tid"][woke],
-            "tid": _bits(said, Act.TID_SHIFT, Act.TID),
+            "tid": _woken(said),
             "aux": _bits(said, Act.MESSAGE_SHIFT, Act.MESSAGE),
             **{name: calls[name][woke] for name in _OF_CALL},
         },
