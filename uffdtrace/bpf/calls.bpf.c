@@ -22,7 +22,7 @@ static __always_inline bool read_argument(struct event *event, u32 command, u64 
 
 	if (size > sizeof(words))
 		size = sizeof(words);
-	if (bpf_probe_read_user(words, size, (void *)argument))
+	if (read_user(words, size, (void *)argument))
 		return false;
 	event->start = words[0];
 	if (event->kind == IOCTL_COPY || event->kind == IOCTL_MOVE) {
@@ -117,21 +117,21 @@ static __always_inline int on_ioctl(bool typed, u64 file, u64 command, u64 argum
 	now = generation();
 	self = myself();
 	thread = self.thread;
+	/* The return of an earlier call was lost: this call's must not be taken for it. */
+	if (thread && thread->call.ctx) {
+		tell_lost(&thread->call);
+		thread->call.ctx = 0;
+	}
 	if (event.kind == IOCTL_API || event.kind == IOCTL_REGISTER || !thread || !passed(&thread->calls, ctx, now)) {
-		if (!admit(read64(ctx + CTX_MM))) {
-			/* The return of an earlier call may have been lost: this call's must not be taken for it. */
-			if (thread && thread->call.ctx) {
-				tell_lost(&thread->call);
-				thread->call.ctx = 0;
-			}
+		bool late;
+
+		if (!admit(read64(ctx + CTX_MM)))
 			return 0;
-		}
+		late = !known.lookup(&ctx);
 		if (event.kind == IOCTL_API)
 			know(ctx);
-		else if (!known.lookup(&ctx))
-			emit_userfaultfd(ctx, 1);
-		else if (event.kind == IOCTL_REGISTER)
-			emit_userfaultfd(ctx, 0);
+		else if (late || event.kind == IOCTL_REGISTER)
+			tell_userfaultfd(ctx, late, false);
 		thread = make_thread(&self);
 		/* The map may have been full: then each call tells of the userfaultfd again. */
 		if (thread && known.lookup(&ctx))
@@ -140,8 +140,6 @@ static __always_inline int on_ioctl(bool typed, u64 file, u64 command, u64 argum
 	if (thread) {
 		/* What COPY and its kin commit is no page of a fault. */
 		thread->mark.kind = 0;
-		if (thread->call.ctx)
-			tell_lost(&thread->call);
 		thread->call.ctx = ctx;
 		thread->call.argument = argument;
 		thread->call.command = command;
@@ -202,7 +200,7 @@ static __always_inline int on_ioctl_return(bool typed, u64 result)
 		lose(LOSS_UNREADABLE);
 	}
 	if (event.kind == IOCTL_API)
-		emit_userfaultfd(event.ctx, 0);
+		tell_userfaultfd(event.ctx, 0, false);
 	event.time = bpf_ktime_get_ns();
 	tell_with(&event, &thread->call);
 	submit_often(typed, self.id, &event);
@@ -366,7 +364,7 @@ static __always_inline int on_page_scan(bool typed, u64 command, u64 argument, u
 	scan.mm = event.ctx = read64(file + FILE_PRIVATE);
 	if (!is_traced(scan.mm))
 		return 0;
-	scan.readable = !bpf_probe_read_user(&words, sizeof(words), (void *)argument);
+	scan.readable = !read_user(&words, sizeof(words), (void *)argument);
 	if (scan.readable && !(words.flags & PM_SCAN_WP_MATCHING))
 		return 0;
 	if (page_scans.update(&tid, &scan))
@@ -391,7 +389,7 @@ static __always_inline int on_page_scan_return(bool typed, u64 result)
 		return 0;
 	event.ctx = scan->mm;
 	began = scan->readable;
-	readable = !bpf_probe_read_user(&words, sizeof(words), (void *)scan->argument);
+	readable = !read_user(&words, sizeof(words), (void *)scan->argument);
 	page_scans.delete(&tid);
 	if (!began) {
 		/* What it protected, and from when on, was not seen; with EFAULT it did nothing. */

@@ -134,25 +134,11 @@ static __always_inline int on_message(bool typed, u64 entry)
 	} else if (!admit(read64(ctx + CTX_MM))) {
 		return 0;
 	}
-	if ((!thread || !passed(&thread->told, ctx, now)) && !known.lookup(&ctx)) {
-		struct event first = {.ctx = ctx, .kind = 1};
-
+	if ((!thread || !passed(&thread->told, ctx, now)) && !known.lookup(&ctx))
 		/* Its descriptor came from a process that we do not follow. */
-		if (describe_process(&first, (u64)bpf_get_current_task()))
-			emit_message(&first);
-#ifdef MM_OWNER
-		/* It may have ended by the time that anybody looks. */
-		if (describe_process(&first, read64(read64(ctx + CTX_MM) + MM_OWNER)))
-			emit_message(&first);
-#endif
-		first.tid = id;
-		first.tgid = id >> 32;
-		describe(&first, ctx);
-		know(ctx);
-		emit_message(&first);
-	} else if (thread) {
+		tell_userfaultfd(ctx, 1, true);
+	else if (thread)
 		let_pass(&thread->told, ctx, now);
-	}
 	describe_waiter(&event, &waiter);
 	event.tid = sleeper;
 	event.kind = message_kind(event.aux);

@@ -311,15 +311,21 @@ static __always_inline u32 memory_of(struct area *area)
 	return MEMORY_HUGETLB | read32(hstate + HSTATE_ORDER) << MEMORY_ORDER_SHIFT;
 }
 
-static __always_inline u32 owner_of(u64 mm)
+/* 0 where a kernel does not keep it (without CONFIG_MEMCG). */
+static __always_inline u64 owner_task(u64 mm)
 {
 #ifdef MM_OWNER
-	u64 task = read64(mm + MM_OWNER);
-
-	return task ? read32(task + TASK_TGID) : 0;
+	return read64(mm + MM_OWNER);
 #else
 	return 0;
 #endif
+}
+
+static __always_inline u32 owner_of(u64 mm)
+{
+	u64 task = owner_task(mm);
+
+	return task ? read32(task + TASK_TGID) : 0;
 }
 
 static __always_inline bool admit(u64 mm)
@@ -393,15 +399,31 @@ static __always_inline void emit_process(u64 task)
 		emit(&event);
 }
 
-static __always_inline void emit_userfaultfd(u64 ctx, u8 late)
+/* A userfaultfd, after the names of the process that uses it and of the one whose memory it is of. */
+static __always_inline void tell_userfaultfd(u64 ctx, u8 late, bool in_message)
 {
-	struct event event = {.kind = late};
+	u64 id = current_id();
 
-	emit_process((u64)bpf_get_current_task());
-#ifdef MM_OWNER
-	emit_process(read64(read64(ctx + CTX_MM) + MM_OWNER));
-#endif
-	describe(&event, ctx);
-	know(ctx);
-	emit_here(&event);
+	/* Unrolled it would be three copies of what writes a record. */
+#pragma clang loop unroll(disable)
+	for (int part = 0; part < 3; part++) {
+		struct event event = {.kind = late};
+		u64 task = (u64)bpf_get_current_task();
+
+		if (part == 2) {
+			event.tid = id;
+			event.tgid = id >> 32;
+			describe(&event, ctx);
+			know(ctx);
+		} else {
+			if (part == 1)
+				task = owner_task(read64(ctx + CTX_MM));
+			if (!describe_process(&event, task))
+				continue;
+		}
+		if (in_message)
+			emit_message(&event);
+		else
+			emit(&event);
+	}
 }

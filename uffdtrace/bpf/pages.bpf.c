@@ -185,6 +185,7 @@ static __always_inline int on_anon_commit(bool typed, u64 page, u64 vma, u64 add
 	struct area area;
 	struct mark seen;
 	bool huge;
+	u32 type;
 
 	if (!registered_area(typed, vma, 0, &area))
 		return 0;
@@ -204,13 +205,15 @@ static __always_inline int on_anon_commit(bool typed, u64 page, u64 vma, u64 add
 
 		/* A new page, and not the one that was there. */
 		huge_writes.delete(&tid);
-		return emit_page(&self, &area, EVENT_HUGE_ZERO_WRITE, 1, address, PMD_SIZE, seen.page);
+		type = EVENT_HUGE_ZERO_WRITE;
+	} else if (huge && seen.kind == MARK_HUGE) {
+		type = EVENT_HUGE_PAGE;
+	} else if (!huge && (seen.kind == MARK_HOLE || seen.kind == MARK_HUGE) && seen.write) {
+		type = EVENT_FRESH_PAGE;
+	} else {
+		return 0;
 	}
-	if (huge && seen.kind == MARK_HUGE)
-		return emit_page(&self, &area, EVENT_HUGE_PAGE, seen.write, address, PMD_SIZE, seen.page);
-	if (!huge && (seen.kind == MARK_HOLE || seen.kind == MARK_HUGE) && seen.write)
-		return emit_page(&self, &area, EVENT_FRESH_PAGE, 1, address, PAGE_SIZE, address);
-	return 0;
+	return emit_page(&self, &area, type, seen.write ? 1 : 0, address, huge ? PMD_SIZE : PAGE_SIZE, seen.page);
 }
 
 /* Pages that swap brings back go through the same commit. */
@@ -231,8 +234,8 @@ static __always_inline int on_wp_fault(bool typed, u64 vmf)
 	struct access access;
 	struct self self;
 	struct area area;
+	u32 type, kind;
 	u64 address;
-	u32 zero;
 
 	if (!read_area(typed, load64(typed, vmf + VMF_VMA), 0, &area))
 		return 0;
@@ -250,20 +253,21 @@ static __always_inline int on_wp_fault(bool typed, u64 vmf)
 	address = access.address & PAGE_MASK;
 	if (!(access.flags & FAULT_FLAG_WRITE) || access.flags & FAULT_FLAG_UNSHARE)
 		return 0;
+	/* No write to a protected page comes here. A bit without the mode protects nothing: it outlives the mode. */
+	type = EVENT_UNPROTECTED_WRITE;
+	/* KSM may have put the zero page there (use_zero_pages). */
+	kind = access.orig_pte & PTE_SPECIAL && !(area.flags & VM_MERGEABLE);
 	/* break_ksm() up to 6.1 gives a page back by a write fault, though nobody writes. */
 	if (access.flags & FAULT_FLAG_REMOTE && !(access.flags & (FAULT_FLAG_USER | FAULT_FLAG_ALLOW_RETRY))) {
 		u32 tid = self.id;
 		u64 *page = unmerging.lookup(&tid);
 
 		if (page && *page == address) {
-			emit_page(&self, &area, EVENT_UNMERGED, 1, address, PAGE_SIZE, 0);
-			return 0;
+			type = EVENT_UNMERGED;
+			kind = 1;
 		}
 	}
-	/* KSM may have put the zero page there (use_zero_pages). */
-	zero = access.orig_pte & PTE_SPECIAL && !(area.flags & VM_MERGEABLE);
-	/* No write to a protected page comes here. A bit without the mode protects nothing: it outlives the mode. */
-	return emit_page(&self, &area, EVENT_UNPROTECTED_WRITE, zero, address, PAGE_SIZE, 0);
+	return emit_page(&self, &area, type, kind, address, PAGE_SIZE, 0);
 }
 
 static __always_inline int on_file_fault(bool typed, u64 vmf)
@@ -290,6 +294,7 @@ static __always_inline int on_hugetlb_fault(bool typed, u64 vma, u64 address, u6
 	struct self self;
 	struct area area;
 	struct entry entry;
+	u32 type, kind = 0;
 	u64 size;
 
 	if (!registered_area(typed, vma, VM_UFFD_WP, &area))
@@ -298,11 +303,16 @@ static __always_inline int on_hugetlb_fault(bool typed, u64 vma, u64 address, u6
 	size = (u64)PAGE_SIZE << (memory_of(&area) >> MEMORY_ORDER_SHIFT & 31);
 	address &= ~(size - 1);
 	entry = walk(mm_of(&area), address);
-	if (!entry.value && !(area.flags & VM_UFFD_MISSING))
-		return emit_page(&self, &area, EVENT_FILE_PAGE, flags & FAULT_FLAG_WRITE ? 1 : 0, address, size, 0);
-	if (entry.value & PTE_PRESENT && flags & FAULT_FLAG_WRITE && !(entry.value & (PTE_UFFD_WP | PTE_WRITE)))
-		return emit_page(&self, &area, EVENT_UNPROTECTED_WRITE, 0, address, size, 0);
-	return 0;
+	if (!entry.value && !(area.flags & VM_UFFD_MISSING)) {
+		type = EVENT_FILE_PAGE;
+		kind = flags & FAULT_FLAG_WRITE ? 1 : 0;
+	} else if (entry.value & PTE_PRESENT && flags & FAULT_FLAG_WRITE &&
+		   !(entry.value & (PTE_UFFD_WP | PTE_WRITE))) {
+		type = EVENT_UNPROTECTED_WRITE;
+	} else {
+		return 0;
+	}
+	return emit_page(&self, &area, type, kind, address, size, 0);
 }
 
 /* ---- pages that lose their protection ------------------------------------ */

@@ -224,7 +224,11 @@ class Program:
         # BCC's macro takes the ring's size as text.
         flags += [f"-DRING_PAGES={RING_PAGES}", f"-DCPUS={self._cpus}", f"-DLANES={LANES}"]
         flags += [f"-DLANE_SLOTS={self._slots}", f"-DPREEMPTIBLE={int(preemptible())}"]
-        flags += [*(f"-DFOLLOW_{one.name}={one.value}" for one in Follow), "-Wno-unused-function"]
+        flags += [f"-DFOLLOW_{one.name}={one.value}" for one in Follow]
+        flags += ["-Wno-unused-function"]
+        # Nobody asks for what BCC has clang tell of types and lines. And BCC optimizes what clang hands on: that
+        # clang has done so before makes no difference to the code. Both would double the time.
+        flags += ["-g0", "-Xclang", "-disable-llvm-passes"]
         self._image = _image(bcc, source_for(attachments, architecture.of()), flags, say)
         # Up to 5.10 maps and programs count as locked memory, of which a user may have a few megabytes at most.
         with suppress(OSError, ValueError):
