@@ -72,6 +72,14 @@ def test_relative() -> None:
     assert "relative" not in json.loads(invoke("--format", "json").output)
 
 
+def test_each_range_is_a_line_of_the_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = a_report(*[a_range(0x1000_0000 + at * 0x100000, name=f"heap {at}") for at in range(3)])
+    monkeypatch.setitem(REPORTS, "three", report)
+    lines = invoke("three", "--format", "json").output.splitlines()
+    ranges = [json.loads(line.rstrip(",")) for line in lines if line.startswith('    {"start"')]
+    assert ranges == report["ranges"] and json.loads("\n".join(lines)) == report
+
+
 def test_histogram() -> None:
     assert "< 16" in invoke("--histogram").output
     assert "< 16" not in invoke().output

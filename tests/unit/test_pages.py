@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from uffdtrace.model.account import states
 from uffdtrace.model.account.pages import ARMED, BLIND, COUNTS, EVER_ARMED, NOTIFIED, OBSERVED, SETTLED, Cause, Op, step
 from uffdtrace.model.account.states import BITS, CHANGES, NEXT, apply, apply_range, carry, exposed, numbered, protected
 
@@ -53,20 +54,25 @@ def columns(change: dict[str, int]) -> list[int]:
     return row
 
 
-@settings(max_examples=500, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 7), ops), max_size=80), st.lists(st.sampled_from(REACHABLE), min_size=8))
-def test_apply_equals_step(work: list[tuple[int, Op]], before: list[int]) -> None:
-    states = numbered(np.array(before[:8], dtype=np.uint32))
-    places, chosen = np.array([place for place, _ in work], dtype=np.int64), np.array([op for _, op in work], np.uint8)
-    met = np.empty(len(work), dtype=np.uint16)
-    effects = apply(states, places, chosen, met)
+@pytest.mark.parametrize("handful", [0, states._HANDFUL], ids=["in arrays", "one by one"])
+def test_apply_equals_step(monkeypatch: pytest.MonkeyPatch, handful: int) -> None:
+    @settings(max_examples=500, deadline=None)
+    @given(st.lists(st.tuples(st.integers(0, 7), ops), max_size=80), st.lists(st.sampled_from(REACHABLE), min_size=8))
+    def check(work: list[tuple[int, Op]], before: list[int]) -> None:
+        pages = numbered(np.array(before[:8], dtype=np.uint32))
+        places = np.array([place for place, _ in work], dtype=np.int64)
+        met = np.empty(len(work), dtype=np.uint16)
+        effects = apply(pages, places, np.array([op for _, op in work], np.uint8), met)
 
-    expected = list(before[:8])
-    for (place, op), effect, state in zip(work, effects, BITS[met].tolist()):
-        assert state == expected[place]
-        expected[place], change = step(expected[place], op)
-        assert CHANGES[effect].tolist() == columns(change)
-    assert BITS[states].tolist() == expected
+        expected = list(before[:8])
+        for (place, op), effect, state in zip(work, effects, BITS[met].tolist()):
+            assert state == expected[place]
+            expected[place], change = step(expected[place], op)
+            assert CHANGES[effect].tolist() == columns(change)
+        assert BITS[pages].tolist() == expected
+
+    monkeypatch.setattr(states, "_HANDFUL", handful)
+    check()
 
 
 @settings(max_examples=300, deadline=None)

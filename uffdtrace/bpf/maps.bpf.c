@@ -306,13 +306,13 @@ static __always_inline bool is_direct(bool typed)
 
 static __always_inline u64 load64(bool typed, u64 address)
 {
-	u64 value = 0;
-
 	if (typed)
 		return *(u64 *)address;
 #ifdef RDONLY_CAST
 	return *(u64 *)rdonly_cast(address, INTEGERS);
 #else
+	u64 value = 0;
+
 	bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
 	return value;
 #endif
@@ -320,13 +320,13 @@ static __always_inline u64 load64(bool typed, u64 address)
 
 static __always_inline u32 load32(bool typed, u64 address)
 {
-	u32 value = 0;
-
 	if (typed)
 		return *(u32 *)address;
 #ifdef RDONLY_CAST
 	return *(u32 *)rdonly_cast(address, INTEGERS);
 #else
+	u32 value = 0;
+
 	bpf_probe_read_kernel(&value, sizeof(value), (void *)address);
 	return value;
 #endif

@@ -6,7 +6,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable, TextIO, TypeVar
 
@@ -98,13 +98,34 @@ def format_option(*formats: str) -> Callable[[Function], Function]:
     )
 
 
+def _json_lines(data: Mapping[str, Any]) -> Iterator[str]:
+    """An object as JSON, with a line for each member, and for each item of a list that is one.
+
+    json's own indent is written in Python: of a report of many ranges it would take more time than the account.
+    """
+    encode = json.JSONEncoder(allow_nan=False).encode
+    members = [(f"  {encode(name)}: ", value) for name, value in data.items()]
+    yield "{\n"
+    for number, (name, value) in enumerate(members):
+        comma = "," if number + 1 < len(members) else ""
+        if value and isinstance(value, list):
+            yield f"{name}[\n"
+            yield from (f"    {encode(item)},\n" for item in value[:-1])
+            yield f"    {encode(value[-1])}\n  ]{comma}\n"
+        else:
+            yield f"{name}{encode(value)}{comma}\n"
+    yield "}\n"
+
+
 def write(data: Mapping[str, Any], form: str, as_text: Callable[[TextIO], None], err: bool = False) -> None:
     """Print data to stdout, or to stderr where stdout is another program's."""
     stream = sys.stderr if err else sys.stdout
     try:
-        if form in ("json", "jsonl"):
+        if form == "json":
             # At once: standard error would write every line by itself.
-            stream.write(json.dumps(data, indent=2 if form == "json" else None, allow_nan=False) + "\n")
+            stream.write("".join(_json_lines(data)))
+        elif form == "jsonl":
+            stream.write(json.dumps(data, allow_nan=False) + "\n")
         else:
             as_text(stream)
         stream.flush()

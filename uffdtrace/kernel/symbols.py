@@ -27,15 +27,15 @@ class Symbols:
     def addresses(self, name: str) -> list[int]:
         """Every address of that name: several where static functions share it."""
         if name not in self._found:
-            found = []
+            found, needle = [], b" " + name.encode()
             # bytes.find: a pattern over 10 MB takes a hundred times as long.
-            for end in (b"\n", b"\t"):
-                needle = b" " + name.encode() + end
-                at = self._text.find(needle)
-                while at >= 0:
+            at = self._text.find(needle)
+            while at >= 0:
+                # A module's symbol has its module's name behind a tab.
+                if self._text[at + len(needle) : at + len(needle) + 1] in (b"\n", b"\t"):
                     line = self._text.rfind(b"\n", 0, at) + 1
                     found.append(int(self._text[line:at].split()[0], 16))
-                    at = self._text.find(needle, at + 1)
+                at = self._text.find(needle, at + 1)
             self._found[name] = found
         return self._found[name]
 

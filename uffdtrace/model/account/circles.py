@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from uffdtrace.model.account.pages import COUNTS, Op
 from uffdtrace.model.account.states import CHANGES
 from uffdtrace.model.records.events import Array
@@ -37,7 +35,9 @@ class Circles:
 
 def answers(effects: Array, ops: Array) -> dict[str, Array]:
     """Index of such answers among operations `ops` with `effects` (rows of CHANGES), by the call that gave them."""
-    index = np.flatnonzero(_CIRCLED[effects])
+    index = _CIRCLED[effects].nonzero()[0]
+    if not index.size:
+        return {}
     filled = ops[index] == Op.COPY_WP
     found = {"UFFDIO_COPY or CONTINUE with MODE_WP": index[filled], "UFFDIO_WRITEPROTECT with MODE_WP": index[~filled]}
     return {call: some for call, some in found.items() if some.size}

@@ -43,6 +43,8 @@ BATCH = 1 << 15
 _MOST_EXPANDED = 1 << 22
 _NO_HOLES = Feature.WP_UNPOPULATED | Feature.WP_ASYNC
 _MOST_SPANS = 64
+# Served faults whose waits are kept, 5 MiB of them, before ranges are given theirs.
+_MOST_UNDIVIDED = 1 << 17
 # Pages of a range, and ranges, that are looked at together.
 _MOST_TOGETHER = 1024
 _MODE_OF = {Kind.MISSING: Mode.MISSING, Kind.WP: Mode.WP, Kind.MINOR: Mode.MINOR}
@@ -76,6 +78,9 @@ class Model:
         self._sleepers = Sleepers(page_size, faults)
         self._overlaps = Overlaps()
         self._asleep: set[int] = set()
+        # Of served faults the range's number, and how long they waited; not yet given to their ranges.
+        self._waits_of: list[tuple[Array, Array]] = []
+        self._undivided = 0
         self._waits = Waits()
         self._operations = Operations(self.watched, arch)
         self.losses = self._operations.losses
@@ -101,6 +106,7 @@ class Model:
         self._advance(final=True)
         nothing = Batch(np.empty(0, dtype=EVENT))
         self._served(*self._sleepers.feed(nothing, np.empty(0, dtype=np.int64), final=True))
+        self._divide()
         open_faults.settle(self.watched, self._sleepers, self._asleep, self._looked_at)
         self._waits.finish(self.watched, self._asleep)
         self.watched.forget_monitors_forks()
@@ -194,17 +200,20 @@ class Model:
         self.lost_returns += work.lost_returns
         if work.unmaps and self._first_unseen(work.events) is None:
             work.pass_over(self.watched.registered())
-        begin = 0
-        barriers = np.flatnonzero(work.barrier).tolist()
-        for barrier in barriers:
+        barriers = np.flatnonzero(work.barrier)
+        # How many arming calls come before each, and up to it.
+        earlier = np.searchsorted(work.arm_index, barriers).tolist()
+        included = np.searchsorted(work.arm_index, barriers, side="right").tolist()
+        begin = arm = 0
+        for barrier, before, after in zip(barriers.tolist(), earlier, included):
             self._run(work, begin, barrier)
-            self._holes(work, begin, barrier)
+            self._holes(work, arm, before)
             self._structure.take(work, barrier)
-            self._holes(work, barrier, barrier + 1)
-            begin = barrier + 1
+            self._holes(work, before, after)
+            begin, arm = barrier + 1, after
         # Where nothing ended a registration, each fault's range is seen still.
-        self._run(work, begin, ready, seen and not barriers)
-        self._holes(work, begin, ready)
+        self._run(work, begin, ready, seen and not barriers.size)
+        self._holes(work, arm, len(work.arm_index))
         if self.watched.populated.late:
             self.watched.dropped(work.events[DISCARDS[work.types]].records)
         for call in facts.calls(events, self.page_size, work.returned):
@@ -224,14 +233,25 @@ class Model:
         if self._timeline is not None:
             self._timeline.add("began", began)
             self._timeline.add("ended", began + waits[:, TOTAL].astype(np.int64))
+        self._waits_of.append((served, waits))
+        self._undivided += len(served)
+        if self._undivided > _MOST_UNDIVIDED:
+            self._divide()
+
+    def _divide(self) -> None:
+        """Give ranges the waits of their faults: of thousands of ranges each has a few in a batch."""
+        served, waits = (np.concatenate(parts) for parts in zip(*self._waits_of))
+        self._waits_of, self._undivided = [], 0
         for number, index in by_value(served):
             if number >= 0:
                 self.ranges.all[number].root().latencies.add(waits[index])
 
-    def _holes(self, work: Work, begin: int, end: int) -> None:
-        """change_protection() counts the pages it found; the rest were holes (kernel-semantics.md 4)."""
-        first, last = np.searchsorted(work.arm_index, (begin, end))
-        for arm in range(int(first), int(last)):
+    def _holes(self, work: Work, first: int, last: int) -> None:
+        """What the arming calls from `first` up to `last` found.
+
+        change_protection() counts the pages it found; the rest were holes (kernel-semantics.md 4).
+        """
+        for arm in range(first, last):
             index, known, result = int(work.arm_index[arm]), bool(work.arm_known[arm]), int(work.arm_result[arm])
             if work.numbers[index] < 0:
                 continue
@@ -314,7 +334,7 @@ class Model:
             uffd.callers.update(different(events["tgid"][calls]))
         work.numbers[chosen] = number
         work.uffds[chosen] = uffd.number
-        described = np.flatnonzero((events["flags"] != 0) & (number >= 0))
+        described = ((events["flags"] != 0) & (number >= 0)).nonzero()[0]
         if described.size:
             self.ranges.describe(events["flags"][described], number[described])
         messages = events.of(Type.MESSAGE)
@@ -341,7 +361,7 @@ class Model:
         """What these events did to pages; `named` are messages, which name all of a huge page."""
         events, start, pages, ops = work.events[chosen], work.start[chosen], work.pages[chosen], work.op[chosen]
         self._whole_pages(events, start, pages, number, named)
-        active = np.flatnonzero((ops != Op.NOTHING) & work.short[chosen])
+        active = ((ops != Op.NOTHING) & work.short[chosen]).nonzero()[0]
         if uffd.has(Feature.WP_ASYNC):
             # The kernel notes writes by itself.
             active = active[~EVIDENCE[events["type"][active]]]

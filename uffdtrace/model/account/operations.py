@@ -58,7 +58,9 @@ class Operations:
             self._answers(places, ops, rows, fills[inside])
         effects = self._ranges.pool.apply(places, ops)
         self._ranges.changes(owners, effects)
-        lossy = np.flatnonzero(CODES[effects])
+        if not effects.any():
+            return
+        lossy = CODES[effects].nonzero()[0]
         if lossy.size:
             times, tids = events["time"][rows[lossy]], events["tid"][rows[lossy]]
             self.losses.add(places[lossy], effects[lossy], times, tids)
@@ -66,8 +68,9 @@ class Operations:
             for number in np.unique(owners[index]).tolist():
                 mine = index[owners[index] == number]
                 self._ranges.all[number].root().circles.add(call, addresses[mine])
-        dropped = np.flatnonzero(_DROPPED[effects])
-        dropped = dropped[DISCARDS[events["type"][rows[dropped]]]]
+        dropped = _DROPPED[effects].nonzero()[0]
+        if dropped.size:
+            dropped = dropped[DISCARDS[events["type"][rows[dropped]]]]
         if dropped.size:
             self._drop(uffd, events[rows[dropped]].records, owners[dropped], np.ones(len(dropped), dtype=np.int64))
 

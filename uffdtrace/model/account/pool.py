@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from uffdtrace.model.account.pages import Op
-from uffdtrace.model.account.states import BITS, CHANGES, EFFECT, NEXT, apply
+from uffdtrace.model.account.states import BITS, CHANGES, EFFECT, NEXT, apply, apply_range
 from uffdtrace.model.records.events import Array
 
 # As many pages as a huge page covers.
@@ -254,6 +254,12 @@ class Pool:
         found = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint8))]
         if first >= _BEYOND or not pages:
             return befell, Runs(*found[0])
+        cells = self._cells_within(first, pages)
+        if cells is not None:
+            effects = apply_range(cells, op)
+            hit = wanted[effects].nonzero()[0]
+            befell += np.bincount(effects, minlength=len(CHANGES))
+            return befell, Runs(first + hit, np.ones(len(hit), dtype=np.int64), effects[hit])
         # A region or block of which a part alone is meant has pages that differ from then on.
         self._cut(first, pages)
         for regions, begin, end in self._stretches(first, pages):
@@ -267,6 +273,15 @@ class Pool:
             hit = wanted[effects]
             found.append((np.maximum(regions[hit] << _REGION_SHIFT, first), sizes[hit], effects[hit]))
         return befell, Runs(*(np.concatenate(column) for column in zip(*found)))
+
+    def _cells_within(self, first: int, pages: int) -> Array | None:
+        """The cells of pages in a row (a view), where one block has all of them and gave them cells."""
+        block = first >> _SHIFT
+        base = int(self._base[first >> _REGION_SHIFT]) if not self._full else _NOWHERE
+        if base in (_ALIKE, _NOWHERE) or (first + pages - 1) >> _SHIFT != block:
+            return None
+        row, at = int(self._row[base + (block & (_IN_REGION - 1))]), first & (BLOCK - 1)
+        return self._cells[row, at : at + pages] if row > _NOBODYS else None
 
     def _do_blocks(
         self, begin: int, end: int, op: Op, wanted: Array, befell: Array, found: list[tuple[Array, Array, Array]]

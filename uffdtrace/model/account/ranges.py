@@ -22,7 +22,7 @@ from uffdtrace.model.account.pages import COUNTS, EVER_ARMED, NOTIFIED, WIDTH, C
 from uffdtrace.model.account.pool import Pool, Runs, States
 from uffdtrace.model.account.sleep import Killed, Waiting
 from uffdtrace.model.account.states import CHANGES, having
-from uffdtrace.model.records.counting import counted
+from uffdtrace.model.records.counting import begins, counts
 from uffdtrace.model.records.events import (
     HIGHEST,
     MEMORY_MASK,
@@ -319,6 +319,8 @@ class Ranges:
         self.pool = Pool()
         self.all: list[Range] = []
         self.spaces: dict[int, Space] = {}
+        # What describe() was told last of each range, by number.
+        self._told: Array = np.zeros(0, dtype=np.uint32)
 
     def space(self, ctx: int) -> Space:
         return self.spaces.setdefault(ctx, Space(ctx, self.page_size))
@@ -445,17 +447,16 @@ class Ranges:
     def describe(self, flags: Array, numbers: Array) -> None:
         """What memory ranges (by number) are, from the `flags` of events that saw their areas."""
         flags = flags & np.uint32((1 << MODES_SHIFT) - 1)
-        told = np.flatnonzero(flags)
-        flags, numbers = flags[told], numbers[told]
-        # One range's events often follow each other.
-        other = np.flatnonzero((numbers[1:] != numbers[:-1]) | (flags[1:] != flags[:-1])) + 1
-        some = [0, *other.tolist()] if len(flags) else []
-        for number, kind in {(int(numbers[index]), int(flags[index])) for index in some}:
+        if len(self._told) < len(self.all):
+            self._told = np.concatenate([self._told, np.zeros(len(self.all), dtype=np.uint32)])
+        fresh = ((flags != 0) & (self._told[numbers] != flags)).nonzero()[0]
+        for number, kind in set(zip(numbers[fresh].tolist(), flags[fresh].tolist())):
             row, order = self.all[number].root(), kind >> MEMORY_ORDER_SHIFT & 31
             if order > MOST_ORDER:
                 raise ModelError(f"the trace names an impossible huge page, of 2^{order} pages")
             row.memory |= Memory(kind & MEMORY_MASK)
             row.order = max(row.order, order)
+            self._told[number] = kind
 
     def changes(self, numbers: Array, effects: Array) -> None:
         """Add the effects (rows of CHANGES) of operations to their ranges."""
@@ -463,8 +464,12 @@ class Ranges:
         if not some.any():
             return
         width = len(CHANGES)
-        for pair, count in counted(numbers[some] * width + effects[some]):
-            self.all[pair // width].root().changes += CHANGES[pair % width] * count
+        pairs, times = counts(numbers[some] * width + effects[some])
+        changes = CHANGES[pairs % width] * times[:, None]
+        of_range = pairs // width
+        bounds = np.flatnonzero(begins(of_range))
+        for number, change in zip(of_range[bounds].tolist(), np.add.reduceat(changes, bounds)):
+            self.all[number].root().changes += change
 
     def rows(self) -> list[Range]:
         return [found for found in self.all if found.merged_into is None]

@@ -33,6 +33,8 @@ from uffdtrace.model.records.events import Array
 
 # Of fewer pages than that, one by one is faster than one array operation for each of many rounds.
 _FEW, _MANY = 16, 64
+# Up to so many operations Python takes less time than some thirty array operations do.
+_HANDFUL = 128
 # After so many, what is left is sorted by page: then a round costs no more than what it does.
 _UNSORTED_ROUNDS = 8
 
@@ -110,6 +112,9 @@ def apply(states: Array, places: Array, ops: Array, before: Array | None = None)
     The state that each operation meets is put into `before`, if given.
     """
     effects = np.empty(len(places), dtype=np.uint8)
+    if len(places) <= _HANDFUL:
+        _apply_singly(states, places, ops, effects, before)
+        return effects
     # Where each operation's row of the tables begins.
     rows = ops.astype(np.intp)
     rows *= NEXT.shape[1]
@@ -200,6 +205,23 @@ def _apply_to_one(
     effects[at] = done
     if before is not None:
         before[at] = met
+
+
+def _apply_singly(states: Array, places: Array, ops: Array, effects: Array, before: Array | None) -> None:
+    """A few operations, one after the other."""
+    nexts, changes = _plain_tables()
+    where = places.tolist()
+    now = dict(zip(where, states[places].tolist()))
+    met, done = [], []
+    for place, op in zip(where, ops.tolist()):
+        state = now[place]
+        met.append(state)
+        done.append(changes[op][state])
+        now[place] = nexts[op][state]
+    states[list(now)] = list(now.values())
+    effects[:] = done
+    if before is not None:
+        before[:] = met
 
 
 @lru_cache

@@ -8,21 +8,23 @@ from uffdtrace.model.account.facts import Fact
 from uffdtrace.model.account.ranges import Ranges
 from uffdtrace.model.account.watched import Userfaultfd
 from uffdtrace.model.records.batch import Batch
-from uffdtrace.model.records.counting import counted
+from uffdtrace.model.records.counting import counted, different
 from uffdtrace.model.records.events import Array, Feature, Kind, Type
 
 # include/linux/mm_types.h, enum fault_flag.
 _FAULT_FLAG_RETRY_NOWAIT = 8
 _FAULT_FLAG_USER = 0x40
+# Of an enum, len() is a function of Python's.
+_KINDS = len(Kind)
 
 
 def by_kind(ranges: Ranges, name: str, numbers: Array, kinds: Array) -> None:
     """Count faults or messages (the member `name` of a range) by range number and Kind."""
-    valid = kinds < len(Kind)
+    valid = kinds < _KINDS
     if not valid.all():
         numbers, kinds = numbers[valid], kinds[valid]
-    for pair, count in counted(numbers * len(Kind) + kinds):
-        getattr(ranges.all[pair // len(Kind)].root(), name)[pair % len(Kind)] += count
+    for pair, count in counted(numbers * _KINDS + kinds):
+        getattr(ranges.all[pair // _KINDS].root(), name)[pair % _KINDS] += count
 
 
 def faults(ranges: Ranges, uffd: Userfaultfd, events: Batch, numbers: Array) -> None:
@@ -37,7 +39,9 @@ def faults(ranges: Ranges, uffd: Userfaultfd, events: Batch, numbers: Array) -> 
     asleep = events["ret"][index] == 0
     slept = index if asleep.all() else index[asleep]
     by_kind(ranges, "faults", numbers[slept], events["kind"][slept])
-    for fault in slept[np.isin(events["tid"][slept], list(uffd.threads))].tolist():
+    tids = events["tid"][slept]
+    monitors = [tid for tid in different(tids) if tid in uffd.threads]
+    for fault in slept[np.isin(tids, monitors)].tolist() if monitors else []:
         if uffd.threads[int(events["tid"][fault])].first < int(events["time"][fault]):
             ranges.all[numbers[fault]].root().note(Fact.MONITOR_FAULT)
     for fault in index[~asleep].tolist():

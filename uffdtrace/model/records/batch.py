@@ -116,7 +116,7 @@ class Batch:
             size = len(range(*what.indices(self._size)))
             return self if size == self._size and what.step in (None, 1) else self._of((self,), what, size)
         # A mask would be gone through for each member.
-        index = np.flatnonzero(what) if what.dtype == bool else what
+        index = what.nonzero()[0] if what.dtype == bool else what
         if len(self._parts) == 1 and not isinstance(self._choice, slice):
             # Straight from where these come from: there is no need to choose twice.
             return self._of(self._parts, self._choice[index], len(index))

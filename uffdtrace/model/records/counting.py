@@ -22,18 +22,21 @@ def among(numbers: Iterable[int]) -> Array:
     return table
 
 
-def counted(numbers: Array) -> list[tuple[int, int]]:
-    """(number, how often) of each different one, in ascending order; they are 0 or more.
+def counts(numbers: Array) -> tuple[Array, Array]:
+    """Each different one in ascending order, and how often it occurs; they are 0 or more.
 
     The work grows with how many there are, and not with how great they are.
     """
-    if not len(numbers):
-        return []
-    if int(numbers.max()) < _SLOTS_EACH * len(numbers):
+    if len(numbers) and int(numbers.max()) < _SLOTS_EACH * len(numbers):
         slots = np.bincount(numbers)
-        different = np.flatnonzero(slots)
-        return list(zip(different.tolist(), slots[different].tolist()))
-    found, times = np.unique(numbers, return_counts=True)
+        found = np.flatnonzero(slots)
+        return found, slots[found]
+    return np.unique(numbers, return_counts=True)
+
+
+def counted(numbers: Array) -> list[tuple[int, int]]:
+    """The same as (number, how often)."""
+    found, times = counts(numbers)
     return list(zip(found.tolist(), times.tolist()))
 
 
