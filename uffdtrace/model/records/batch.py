@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Union, overload
 
 import numpy as np
@@ -15,6 +16,86 @@ _NONE = np.empty(0, dtype=np.int64)
 _SMALL = 1024
 
 
+@dataclass(frozen=True)
+class _Records:
+    """Events that are records."""
+
+    records: Array
+
+    def column(self, name: str) -> Array:
+        return np.ascontiguousarray(self.records[name])
+
+    def picked(self, index: Array) -> Array:
+        return picked(self.records, index)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Some events of a batch."""
+
+    batch: Batch
+    choice: Choice
+
+    def column(self, name: str) -> Array:
+        return self.batch[name][self.choice]
+
+    def picked(self, index: Array) -> Array:
+        return self.batch.picked(self._numbers(index))
+
+    def event(self, number: int) -> Array:
+        return self.batch[int(self._numbers(np.array(number)))]
+
+    def _numbers(self, index: Array) -> Array:
+        """Which of the batch's events these are."""
+        if isinstance(self.choice, slice):
+            start, _, step = self.choice.indices(len(self.batch))
+            return start + index * step
+        numbers: Array = self.choice[index]
+        return numbers
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """The events of several batches, one batch after the other."""
+
+    parts: tuple[Batch, ...]
+
+    def column(self, name: str) -> Array:
+        return np.concatenate([part[name] for part in self.parts])
+
+    def picked(self, index: Array) -> Array:
+        found = np.empty(len(index), dtype=EVENT)
+        first = 0
+        for part in self.parts:
+            here = (index >= first) & (index < first + len(part))
+            found[here] = part.picked(index[here] - first)
+            first += len(part)
+        return found
+
+
+@dataclass(frozen=True)
+class _Members:
+    """Events that have these members; the others are those of `under`, or 0."""
+
+    columns: dict[str, Array]
+    size: int
+    under: Batch | None = None
+
+    def column(self, name: str) -> Array:
+        if name in self.columns:
+            return self.columns[name]
+        return np.zeros(self.size, dtype=EVENT[name]) if self.under is None else self.under[name]
+
+    def picked(self, index: Array) -> Array:
+        found = np.zeros(len(index), dtype=EVENT) if self.under is None else self.under.picked(index)
+        for name, column in self.columns.items():
+            found[name] = column[index]
+        return found
+
+
+_Source = Union[_Records, _Chosen, _Joined, _Members]
+
+
 class Batch:
     """Events, as `batch["time"]` for all times, `batch[3]` for one event (dtype EVENT), `batch[chosen]` for some.
 
@@ -24,37 +105,32 @@ class Batch:
     """
 
     def __init__(self, records: Array) -> None:
-        self._size = len(records)
-        self._records: Array | None = records
+        self._fill(_Records(records), len(records))
+
+    @classmethod
+    def _of(cls, source: _Source, size: int) -> Batch:
+        batch = cls.__new__(cls)
+        batch._fill(source, size)
+        return batch
+
+    def _fill(self, source: _Source, size: int) -> None:
+        self._source = source
+        self._size = size
+        # The members that were asked for.
         self._columns: dict[str, Array] = {}
         # How many events there are of each type, and the numbers of those that were asked for.
         self._counts: Array | None = None
         self._by_type: dict[int, Array] = {}
-        # Where they come from: these events, one part after the other, of which `_choice` chooses.
-        self._parts: tuple[Batch, ...] = ()
-        self._choice: Choice = slice(None)
-        # The members whose values are not those of where the events come from.
-        self._own: tuple[str, ...] = ()
-
-    @classmethod
-    def _of(cls, parts: tuple[Batch, ...], choice: Choice, size: int) -> Batch:
-        batch = cls(np.empty(0, dtype=EVENT))
-        batch._records, batch._parts, batch._choice, batch._size = None, parts, choice, size
-        return batch
 
     @classmethod
     def made(cls, size: int, columns: dict[str, Array]) -> Batch:
         """So many events that have these members; all others are 0."""
-        batch = cls._of((), slice(None), size)
-        batch._columns = {name: column.astype(EVENT[name], copy=False) for name, column in columns.items()}
-        batch._own = tuple(columns)
-        return batch
+        members = {name: column.astype(EVENT[name], copy=False) for name, column in columns.items()}
+        return cls._of(_Members(members, size), size)
 
     def changed(self, columns: dict[str, Array]) -> Batch:
         """The same events with other values of these members."""
-        batch = self._of((self,), slice(None), self._size)
-        batch._columns, batch._own = dict(columns), tuple(columns)
-        return batch
+        return self._of(_Members(dict(columns), self._size, self), self._size)
 
     @classmethod
     def joined(cls, parts: Sequence[Batch]) -> Batch:
@@ -62,7 +138,7 @@ class Batch:
         some = tuple(part for part in parts if len(part))
         if len(some) < 2:
             return some[0] if some else cls(np.empty(0, dtype=EVENT))
-        return cls._of(some, slice(None), sum(map(len, some)))
+        return cls._of(_Joined(some), sum(map(len, some)))
 
     def __len__(self) -> int:
         return self._size
@@ -70,13 +146,17 @@ class Batch:
     @property
     def records(self) -> Array:
         """All of them as records (dtype EVENT)."""
-        if self._records is None:
-            self._records = self._picked(np.arange(self._size))
-        return self._records
+        if not isinstance(self._source, _Records):
+            self._source = _Records(self.picked(np.arange(self._size)))
+        return self._source.records
+
+    def picked(self, index: Array) -> Array:
+        """Copies of the records of these numbers."""
+        return self._source.picked(index)
 
     def settled(self) -> Batch:
         """The same events, which hold no memory of those that they were chosen from."""
-        return Batch(self._picked(np.arange(self._size)))
+        return Batch(self.picked(np.arange(self._size)))
 
     def of(self, kind: int) -> Array:
         """The numbers of the events of this Type, in ascending order."""
@@ -108,60 +188,21 @@ class Batch:
     def __getitem__(self, what: str | int | Choice) -> Array | Batch:
         if isinstance(what, str):
             if what not in self._columns:
-                self._columns[what] = self._column(what)
+                self._columns[what] = self._source.column(what)
             return self._columns[what]
+        source = self._source
         if isinstance(what, (int, np.integer)):
-            return self._event(int(what))
+            event: Array = source.event(int(what)) if isinstance(source, _Chosen) else self.records[int(what)]
+            return event
         if isinstance(what, slice):
             size = len(range(*what.indices(self._size)))
-            return self if size == self._size and what.step in (None, 1) else self._of((self,), what, size)
+            return self if size == self._size and what.step in (None, 1) else self._of(_Chosen(self, what), size)
         # A mask would be gone through for each member.
         index = what.nonzero()[0] if what.dtype == bool else what
-        if len(self._parts) == 1 and not isinstance(self._choice, slice):
+        if isinstance(source, _Chosen) and not isinstance(source.choice, slice):
             # Straight from where these come from: there is no need to choose twice.
-            return self._of(self._parts, self._choice[index], len(index))
-        return self._of((self,), index, len(index))
-
-    def _picked(self, index: Array) -> Array:
-        """Copies of the records of these numbers."""
-        if self._records is not None:
-            return picked(self._records, index)
-        if self._own:
-            whole = self._parts[0]._picked(index) if self._parts else np.zeros(len(index), dtype=EVENT)
-            for name in self._own:
-                whole[name] = self._columns[name][index]
-            return whole
-        if isinstance(self._choice, slice):
-            start, _, step = self._choice.indices(sum(map(len, self._parts)))
-            index = start + index * step
-        else:
-            index = self._choice[index]
-        if len(self._parts) == 1:
-            return self._parts[0]._picked(index)
-        found = np.empty(len(index), dtype=EVENT)
-        first = 0
-        for part in self._parts:
-            here = (index >= first) & (index < first + len(part))
-            found[here] = part._picked(index[here] - first)
-            first += len(part)
-        return found
-
-    def _column(self, name: str) -> Array:
-        if self._records is not None:
-            return np.ascontiguousarray(self._records[name])
-        if not self._parts:
-            return np.zeros(self._size, dtype=EVENT[name])
-        columns = [part[name] for part in self._parts]
-        whole = columns[0] if len(columns) == 1 else np.concatenate(columns)
-        return whole[self._choice]
-
-    def _event(self, number: int) -> Array:
-        if self._records is not None or self._own or len(self._parts) > 1:
-            event: Array = self.records[number]
-            return event
-        if isinstance(self._choice, slice):
-            return self._parts[0][range(*self._choice.indices(len(self._parts[0])))[number]]
-        return self._parts[0][int(self._choice[number])]
+            return self._of(_Chosen(source.batch, source.choice[index]), len(index))
+        return self._of(_Chosen(self, index), len(index))
 
 
 def as_batch(events: Array | Batch) -> Batch:
