@@ -399,12 +399,12 @@ static __always_inline void emit_process(u64 task)
 		emit(&event);
 }
 
-/* A userfaultfd, after the names of the process that uses it and of the one whose memory it is of. */
+/* Tells of a userfaultfd, and first the names of the process that uses it and of the one whose memory it watches. */
 static __always_inline void tell_userfaultfd(u64 ctx, u8 late, bool in_message)
 {
 	u64 id = current_id();
 
-	/* Unrolled it would be three copies of what writes a record. */
+	/* The compiler would copy what writes a record three times, which costs time at each start. */
 #pragma clang loop unroll(disable)
 	for (int part = 0; part < 3; part++) {
 		struct event event = {.kind = late};

@@ -279,8 +279,8 @@ static bool (*session_is_return)(void *context) = (void *)SESSION_IS_RETURN;
 #endif
 
 /*
- * bpf_probe_read_user(). Where BCC finds a call of that name it asks whether the kernel has such a
- * function, and reads all symbols of the kernel for each call: an eighth of the time that it compiles.
+ * bpf_probe_read_user(). For each call by that name BCC looks whether the kernel has the function, and
+ * reads all of the kernel's symbols to find out: three such calls took an eighth of the time to compile.
  */
 static long (*read_user)(void *to, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_user;
 
