@@ -11,7 +11,7 @@ from uffdtrace.model.account.pages import COUNTS, Cause
 from uffdtrace.model.account.ranges import Ranges
 from uffdtrace.model.account.states import CHANGES
 from uffdtrace.model.records.counting import begins, by_value
-from uffdtrace.model.records.events import Array
+from uffdtrace.model.records.events import Array, picked
 
 HOW = ("observed", "blind")
 # A loss is a code: 1 + 2 * cause + how; with CANCEL it says that it was none after all.
@@ -59,6 +59,15 @@ def _between(starts: Array, end: int) -> Iterator[tuple[int, int]]:
     return zip(bounds[:-1], bounds[1:])
 
 
+def _sorted(runs: Array) -> Array:
+    """Runs by code, place and time; mostly they are so already."""
+    columns = [np.ascontiguousarray(runs[name]) for name in ("time", "place", "code")]
+    ordered = np.ones(len(runs) - 1, dtype=bool)
+    for column in columns:
+        ordered = (column[1:] > column[:-1]) | ((column[1:] == column[:-1]) & ordered)
+    return runs if ordered.all() else picked(runs, np.lexsort(columns))
+
+
 def merged(runs: Array) -> Array:
     """The same runs (dtype _RECORD) with those that touch or overlap made one, by code and place.
 
@@ -66,20 +75,21 @@ def merged(runs: Array) -> Array:
     """
     if not len(runs):
         return runs
-    runs = runs[np.lexsort((runs["time"], runs["place"], runs["code"]))]
-    ends = runs["place"] + runs["pages"]
+    runs = _sorted(runs)
+    place, time = np.ascontiguousarray(runs["place"]), np.ascontiguousarray(runs["time"])
+    ends = place + runs["pages"]
     fresh = begins(runs["code"])
     # Of each code: a run is a new one where it begins behind all ends so far.
     for first, last in _between(np.flatnonzero(fresh), len(runs)):
         furthest = np.maximum.accumulate(ends[first:last])
-        fresh[first + 1 : last] = runs["place"][first + 1 : last] > furthest[:-1]
+        fresh[first + 1 : last] = place[first + 1 : last] > furthest[:-1]
     starts = np.flatnonzero(fresh)
-    result = runs[starts].copy()
+    result = picked(runs, starts)
     result["pages"] = np.maximum.reduceat(ends, starts) - result["place"]
     groups = np.cumsum(fresh) - 1
-    earliest = np.lexsort((np.arange(len(runs)), runs["time"], groups))
-    firsts = earliest[np.flatnonzero(begins(groups[earliest]))]
-    result["time"], result["tid"] = runs["time"][firsts], runs["tid"][firsts]
+    earliest = np.flatnonzero(time == np.minimum.reduceat(time, starts)[groups])
+    firsts = earliest[begins(groups[earliest])]
+    result["time"], result["tid"] = time[firsts], runs["tid"][firsts]
     return result
 
 
@@ -108,7 +118,7 @@ class Losses:
         for name in ("time", "tid", "code"):
             fresh |= records[name][1:] != records[name][:-1]
         starts = np.flatnonzero(np.r_[True, fresh])
-        kept = records[starts]
+        kept = picked(records, starts)
         kept["pages"] = np.add.reduceat(records["pages"], starts)
         self._records.append(kept)
 
@@ -192,11 +202,14 @@ def lost_pages(
     last = np.minimum(runs["place"][which] + runs["pages"][which], places[at] + lengths[at])
     inside = first < last
     which, at, first, last = which[inside], at[inside], first[inside], last[inside]
-    parts = runs[which]
+    parts = picked(runs, which)
     parts["place"] = starts[at] // ranges.page_size + first - places[at]
     parts["pages"] = last - first
     owners = numbers[at]
-    return {number: _listed(merged(parts[index]), ranges.page_size, began, most) for number, index in by_value(owners)}
+    return {
+        number: _listed(merged(picked(parts, index)), ranges.page_size, began, most)
+        for number, index in by_value(owners)
+    }
 
 
 def _listed(runs: Array, page_size: int, began: int, most: int | None) -> tuple[list[dict[str, Any]], int]:

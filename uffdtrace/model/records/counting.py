@@ -8,8 +8,9 @@ import numpy as np
 
 from uffdtrace.model.records.events import Array
 
-# bincount() makes a slot for every number up to the greatest: less work than sorting for so many numbers each.
-_SLOTS_EACH = 4
+# bincount() makes a slot for every number up to the greatest: less work than sorting for so many numbers each, and
+# for so many in all.
+_SLOTS_EACH, _SLOTS = 4, 4096
 
 
 def among(numbers: Iterable[int]) -> Array:
@@ -27,7 +28,7 @@ def counts(numbers: Array) -> tuple[Array, Array]:
 
     The work grows with how many there are, and not with how great they are.
     """
-    if len(numbers) and int(numbers.max()) < _SLOTS_EACH * len(numbers):
+    if len(numbers) and int(numbers.max()) < max(_SLOTS_EACH * len(numbers), _SLOTS):
         slots = np.bincount(numbers)
         found = np.flatnonzero(slots)
         return found, slots[found]
