@@ -9,10 +9,9 @@
 #define USER_MODE_ONLY 0x1
 
 /* handle_userfault()'s own conditions, in its order: these return at once, and nobody is told. */
-static __always_inline bool cannot_sleep(bool typed, u64 uffd, u32 flags)
+static __always_inline bool cannot_sleep(bool typed, u64 uffd, u32 features, u32 flags)
 {
-	return load32_of_task(TASK_FLAGS) & (PF_EXITING | PF_DUMPCORE) ||
-	       load32(is_direct(typed), uffd + CTX_FEATURES) & FEATURE_SIGBUS ||
+	return load32_of_task(TASK_FLAGS) & (PF_EXITING | PF_DUMPCORE) || features & FEATURE_SIGBUS ||
 	       (!(flags & FAULT_FLAG_USER) && load32(is_direct(typed), uffd + CTX_FLAGS) & USER_MODE_ONLY) ||
 	       !(flags & FAULT_FLAG_ALLOW_RETRY) || flags & FAULT_FLAG_RETRY_NOWAIT;
 }
@@ -33,7 +32,7 @@ static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 	struct thread *thread;
 	struct self self;
 	struct area area;
-	u32 memory;
+	u32 memory, features;
 	u64 now;
 
 	read_access(typed, vmf, &access);
@@ -45,9 +44,14 @@ static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 	if (!thread || !passed(&thread->faults, area.ctx, now)) {
 		if (!is_traced(mm_of(&area)))
 			return 0;
+		features = load32(is_direct(typed), area.ctx + CTX_FEATURES);
 		thread = make_thread(&self);
-		if (thread)
+		if (thread) {
 			let_pass(&thread->faults, area.ctx, now);
+			thread->features = features;
+		}
+	} else {
+		features = thread->features;
 	}
 	/* The MINOR bit moves (37, 38, 41); the other two never did. */
 	event.kind = reason == VM_UFFD_MISSING ? KIND_MISSING : reason == VM_UFFD_WP ? KIND_WP : KIND_MINOR;
@@ -59,7 +63,7 @@ static __always_inline int on_fault(bool typed, u64 vmf, u64 reason)
 	event.flags = memory = memory_of(&area);
 	event.flags |= (area.flags & VM_UFFD_MISSING ? MODE_MISSING : 0) << MODES_SHIFT;
 	event.flags |= (area.flags & VM_UFFD_WP ? MODE_WP : 0) << MODES_SHIFT;
-	if (cannot_sleep(typed, area.ctx, event.aux)) {
+	if (cannot_sleep(typed, area.ctx, features, event.aux)) {
 		u32 tid = self.id;
 
 		/* break_ksm() up to 6.1 asks and goes on: no access of anybody's has failed. */

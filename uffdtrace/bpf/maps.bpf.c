@@ -160,6 +160,8 @@ struct thread {
 	u32 shown_type;
 	/* By type of event: how far `shows.level` was when its stack was told. */
 	u8 shown[16];
+	/* UFFD_FEATURE_*, of the userfaultfd in `faults`: no fault comes before they are set. */
+	u32 features;
 };
 
 /* Stacks are told once for each thread, type of event, and level. */
