@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uffdtrace.model.records.counting import among, by_value, counted
+from uffdtrace.model.records.counting import among, by_value, counted, numbered, one_of
 
 NUMBERS = st.lists(st.one_of(st.integers(0, 20), st.integers(0, 1 << 40)), max_size=40)
 
@@ -24,6 +24,20 @@ def test_counted(numbers: list[int]) -> None:
 def test_by_value(kind: type, numbers: list[int]) -> None:
     found = [(value, index.tolist()) for value, index in by_value(np.array(numbers, dtype=kind))]
     assert found == [(one, [at for at, each in enumerate(numbers) if each == one]) for one in sorted(set(numbers))]
+
+
+@given(NUMBERS)
+def test_numbered(numbers: list[int]) -> None:
+    found, which = numbered(np.array(numbers, dtype=np.uint64))
+    assert found.tolist() == sorted(set(numbers))
+    assert [found[one] for one in which.tolist()] == numbers
+
+
+@pytest.mark.parametrize("kind", [np.uint32, np.uint64, np.int64])
+@given(numbers=st.lists(st.integers(0, 20)), some=st.lists(st.integers(-5, 1 << 70)))
+def test_one_of(kind: type, numbers: list[int], some: list[int]) -> None:
+    some = some + numbers[::3]
+    assert one_of(np.array(numbers, dtype=kind), some).tolist() == [one in some for one in numbers]
 
 
 @given(st.sets(st.integers(0, 255)))

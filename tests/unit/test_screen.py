@@ -128,6 +128,11 @@ def losing() -> Events:
     return events
 
 
+def test_a_look_tells_how_long_faults_waited_till_now() -> None:
+    model, watch = fed(losing())
+    assert watch.look(model, 1.0, False, 0, 0).ranges[0].p99_us is not None
+
+
 def test_a_look_tells_who_waits_for_the_monitor_to_read() -> None:
     events = losing()
     events.fault(5, tid=1)

@@ -407,10 +407,11 @@ static __always_inline void tell_userfaultfd(u64 ctx, u8 late, bool in_message)
 	/* The compiler would copy what writes a record three times, which costs time at each start. */
 #pragma clang loop unroll(disable)
 	for (int part = 0; part < 3; part++) {
-		struct event event = {.kind = late};
+		struct event event = {};
 		u64 task = (u64)bpf_get_current_task();
 
 		if (part == 2) {
+			event.kind = late;
 			event.tid = id;
 			event.tgid = id >> 32;
 			describe(&event, ctx);

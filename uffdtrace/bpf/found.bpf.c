@@ -43,7 +43,10 @@ static __always_inline u8 message_kind(u64 flags)
 	return flags & MESSAGE_FLAG_WP ? KIND_WP : flags & MESSAGE_FLAG_MINOR ? KIND_MINOR : KIND_MISSING;
 }
 
-/* Of all queues of a userfaultfd. The loop must have an end: 5.10 takes 1.6 million instructions to verify a turn. */
+/*
+ * Of all queues of a userfaultfd. The loop must have an end, and each turn lengthens every start: to verify one
+ * takes 1.6 million of the CPU's instructions on 5.10, 0.7 million on 6.12.
+ */
 #define MOST_WAITERS 512
 
 /*
@@ -66,7 +69,7 @@ static __always_inline void emit_waiters(u64 uffd)
 		read_waiter(&waiter, entry);
 		if (next == head || waiter.words[UWQ_CTX / 8] != uffd) {
 			if (head == uffd + CTX_UNREAD_EVENTS)
-				break;
+				return;
 			head = head == uffd + CTX_READ_FAULTS ? uffd + CTX_UNREAD_FAULTS : uffd + CTX_UNREAD_EVENTS;
 			next = read64(head);
 			continue;
@@ -86,6 +89,8 @@ static __always_inline void emit_waiters(u64 uffd)
 		emit(&event);
 		next = read64(next);
 	}
+	/* There are more: who is not told of is missing among those that wait. */
+	lose(LOSS_MAP_FULL);
 }
 
 static __always_inline int on_fdinfo(bool typed, u64 m, u64 file)

@@ -160,7 +160,7 @@ struct thread {
 	u32 shown_type;
 	/* By type of event: how far `shows.level` was when its stack was told. */
 	u8 shown[16];
-	/* UFFD_FEATURE_*, of the userfaultfd in `faults`: no fault comes before they are set. */
+	/* UFFD_FEATURE_* of the userfaultfd in `faults`: UFFDIO_API sets them once, before memory can be registered. */
 	u32 features;
 };
 

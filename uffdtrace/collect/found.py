@@ -25,7 +25,7 @@ from uffdtrace.model.account.work import EVIDENCE
 from uffdtrace.model.diagnosis.document import ProcessDict
 from uffdtrace.model.diagnosis.report import Name
 from uffdtrace.model.records.batch import Batch, as_batch
-from uffdtrace.model.records.counting import different
+from uffdtrace.model.records.counting import different, one_of
 from uffdtrace.model.records.events import EVENT, Array, Ioctl, Mode, Type, UffdEvent, name_in
 
 # Threads whose names are kept.
@@ -91,7 +91,7 @@ class LookBack:
                     found += self._look(holder, fd, event)
         # What the first looks told is told again by those that count, and of other people's nothing is kept.
         held = self._stream.held
-        counted = _told(held) & ~np.isin(held["time"], [int(one["time"]) for one in found])
+        counted = _told(held) & ~one_of(held["time"], [int(one["time"]) for one in found])
         self._stream.held = held[~(counted | np.isin(held["type"], _QUEUED))]
         self._stream.push(self._queued)
         for owner in sorted({int(event["aux"]) for event in found if event["aux"]}):

@@ -84,6 +84,7 @@ class Watch:
     ) -> Progress:
         """`run_ns` is the time that our probes took in all, None where it is not known."""
         since = None if self._time is None else elapsed_s - self._time
+        model.divide_waits()
         rows = model.ranges.rows()
         counts = {row.number: (sum(row.messages), row.count("observed") + row.count("blind")) for row in rows}
         worst = sorted(rows, key=lambda row: (-counts[row.number][1], -counts[row.number][0], row.number))

@@ -22,7 +22,7 @@ from uffdtrace.model.account.watched import Userfaultfd, Watched
 from uffdtrace.model.account.work import EVIDENCE, Work
 from uffdtrace.model.records.acts import Acts, placed
 from uffdtrace.model.records.batch import Batch, as_batch
-from uffdtrace.model.records.counting import by_value, different
+from uffdtrace.model.records.counting import by_value, different, numbered
 from uffdtrace.model.records.events import (
     EVENT,
     MEMORY_ORDER_SHIFT,
@@ -43,7 +43,7 @@ BATCH = 1 << 15
 _MOST_EXPANDED = 1 << 22
 _NO_HOLES = Feature.WP_UNPOPULATED | Feature.WP_ASYNC
 _MOST_SPANS = 64
-# Served faults whose waits are kept, 5 MiB of them, before ranges are given theirs.
+# Served faults whose waits are kept, 3 MiB of them, before ranges are given theirs.
 _MOST_UNDIVIDED = 1 << 17
 # Pages of a range, and ranges, that are looked at together.
 _MOST_TOGETHER = 1024
@@ -106,7 +106,7 @@ class Model:
         self._advance(final=True)
         nothing = Batch(np.empty(0, dtype=EVENT))
         self._served(*self._sleepers.feed(nothing, np.empty(0, dtype=np.int64), final=True))
-        self._divide()
+        self.divide_waits()
         open_faults.settle(self.watched, self._sleepers, self._asleep, self._looked_at)
         self._waits.finish(self.watched, self._asleep)
         self.watched.forget_monitors_forks()
@@ -233,13 +233,19 @@ class Model:
         if self._timeline is not None:
             self._timeline.add("began", began)
             self._timeline.add("ended", began + waits[:, TOTAL].astype(np.int64))
-        self._waits_of.append((served, waits))
-        self._undivided += len(served)
+        if len(served):
+            self._waits_of.append((served, waits))
+            self._undivided += len(served)
         if self._undivided > _MOST_UNDIVIDED:
-            self._divide()
+            self.divide_waits()
 
-    def _divide(self) -> None:
-        """Give ranges the waits of their faults: of thousands of ranges each has a few in a batch."""
+    def divide_waits(self) -> None:
+        """Give each range the waits of its faults: of thousands of ranges each has a few in a batch.
+
+        Until then `latencies` of ranges lack the latest; at the end none are lacking.
+        """
+        if not self._waits_of:
+            return
         served, waits = (np.concatenate(parts) for parts in zip(*self._waits_of))
         self._waits_of, self._undivided = [], 0
         for number, index in by_value(served):
@@ -405,7 +411,7 @@ class Model:
         if not untold.any() and not orders.any():
             return
         if untold.any():
-            ranges, of_each = np.unique(number[messages][untold], return_inverse=True)
+            ranges, of_each = numbered(number[messages][untold])
             orders[untold] = np.array([self.ranges.all[one].root().order for one in ranges.tolist()])[of_each]
         start[messages] &= ~((np.uint64(self.page_size) << orders.astype(np.uint64)) - np.uint64(1))
         pages[messages] = np.int64(1) << orders

@@ -12,7 +12,7 @@ from uffdtrace.model.account.states import CHANGES, apply, having
 from uffdtrace.model.account.watched import Userfaultfd, Watched
 from uffdtrace.model.account.work import with_sources
 from uffdtrace.model.records.batch import Batch
-from uffdtrace.model.records.counting import among
+from uffdtrace.model.records.counting import among, numbered, one_of
 from uffdtrace.model.records.events import Array, Type
 
 # Per row of CHANGES: whether it counts a page as dropped.
@@ -76,7 +76,7 @@ class Operations:
 
     def _answers(self, places: Array, ops: Array, rows: Array, fills: Array) -> None:
         """A call that fills several pages and answers a write to one of them answers for all: changes `ops`."""
-        touched, inverse = np.unique(places, return_inverse=True)
+        touched, inverse = numbered(places)
         before = np.empty(len(places), dtype=np.uint16)
         # The states that each page has when its call comes: tried on a copy.
         apply(self._ranges.pool.read(touched), inverse, ops, before)
@@ -103,7 +103,7 @@ class Operations:
 
     def _drop(self, uffd: Userfaultfd, events: Array, numbers: Array, pages: Array) -> None:
         """Armed pages whose content a DISCARD or ZAP dropped; a thread that reads the messages drops its own."""
-        others = ~np.isin(events["tid"], list(uffd.threads)) & at_once(events, self._arch)
+        others = ~one_of(events["tid"], list(uffd.threads)) & at_once(events, self._arch)
         events, numbers, pages = events[others], numbers[others], pages[others]
         for number in np.unique(numbers).tolist():
             row, mine = self._ranges.all[number].root(), numbers == number

@@ -275,7 +275,10 @@ class Pool:
         return befell, Runs(*(np.concatenate(column) for column in zip(*found)))
 
     def _cells_within(self, first: int, pages: int) -> Array | None:
-        """The cells of pages in a row (a view), where one block has all of them and gave them cells."""
+        """The cells of pages in a row (a view).
+
+        None where they are of several blocks, their block has no cells, or some page of any is not kept.
+        """
         block = first >> _SHIFT
         base = int(self._base[first >> _REGION_SHIFT]) if not self._full else _NOWHERE
         if base in (_ALIKE, _NOWHERE) or (first + pages - 1) >> _SHIFT != block:

@@ -9,7 +9,7 @@ import numpy as np
 
 from uffdtrace.model.records.acts import ago
 from uffdtrace.model.records.batch import Batch
-from uffdtrace.model.records.counting import among, begins, goes_on, ordered
+from uffdtrace.model.records.counting import among, begins, goes_on, one_of, ordered
 from uffdtrace.model.records.events import EVENT, MODES_SHIFT, SINCE_RETURN_SHIFT, Array, Kind, Mode, Type
 
 _TYPES = among((Type.FAULT, Type.FAULT_FOUND, Type.MESSAGE, Type.WAKE, Type.FAULT_RETURN))
@@ -247,7 +247,7 @@ class Sleepers:
     def _exited(self, faults: Batch, died: Array, over: Array) -> Array:
         """When each thread died in its fault, 0 for none: seen, or because its process's memory went."""
         for end in self.exits:
-            hit = np.isin(faults["ctx"], end.contexts) & np.isin(faults["tgid"], end.owners)
+            hit = one_of(faults["ctx"], end.contexts) & one_of(faults["tgid"], end.owners)
             hit &= ~over & (died == 0) & (faults["time"] < end.time)
             died = np.where(hit, end.time, died)
         self.exits = []
@@ -272,7 +272,7 @@ class Sleepers:
         """How many faults wait of which no message was read yet, by range number."""
         beginnings = _BEGINNINGS[self._open["type"]]
         told = (self._open["type"] == Type.FAULT_FOUND) & (self._open["value"] == 1)
-        read = np.isin(self._open["tid"], self._open["tid"][self._open["type"] == Type.MESSAGE])
+        read = one_of(self._open["tid"], self._open["tid"][self._open["type"] == Type.MESSAGE].tolist())
         numbers, counts = np.unique(self._open_ranges[beginnings & ~told & ~read], return_counts=True)
         return dict(zip(numbers.tolist(), counts.tolist()))
 

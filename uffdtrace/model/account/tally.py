@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from uffdtrace.model.account.facts import Fact
 from uffdtrace.model.account.ranges import Ranges
 from uffdtrace.model.account.watched import Userfaultfd
 from uffdtrace.model.records.batch import Batch
-from uffdtrace.model.records.counting import counted, different
+from uffdtrace.model.records.counting import counted, different, one_of
 from uffdtrace.model.records.events import Array, Feature, Kind, Type
 
 # include/linux/mm_types.h, enum fault_flag.
@@ -41,7 +39,7 @@ def faults(ranges: Ranges, uffd: Userfaultfd, events: Batch, numbers: Array) -> 
     by_kind(ranges, "faults", numbers[slept], events["kind"][slept])
     tids = events["tid"][slept]
     monitors = [tid for tid in different(tids) if tid in uffd.threads]
-    for fault in slept[np.isin(tids, monitors)].tolist() if monitors else []:
+    for fault in slept[one_of(tids, monitors)].tolist() if monitors else []:
         if uffd.threads[int(events["tid"][fault])].first < int(events["time"][fault]):
             ranges.all[numbers[fault]].root().note(Fact.MONITOR_FAULT)
     for fault in index[~asleep].tolist():

@@ -24,8 +24,8 @@ def percentiles(waits: Array) -> list[dict[str, float]]:
         place = int(share * last)
         low, high = ordered[place], ordered[min(place + 1, last)]
         found.append(low + (high - low) * (share * last - place))
-    columns = np.round(np.array(found) / _NS_PER_US, 1).T.tolist()
-    return [dict(zip(_PERCENTILES, column)) for column in columns]
+    columns = (np.array(found) / _NS_PER_US).T.tolist()
+    return [{name: round(value, 1) for name, value in zip(_PERCENTILES, column)} for column in columns]
 
 
 def _of_buckets(latencies: Latencies, phase: int) -> dict[str, float] | None:

@@ -43,7 +43,9 @@ class _Chosen:
         return self.batch.picked(self._numbers(index))
 
     def event(self, number: int) -> Array:
-        return self.batch[int(self._numbers(np.array(number)))]
+        if isinstance(self.choice, slice):
+            return self.batch[range(len(self.batch))[self.choice][number]]
+        return self.batch[int(self.choice[number])]
 
     def _numbers(self, index: Array) -> Array:
         """Which of the batch's events these are."""

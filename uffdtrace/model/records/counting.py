@@ -36,9 +36,34 @@ def counts(numbers: Array) -> tuple[Array, Array]:
 
 
 def counted(numbers: Array) -> list[tuple[int, int]]:
-    """The same as (number, how often)."""
+    """What counts() tells, as a list of (number, how often)."""
     found, times = counts(numbers)
     return list(zip(found.tolist(), times.tolist()))
+
+
+def numbered(values: Array) -> tuple[Array, Array]:
+    """The different ones in ascending order, and of each value which of them it is.
+
+    Not unique(return_inverse): it sorts by argsort() as it is without `kind`. Since 2.0 numpy has
+    AVX2 for that, and where QEMU 7.2 emulates the CPU it crashes, or puts some into wrong places.
+    """
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    first = begins(ascending)
+    which = np.empty(len(values), dtype=np.intp)
+    which[order] = np.cumsum(first) - 1
+    return ascending[first], which
+
+
+def one_of(values: Array, some: Iterable[int]) -> Array:
+    """Per value (a whole number): whether it is one of `some`. isin() sorts as numbered() says."""
+    limits = np.iinfo(values.dtype)
+    known = np.unique(np.array([one for one in some if limits.min <= one <= limits.max], dtype=values.dtype))
+    if not len(known):
+        return np.zeros(len(values), dtype=bool)
+    place = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    found: Array = known[place] == values
+    return found
 
 
 def begins(values: Array) -> Array:
