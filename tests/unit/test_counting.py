@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uffdtrace.model.records.counting import among, by_value, counted, numbered, one_of
+from uffdtrace.model.records.counting import among, by_value, counted, one_of, ranked
 
 NUMBERS = st.lists(st.one_of(st.integers(0, 20), st.integers(0, 1 << 40)), max_size=40)
 
@@ -27,8 +27,8 @@ def test_by_value(kind: type, numbers: list[int]) -> None:
 
 
 @given(NUMBERS)
-def test_numbered(numbers: list[int]) -> None:
-    found, which = numbered(np.array(numbers, dtype=np.uint64))
+def test_ranked(numbers: list[int]) -> None:
+    found, which = ranked(np.array(numbers, dtype=np.uint64))
     assert found.tolist() == sorted(set(numbers))
     assert [found[one] for one in which.tolist()] == numbers
 

@@ -52,6 +52,11 @@ def test_percentiles_of_a_hundred() -> None:
     assert found == {"p50": 51.0, "p90": 91.0, "p99": 100.0, "max": 101.0}
 
 
+def test_half_of_a_tenth_of_a_microsecond_rounds_as_the_number_itself() -> None:
+    # 0.05 lies above one half of 0.1 as a double, 199.95 below.
+    assert [percentiles(np.array([[wait]]))[0]["max"] for wait in (50.0, 199_950.0)] == [0.1, 199.9]
+
+
 def test_wake_ups_are_of_the_threads_that_were_seen_to_run_on() -> None:
     found = latency(of(waits((1, 1, 2, NAN), (1, 1, 2, 7000)), waits((1, 1, 2, 9000))))
     assert found is not None

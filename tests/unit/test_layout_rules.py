@@ -142,7 +142,7 @@ def test_the_search_finds_what_it_should(text: str, forbidden: bool) -> None:
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(PACKAGE)))
 def test_nothing_sorts_as_goes_wrong_on_emulated_cpus(module: Path) -> None:
-    # See numbered() in model/records/counting.py.
+    # See ranked() in model/records/counting.py.
     calls = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Call)]
     named = [(ast.unparse(call.func).rpartition(".")[2], {one.arg for one in call.keywords}) for call in calls]
     assert not [name for name, keywords in named if name == "argsort" and "kind" not in keywords]

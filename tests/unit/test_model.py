@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from unit.events import CTX, THREAD, Events, fed, page_size, told
+from unit.events import CTX, THREAD, Events, fed, new_model, page_size, told
 
 from uffdtrace.model.records.events import MREMAP_DONTUNMAP, Feature, Ioctl, Kind, Memory, Mode, Type
 
@@ -446,3 +446,15 @@ def test_munmap_of_what_nobody_watches_is_passed_over() -> None:
     events.fresh(7)
     (row,) = told(events)
     assert (row["notified_pages"], row["observed"], row["facts"]["UNMAPPED"]) == (8, 0, 1)
+
+
+def test_a_trace_without_served_faults_keeps_nothing_for_its_batches() -> None:
+    model = new_model()
+    events = Events()
+    events.userfaultfd()
+    events.register(0, 8)
+    for _ in range(50):
+        events.arm(0, 8)
+    for event in events.array():
+        model.feed(event[None])
+    assert model._undivided == []

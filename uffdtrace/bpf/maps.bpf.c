@@ -282,7 +282,7 @@ static bool (*session_is_return)(void *context) = (void *)SESSION_IS_RETURN;
 
 /*
  * bpf_probe_read_user(). For each call by that name BCC looks whether the kernel has the function, and
- * reads all of the kernel's symbols to find out: three such calls took an eighth of the time to compile.
+ * reads all of the kernel's symbols to find out, which takes longer than to compile the call.
  */
 static long (*read_user)(void *to, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_user;
 

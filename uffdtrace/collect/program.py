@@ -226,8 +226,8 @@ class Program:
         flags += [f"-DLANE_SLOTS={self._slots}", f"-DPREEMPTIBLE={int(preemptible())}"]
         flags += [f"-DFOLLOW_{one.name}={one.value}" for one in Follow]
         flags += ["-Wno-unused-function"]
-        # Without these compiling takes half as long again. BCC has clang write down types and lines, which nobody
-        # reads, and optimize what BCC itself optimizes afterwards.
+        # Without these the compiler does more than it must at each first start: BCC has clang write down types and
+        # lines, which nobody reads, and optimize what BCC itself optimizes afterwards.
         flags += ["-g0", "-Xclang", "-disable-llvm-passes"]
         self._image = _image(bcc, source_for(attachments, architecture.of()), flags, say)
         # Up to 5.10 maps and programs count as locked memory, of which a user may have a few megabytes at most.

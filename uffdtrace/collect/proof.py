@@ -24,6 +24,7 @@ from uffdtrace.kernel import proc
 from uffdtrace.kernel.probes import Attachment
 from uffdtrace.model.records.acts import unfolded
 from uffdtrace.model.records.batch import Batch
+from uffdtrace.model.records.counting import one_of
 from uffdtrace.model.records.events import Array, Type
 
 # By row: the events of which one must come. What is not here is not provoked: KSM, swap and
@@ -177,7 +178,7 @@ def _addresses(events: Array, pid: int) -> Array:
 
 def _of_child(events: Array, pid: int) -> Array:
     """Which events tell of the child, its userfaultfds and its memory."""
-    mine: Array = np.isin(events["ctx"], _addresses(events, pid)) | (events["tgid"] == pid)
+    mine: Array = one_of(events["ctx"], _addresses(events, pid).tolist()) | (events["tgid"] == pid)
     return mine
 
 

@@ -22,7 +22,7 @@ from uffdtrace.model.account.watched import Userfaultfd, Watched
 from uffdtrace.model.account.work import EVIDENCE, Work
 from uffdtrace.model.records.acts import Acts, placed
 from uffdtrace.model.records.batch import Batch, as_batch
-from uffdtrace.model.records.counting import by_value, different, numbered
+from uffdtrace.model.records.counting import by_value, different, ranked
 from uffdtrace.model.records.events import (
     EVENT,
     MEMORY_ORDER_SHIFT,
@@ -79,8 +79,8 @@ class Model:
         self._overlaps = Overlaps()
         self._asleep: set[int] = set()
         # Of served faults the range's number, and how long they waited; not yet given to their ranges.
-        self._waits_of: list[tuple[Array, Array]] = []
-        self._undivided = 0
+        self._undivided: list[tuple[Array, Array]] = []
+        self._undivided_count = 0
         self._waits = Waits()
         self._operations = Operations(self.watched, arch)
         self.losses = self._operations.losses
@@ -234,9 +234,9 @@ class Model:
             self._timeline.add("began", began)
             self._timeline.add("ended", began + waits[:, TOTAL].astype(np.int64))
         if len(served):
-            self._waits_of.append((served, waits))
-            self._undivided += len(served)
-        if self._undivided > _MOST_UNDIVIDED:
+            self._undivided.append((served, waits))
+            self._undivided_count += len(served)
+        if self._undivided_count > _MOST_UNDIVIDED:
             self.divide_waits()
 
     def divide_waits(self) -> None:
@@ -244,10 +244,10 @@ class Model:
 
         Until then `latencies` of ranges lack the latest; at the end none are lacking.
         """
-        if not self._waits_of:
+        if not self._undivided:
             return
-        served, waits = (np.concatenate(parts) for parts in zip(*self._waits_of))
-        self._waits_of, self._undivided = [], 0
+        served, waits = (np.concatenate(parts) for parts in zip(*self._undivided))
+        self._undivided, self._undivided_count = [], 0
         for number, index in by_value(served):
             if number >= 0:
                 self.ranges.all[number].root().latencies.add(waits[index])
@@ -411,7 +411,7 @@ class Model:
         if not untold.any() and not orders.any():
             return
         if untold.any():
-            ranges, of_each = numbered(number[messages][untold])
+            ranges, of_each = ranked(number[messages][untold])
             orders[untold] = np.array([self.ranges.all[one].root().order for one in ranges.tolist()])[of_each]
         start[messages] &= ~((np.uint64(self.page_size) << orders.astype(np.uint64)) - np.uint64(1))
         pages[messages] = np.int64(1) << orders

@@ -12,7 +12,7 @@ from uffdtrace.model.account.states import CHANGES, apply, having
 from uffdtrace.model.account.watched import Userfaultfd, Watched
 from uffdtrace.model.account.work import with_sources
 from uffdtrace.model.records.batch import Batch
-from uffdtrace.model.records.counting import among, numbered, one_of
+from uffdtrace.model.records.counting import among, one_of, ranked
 from uffdtrace.model.records.events import Array, Type
 
 # Per row of CHANGES: whether it counts a page as dropped.
@@ -76,7 +76,7 @@ class Operations:
 
     def _answers(self, places: Array, ops: Array, rows: Array, fills: Array) -> None:
         """A call that fills several pages and answers a write to one of them answers for all: changes `ops`."""
-        touched, inverse = numbered(places)
+        touched, inverse = ranked(places)
         before = np.empty(len(places), dtype=np.uint16)
         # The states that each page has when its call comes: tried on a copy.
         apply(self._ranges.pool.read(touched), inverse, ops, before)

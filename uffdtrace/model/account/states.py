@@ -113,7 +113,7 @@ def apply(states: Array, places: Array, ops: Array, before: Array | None = None)
     """
     effects = np.empty(len(places), dtype=np.uint8)
     if len(places) <= _HANDFUL:
-        _apply_singly(states, places, ops, effects, before)
+        _apply_singly(states, places, ops, effects, before, slice(None))
         return effects
     # Where each operation's row of the tables begins.
     rows = ops.astype(np.intp)
@@ -124,7 +124,7 @@ def apply(states: Array, places: Array, ops: Array, before: Array | None = None)
     for runs in _rounds(places[starts]):
         if isinstance(runs, list):
             own = [at for run in runs for at in range(int(starts[run]), int(starts[run] + sizes[run]))]
-            _apply_to_one(states, places, ops, effects, before, own)
+            _apply_singly(states, places, ops, effects, before, own)
             continue
         at, left = starts.take(runs), sizes.take(runs)
         here = places.take(at)
@@ -133,7 +133,7 @@ def apply(states: Array, places: Array, ops: Array, before: Array | None = None)
             if len(left) < _FEW and int(left.max()) > _MANY:
                 states[here] = state
                 for first, count in zip(at.tolist(), left.tolist()):
-                    _apply_to_one(states, places, ops, effects, before, list(range(first, first + count)))
+                    _apply_singly(states, places, ops, effects, before, list(range(first, first + count)))
                 break
             if before is not None:
                 before[at] = state
@@ -190,38 +190,23 @@ def _rounds(places: Array) -> Iterator[Array | list[int]]:
         yield order[starts + turn]
 
 
-def _apply_to_one(
-    states: Array, places: Array, ops: Array, effects: Array, before: Array | None, at: list[int]
+def _apply_singly(
+    states: Array, places: Array, ops: Array, effects: Array, before: Array | None, at: list[int] | slice
 ) -> None:
-    """The operations `at` of one page, one after the other."""
+    """The operations `at`, one after the other."""
     nexts, changes = _plain_tables()
-    place = places[at[0]]
-    state, met, done = int(states[place]), [], []
-    for op in ops[at].tolist():
-        met.append(state)
-        done.append(changes[op][state])
-        state = nexts[op][state]
-    states[place] = state
-    effects[at] = done
-    if before is not None:
-        before[at] = met
-
-
-def _apply_singly(states: Array, places: Array, ops: Array, effects: Array, before: Array | None) -> None:
-    """A few operations, one after the other."""
-    nexts, changes = _plain_tables()
-    where = places.tolist()
-    now = dict(zip(where, states[places].tolist()))
+    where = places[at].tolist()
+    now = dict(zip(where, states[where].tolist()))
     met, done = [], []
-    for place, op in zip(where, ops.tolist()):
+    for place, op in zip(where, ops[at].tolist()):
         state = now[place]
         met.append(state)
         done.append(changes[op][state])
         now[place] = nexts[op][state]
     states[list(now)] = list(now.values())
-    effects[:] = done
+    effects[at] = done
     if before is not None:
-        before[:] = met
+        before[at] = met
 
 
 @lru_cache

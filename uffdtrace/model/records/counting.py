@@ -41,11 +41,11 @@ def counted(numbers: Array) -> list[tuple[int, int]]:
     return list(zip(found.tolist(), times.tolist()))
 
 
-def numbered(values: Array) -> tuple[Array, Array]:
-    """The different ones in ascending order, and of each value which of them it is.
+def ranked(values: Array) -> tuple[Array, Array]:
+    """The different ones in ascending order, and the place of each value among them.
 
-    Not unique(return_inverse): it sorts by argsort() as it is without `kind`. Since 2.0 numpy has
-    AVX2 for that, and where QEMU 7.2 emulates the CPU it crashes, or puts some into wrong places.
+    Not by unique(return_inverse), which calls argsort() without `kind`: since 2.0 numpy has AVX2 for that,
+    and where QEMU 7.2 emulates the CPU it crashes or sorts wrong (docs/testing.md).
     """
     order = np.argsort(values, kind="stable")
     ascending = values[order]
@@ -56,7 +56,7 @@ def numbered(values: Array) -> tuple[Array, Array]:
 
 
 def one_of(values: Array, some: Iterable[int]) -> Array:
-    """Per value (a whole number): whether it is one of `some`. isin() sorts as numbered() says."""
+    """Per value (a whole number): whether it is one of `some`. isin() may sort by what ranked() avoids."""
     limits = np.iinfo(values.dtype)
     known = np.unique(np.array([one for one in some if limits.min <= one <= limits.max], dtype=values.dtype))
     if not len(known):
